@@ -1,0 +1,56 @@
+"""TOAST, top-down attention steering of frozen pre-trained transformers, as a PEFT method.
+
+"Refocusing Is Key to Transfer Learning", Shi, Gai, Darrell, Wang, arXiv 2305.15542.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from toast import registration
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it. Imported when used, so that `import toast` stays quick.
+_EXPORTS = {
+    "ToastConfig": "toast.config",
+    "ToastModel": "toast.model",
+    "Trace": "toast.tracing",
+    "calibrate": "toast.wrapping",
+    "load_official": "toast.official",
+    "pretraining_loss": "toast.objectives",
+    "reconstruction_loss": "toast.objectives",
+    "save_adapter": "toast.saving",
+    "trace": "toast.tracing",
+    "wrap": "toast.wrapping",
+}
+
+__all__ = [*sorted(_EXPORTS), "__version__"]
+
+if TYPE_CHECKING:
+    from toast.config import ToastConfig
+    from toast.model import ToastModel
+    from toast.objectives import pretraining_loss, reconstruction_loss
+    from toast.official import load_official
+    from toast.saving import save_adapter
+    from toast.tracing import Trace, trace
+    from toast.wrapping import calibrate, wrap
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used."""
+    if name not in _EXPORTS:
+        raise AttributeError(
+            f"module 'toast' has no attribute {name!r}; it has {', '.join(sorted(_EXPORTS))}"
+        )
+    importlib.import_module("toast.model")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Lists the public names."""
+    return __all__
+
+
+registration.install()

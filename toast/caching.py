@@ -1,0 +1,122 @@
+"""Generation keeps two key-value caches, one a pass, as one `Cache` object of transformers.
+
+The layers of the first pass stand behind those of the second in the same object's list. Whatever generation
+does to a cache (reordering for beams, cropping for assisted decoding, repeating, resetting), it does to every
+layer of the list, and so to both passes alike.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+    from toast.steering import Steering
+
+_MARK = "_toast_adapter"
+
+
+def pass_caches(steering: Steering, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits the inputs of a trunk into those of the first and those of the second pass.
+
+    The first pass gets a cache of its own, asks for no extra outputs and only takes what its method knows.
+
+    Args:
+        steering: The wrapped model's parts.
+        inputs: Inputs of the call by name.
+
+    Returns:
+        The inputs of the first and of the second pass.
+
+    Raises:
+        ValueError: If the cache cannot serve two passes, or was filled by another model or adapter.
+    """
+    trunk = steering.trunk
+    method = trunk.__dict__[steering.family.methods[0]]
+    known = method.__signature__.parameters
+    takes_more = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    first = {name: value for name, value in inputs.items() if takes_more or name in known}
+    first = {name: value for name, value in first.items() if not name.startswith("output_")}
+    if "past_key_values" not in known:
+        return first, inputs
+    # Configured extra outputs would be computed for the first pass too.
+    config = trunk.config
+    first |= {
+        f"output_{name}": False
+        for name in ("attentions", "hidden_states")
+        if getattr(config, f"output_{name}", 0)
+    }
+    first["return_dict"] = True
+
+    cache = inputs.get("past_key_values")
+    if cache is None:
+        use_cache = inputs.get("use_cache")
+        if use_cache is None:
+            # A cache that nobody asked for would only hold on to memory while training.
+            use_cache = getattr(config, "use_cache", False) and not (
+                trunk.training and torch.is_grad_enabled()
+            )
+            inputs = inputs | {"use_cache": use_cache}
+        if not use_cache or (trunk.training and getattr(trunk, "gradient_checkpointing", False)):
+            return first | {"use_cache": False}, inputs | {"use_cache": False}
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=config)
+        inputs = inputs | {"past_key_values": cache}
+    return first | {"past_key_values": first_pass_cache(cache, steering)}, inputs
+
+
+def first_pass_cache(cache: Cache, steering: Steering) -> Cache:
+    """Returns the first pass's part of a cache, which is made at the cache's first use.
+
+    Args:
+        cache: Cache of the call; keeps the second pass's layers first, then the first pass's.
+        steering: The wrapped model's parts.
+
+    Raises:
+        ValueError: See `pass_caches`.
+    """
+    from transformers import Cache, EncoderDecoderCache
+
+    if isinstance(cache, EncoderDecoderCache) or not isinstance(cache, Cache):
+        raise ValueError(
+            f"past_key_values: TOAST needs a Cache of a decoder, such as DynamicCache or StaticCache; "
+            f"got {type(cache).__name__}."
+        )
+    if getattr(cache, "offloading", False):
+        raise ValueError(
+            "past_key_values: TOAST does not work with offloaded caches, whose layers are fetched in the order "
+            "of one pass. Use cache_implementation='dynamic' or 'static'."
+        )
+    blocks = len(steering.values)
+    adapter = steering.selector.adapter
+    if not hasattr(cache, _MARK):
+        if cache.get_seq_length():
+            raise ValueError(
+                "past_key_values: this cache was filled without steering, so the first pass has none of it. "
+                "Start with an empty cache, or disable the adapter for the whole generation."
+            )
+        while (
+            len(cache.layers) < blocks
+        ):  # caches made without a configuration add their layers as they are used
+            cache.layers.append(cache.layer_class_to_replicate())
+        cache.layers.extend(copy.deepcopy(layer) for layer in cache.layers[:blocks])
+        setattr(cache, _MARK, adapter)
+    elif getattr(cache, _MARK) != adapter and cache.get_seq_length():
+        raise ValueError(
+            f"past_key_values: this cache was filled with adapter {getattr(cache, _MARK)!r}; the active one is "
+            f"{adapter!r}. Start with an empty cache."
+        )
+    setattr(cache, _MARK, adapter)
+    first = Cache(layers=cache.layers[blocks:])
+    lengths = cache.get_seq_length(), first.get_seq_length()
+    if all(isinstance(length, int) for length in lengths) and lengths[0] != lengths[1]:
+        raise ValueError(
+            f"past_key_values: the two passes of this cache hold {lengths[1]} and {lengths[0]} tokens. A call that "
+            "failed in between, or ran with the adapter disabled, left it so; start with an empty cache."
+        )
+    return first

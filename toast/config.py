@@ -1,0 +1,175 @@
+"""The configuration of a TOAST adapter, a `PeftConfig`: what is steered, how, and what is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from peft import PeftConfig
+
+from toast import registration
+
+Features = Literal["normed", "unnormed", "mixed"]
+Initialisation = Literal["identity", "official"]
+ValueBias = Literal["once", "twice"]
+
+#: Names of the parameter groups that can be trained. `lora` are the low-rank factors of TOAST-Lite.
+GROUPS = ("task_embedding", "channel_transform", "to_state", "to_signal", "lora")
+
+#: What the official implementation trains in the tuning stage; the head is `modules_to_save`.
+OFFICIAL: dict[str, dict[str, Any]] = {
+    "vision": {
+        "train": ["task_embedding", "to_state", "to_signal"],
+        "select_features": "normed",
+        "value_bias": "twice",
+        "reconstruction_weight": 0.1,
+    },
+    "language": {
+        "train": ["task_embedding", "to_signal"],
+        "select_features": "unnormed",
+        "reconstruction_weight": 1.0,
+        "reconstruction_scale": 0.1,
+    },
+}
+OFFICIAL["vision-lite"] = OFFICIAL["vision"] | {
+    "train": ["task_embedding", "channel_transform", "lora"],
+    "lora_rank": 4,
+}
+OFFICIAL["language-lite"] = OFFICIAL["language"] | {"train": ["task_embedding", "lora"], "lora_rank": 4}
+
+
+@dataclass
+class ToastConfig(PeftConfig):
+    """Configuration of a TOAST adapter (arXiv 2305.15542).
+
+    Shapes: a backbone of `L` blocks and `width` channels. Symbols as in the README's design section.
+
+    Args:
+        modules_to_save: Names of modules that are trained and saved in full beside the adapter, as in PEFT;
+            for a classifier `["head"]`.
+        select_features: What the selector reads: the features after the final norm (`normed`, official ViT),
+            before it (`unnormed`, official LLaMA), or similarity from the normed and values from the un-normed
+            features (`mixed`, official ConvNeXt). None takes the family's.
+        select_from: Block, counted from 0, whose output the selector reads (through the final norm where
+            `select_features` says so). The first pass ends there. None is the last block.
+        value_bias: `once` computes the values of the second pass as `W_V (x + s) + b`, the paper's equation;
+            `twice` as `W_V x + b + W_V s + b`, the official ViT code.
+        init: `identity` starts exactly at the frozen model (`to_state` identity, `to_signal` zero);
+            `official` draws both from a normal distribution of deviation 0.02, truncated at two deviations.
+        lora_rank: Rank of the factors of TOAST-Lite; 0 is full TOAST.
+        lora_alpha: Numerator of the LoRA scaling `lora_alpha / lora_rank` (official: 1).
+        lora_dropout: Dropout before the LoRA factors.
+        pretrained: Folder of the pre-tuned full adapter whose feedback a Lite adapter freezes. With
+            `save_frozen=False` it is needed again at loading.
+        save_frozen: Whether a saved Lite adapter holds its frozen feedback. If not, it names `pretrained`
+            and `feedback_checksum`, and loading checks them.
+        feedback_checksum: SHA-256 over the frozen feedback weights. Set when the adapter is saved or loaded.
+        train: Names of the trained groups, of `GROUPS`, or `"all"`. None is everything that is not frozen
+            by the Lite variant: task embedding, channel transform, and the feedback or its LoRA factors.
+        reconstruction_weight: Factor of the reconstruction loss in pre-tuning (official: ViT 0.1, LLaMA 1).
+        reconstruction_scale: Factor on both sides of the reconstruction difference (official: ViT 1, LLaMA 0.1).
+        anatomy: For a family that is not known: `{"blocks": "encoder.layer", "value": "attention.value",
+            "norm": "encoder.norm", "layout": "separate"}`, names relative to `"trunk"` (default: the model
+            itself), `value` relative to a block; optional `"methods"`, the trunk's methods to steer.
+        target_modules: Names that PEFT replaces, as a regular expression. Filled from the family; leave it.
+        backbone: What the adapter was made for: family, blocks, widths, and a few of its weights. Filled when
+            an adapter is made, checked when it is loaded; None skips the check.
+        family: Name of the family row that was used. Filled from the model.
+
+    Raises:
+        ValueError: If a setting is none of the allowed, with the allowed ones.
+    """
+
+    modules_to_save: list[str] | None = None
+    select_features: Features | None = None
+    select_from: int | None = None
+    value_bias: ValueBias = "once"
+    init: Initialisation = "identity"
+    lora_rank: int = 0
+    lora_alpha: float = 1.0
+    lora_dropout: float = 0.0
+    pretrained: str | None = None
+    save_frozen: bool = True
+    feedback_checksum: str | None = None
+    train: list[str] | Literal["all"] | None = None
+    reconstruction_weight: float = 0.1
+    reconstruction_scale: float = 1.0
+    anatomy: dict[str, Any] | None = None
+    target_modules: str | None = field(default=None)
+    backbone: dict[str, Any] | None = None
+    family: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the settings and fills the PEFT type."""
+        super().__post_init__()
+        self.peft_type = registration.mint_peft_type()
+        _check_choice("init", self.init, get_args(Initialisation))
+        _check_choice("value_bias", self.value_bias, get_args(ValueBias))
+        _check_choice("select_features", self.select_features, (*get_args(Features), None))
+        if isinstance(self.train, str) and self.train != "all":
+            raise ValueError(f"train: needs 'all' or a list of {', '.join(GROUPS)}; got {self.train!r}.")
+        for group in self.train or ():
+            if self.train != "all":
+                _check_choice("train", group, GROUPS)
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank: needs 0 (full TOAST) or a positive rank; got {self.lora_rank}.")
+        if self.train not in (None, "all") and "lora" in self.train and not self.is_lite:
+            raise ValueError("train: 'lora' needs TOAST-Lite; set lora_rank, for example to 4.")
+        if not self.is_lite and not self.save_frozen:
+            raise ValueError("save_frozen=False needs TOAST-Lite; set lora_rank, for example to 4.")
+        if not self.save_frozen and self.pretrained is None:
+            raise ValueError(
+                "save_frozen=False needs the folder of the pre-tuned adapter that holds the frozen feedback; "
+                "pass pretrained='...', or leave save_frozen=True to keep the feedback in the adapter."
+            )
+
+    @property
+    def is_lite(self) -> bool:
+        """Whether this is TOAST-Lite: frozen feedback with LoRA factors."""
+        return self.lora_rank > 0
+
+    @property
+    def trained_groups(self) -> tuple[str, ...]:
+        """Names of the groups that are trained, `train` resolved."""
+        if self.train == "all":
+            return GROUPS if self.is_lite else GROUPS[:-1]
+        if self.train is not None:
+            return tuple(self.train)
+        return ("task_embedding", "channel_transform", "lora") if self.is_lite else GROUPS[:-1]
+
+    @classmethod
+    def official(cls, variant: str, **options: Any) -> ToastConfig:
+        """Returns the settings of an official variant, with `options` on top.
+
+        Args:
+            variant: `vision`, `vision-lite`, `language` or `language-lite`.
+            **options: Fields that override the variant's.
+
+        Raises:
+            ValueError: If there is no such variant, or an option is unknown.
+        """
+        _check_choice("variant", variant, tuple(OFFICIAL))
+        return make_config({"init": "official"} | OFFICIAL[variant] | options)
+
+
+def make_config(options: dict[str, Any]) -> ToastConfig:
+    """Returns a configuration from keyword options.
+
+    Raises:
+        ValueError: If an option is no field of `ToastConfig`; it names the fields.
+    """
+    known = {f.name for f in fields(ToastConfig)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        own = ", ".join(f for f in ToastConfig.__annotations__ if f in known)
+        raise ValueError(f"unknown option {', '.join(unknown)}; the options of ToastConfig are: {own}.")
+    return ToastConfig(**options)
+
+
+def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: needs one of {', '.join(map(repr, allowed))}; got {value!r}.")
+
+
+# When this module is what pulled PEFT in, TOAST could not be registered before its end.
+registration.register_when_ready(__name__)

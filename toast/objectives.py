@@ -1,0 +1,65 @@
+"""The losses of the two stages that are the method's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toast.model import find_steering
+from toast.tracing import Trace, trace
+
+
+def reconstruction_loss(model: nn.Module, traced: Trace) -> Tensor:
+    """Returns Σ_l mean ‖c A_l sg(out_l) − c sg(in_l)‖² over the blocks of the second pass, without its factor.
+
+    `to_state` learns to tell from a block's output what entered it (arXiv 2305.15542, section 3.3). `c` is the
+    configuration's `reconstruction_scale`; the factor λ is its `reconstruction_weight`.
+
+    Args:
+        model: A wrapped model.
+        traced: `toast.trace(model, ..., block_states=True)`.
+
+    Raises:
+        ValueError: If the trace has no block states.
+    """
+    steering = find_steering(model)
+    if steering is None or len(traced.states) != len(steering.values):
+        raise ValueError(
+            "reconstruction_loss needs the states of all blocks: toast.trace(..., block_states=True)."
+        )
+    scale = steering.selector.config.reconstruction_scale
+    terms = []
+    for index, value in enumerate(steering.values):
+        entering, leaving = traced.states[index]
+        assert value.adapter is not None
+        to_state = value.toast_to_state[value.adapter]
+        guess = to_state(leaving.detach().to(next(to_state.parameters()).dtype))
+        terms.append(F.mse_loss(guess * scale, entering.detach().to(guess.dtype) * scale))
+    return sum(terms[1:], start=terms[0])
+
+
+def pretraining_loss(
+    model: nn.Module, *inputs: Any, task_loss: Callable[[Any], Tensor], **kwargs: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Returns the loss of the first stage: the task loss averaged over both passes, plus the reconstruction.
+
+    Args:
+        model: A wrapped model.
+        *inputs: Inputs of the model.
+        task_loss: Maps an output of the model to a scalar loss.
+        **kwargs: Further inputs.
+
+    Returns:
+        The loss, and its detached parts `first_task`, `task` and `reconstruction`.
+    """
+    steering = find_steering(model)
+    traced = trace(model, *inputs, block_states=True, **kwargs)
+    assert steering is not None
+    first, second = task_loss(traced.first_output), task_loss(traced.output)
+    reconstruction = reconstruction_loss(model, traced)
+    loss = (first + second) / 2 + steering.selector.config.reconstruction_weight * reconstruction
+    parts = {"first_task": first, "task": second, "reconstruction": reconstruction}
+    return loss, {name: part.detach() for name, part in parts.items()}

@@ -1,0 +1,200 @@
+"""The five steps of TOAST around a trunk: first pass, selection, feedback, second pass; the head follows.
+
+`Steering` belongs to one wrapped model. Its `SteeredMethod`s stand in for the methods that run the trunk, so
+that every way to call the model (`model(x)`, `generate`, `forward_features`) is steered alike.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toast.caching import pass_caches
+from toast.families import Family
+from toast.layer import ToastSelector, ToastValue
+from toast.passes import (
+    Blocks,
+    Carrying,
+    Pass,
+    bind_blocks,
+    current_observer,
+    current_pass,
+    replayed_output,
+    running,
+    with_blocks,
+)
+
+
+class Steering:
+    """Knows the parts of one wrapped model that take part in the two passes.
+
+    Args:
+        trunk: The part of the model that runs twice.
+        family: Where its parts are.
+        selector: The layer around its final norm.
+        values: The steered value projections, bottom block first.
+    """
+
+    def __init__(
+        self, trunk: nn.Module, family: Family, selector: ToastSelector, values: list[ToastValue]
+    ) -> None:
+        self.trunk = trunk
+        self.family = family
+        self.selector = selector
+        self.values = values
+
+    def forward(self, method: SteeredMethod, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a method of the trunk in two passes and returns the second's output.
+
+        Equations 1 to 4 of arXiv 2305.15542 in the order in which they are computed.
+        """
+        observer = current_observer()
+        first_inputs, inputs = pass_caches(self, method.named(args, kwargs))
+
+        # 1. First pass: frozen, so it needs no graph.
+        first = Pass(1, signals={}, reads=self.selector, observer=observer)
+        with torch.no_grad():
+            first_output = self.first_pass(first, first_inputs)
+
+        # 2. Selection: tokens that resemble the task embedding, then channels.
+        assert first.features is not None
+        features, weights, selected = self.selector.select(*first.features)
+
+        # 3. Feedback: from the top block to the bottom one, all linear.
+        signals: dict[ToastValue, Tensor] = {}
+        state = selected
+        for value in reversed(self.values):
+            state, signals[value] = value.feed_back(state)
+
+        if observer is not None:
+            observer.on_output(1, first_output)
+            observer.on_selection(features, weights, selected, [signals[value] for value in self.values])
+
+        # 4. Second pass: every block's values are those of x + s. What called us runs the head on the output.
+        second = Pass(2, signals=signals, observer=observer)
+        output = self.second_pass(second, method, inputs)
+        if observer is not None:
+            observer.on_output(2, output)
+        return output
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks, bottom first."""
+        return list(self.trunk.get_submodule(self.family.blocks).children())
+
+    def first_pass(self, this: Pass, inputs: dict[str, Any]) -> Any:
+        """Runs the trunk up to the block that the selector reads, through the final norm."""
+        last = self.selector.config.select_from
+        bound: Blocks | None = None
+        if this.observer is not None and this.observer.wants_states:
+            bound = bind_blocks(self.blocks, this)
+        if last is not None and last != len(self.values) - 1:
+            bound = Blocks((bound or self.blocks)[: last + 1])
+        with running(this):
+            output = self.plain(self.family.methods[0], bound)(**inputs)
+        if torch.is_autocast_enabled():
+            torch.clear_autocast_cache()  # weights cast without a graph must not serve the second pass
+        return output
+
+    def second_pass(self, this: Pass, method: SteeredMethod, inputs: dict[str, Any]) -> Any:
+        """Runs the trunk with the signals of the call, also when activation checkpointing recomputes a block."""
+        checkpointing = torch.is_grad_enabled() and self._carry_passes()
+        bound = None
+        if checkpointing or (this.observer is not None and this.observer.wants_states):
+            bound = bind_blocks(self.blocks, this)
+        with running(this):
+            return self.plain(method.name, bound)(**inputs)
+
+    def plain(self, name: str, blocks: Blocks | None = None) -> Callable[..., Any]:
+        """Returns a method of the trunk without steering, over other blocks if they are given."""
+        if blocks is None:
+            method: SteeredMethod = self.trunk.__dict__[name]
+            return method.before or functools.partial(getattr(type(self.trunk), name), self.trunk)
+        view = with_blocks(self.trunk, self.family.blocks, blocks, hidden=self.family.methods)
+        return functools.partial(getattr(type(self.trunk), name), view)
+
+    def _carry_passes(self) -> bool:
+        """Lets checkpointing functions of the blocks carry the pass; True if the trunk checkpoints its blocks.
+
+        Raises:
+            ValueError: If checkpointing is re-entrant: it would lose the gradient of the signals.
+        """
+        for block in self.blocks:
+            checkpoint = block.__dict__.get("_gradient_checkpointing_func")
+            if checkpoint is not None and not isinstance(checkpoint, Carrying):
+                if getattr(checkpoint, "keywords", {}).get("use_reentrant"):
+                    raise ValueError(
+                        REENTRANT.format("gradient_checkpointing_kwargs={'use_reentrant': False}")
+                    )
+                block._gradient_checkpointing_func = Carrying(checkpoint)  # type: ignore[assignment]
+        if not getattr(self.trunk, "grad_checkpointing", False):
+            return False
+        from timm.layers import use_reentrant_ckpt
+
+        if use_reentrant_ckpt():
+            raise ValueError(REENTRANT.format("timm.layers.set_reentrant_ckpt(False)"))
+        return True
+
+    def attach(self) -> None:
+        """Puts steered methods in the place of the trunk's."""
+        for name in self.family.methods:
+            self.trunk.__dict__[name] = SteeredMethod(self, name, self.trunk.__dict__.get(name))
+
+    def detach(self) -> None:
+        """Gives the trunk its own methods back, and the blocks their own checkpointing functions."""
+        for name in self.family.methods:
+            steered = self.trunk.__dict__.pop(name, None)
+            if isinstance(steered, SteeredMethod) and steered.before is not None:
+                self.trunk.__dict__[name] = steered.before
+        for block in self.blocks:
+            carrying = block.__dict__.get("_gradient_checkpointing_func")
+            if isinstance(carrying, Carrying):
+                block._gradient_checkpointing_func = carrying.checkpoint  # type: ignore[assignment]
+
+
+class SteeredMethod:
+    """Stands on the trunk in the place of one of its methods and runs it in two passes.
+
+    Args:
+        steering: The wrapped model's parts.
+        name: Name of the method.
+        before: What stood on the instance before, such as a device hook of Accelerate; None if nothing did.
+    """
+
+    def __init__(self, steering: Steering, name: str, before: Callable[..., Any] | None) -> None:
+        self.steering = steering
+        self.name = name
+        self.before = before
+        original = getattr(type(steering.trunk), name)
+        functools.update_wrapper(self, original, updated=())
+        parameters = list(inspect.signature(original).parameters.values())[1:]
+        self.__signature__ = inspect.Signature(parameters)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the method, steered if an adapter is active."""
+        steering = self.steering
+        if steering.selector.adapter is None:
+            with running(None):
+                return steering.plain(self.name)(*args, **kwargs)
+        this = current_pass()
+        if this is not None and (this.reads is steering.selector or steering.values[-1] in this.signals):
+            return steering.plain(self.name)(*args, **kwargs)  # the trunk's own methods call each other
+        replayed = replayed_output()
+        return steering.forward(self, args, kwargs) if replayed is None else replayed
+
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Returns positional and keyword arguments by name."""
+        names = [p.name for p in self.__signature__.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        if len(args) > len(names):
+            raise TypeError(f"{self.name}() takes at most {len(names)} arguments; got {len(args)}.")
+        return dict(zip(names, args, strict=False)) | kwargs
+
+
+REENTRANT = (
+    "re-entrant activation checkpointing loses the gradient of the top-down signals; use the other kind: {}."
+)

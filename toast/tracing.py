@@ -1,0 +1,201 @@
+"""`toast.trace`: both passes of one call as named tensors, attention maps included."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from toast.layer import ToastValue
+from toast.model import find_steering
+from toast.passes import Observer, observing, replaying
+
+
+@dataclass
+class Trace:
+    """What happened in the two passes of one call.
+
+    Args:
+        features: Features of the first pass that the selector read, `(batch, tokens, width)`.
+        selection_weights: One weight a token, 0 to 1, `(batch, tokens)`.
+        selected: Features after token and channel selection, `(batch, tokens, width)`.
+        signals: Top-down signal of every block, bottom first, each `(batch, tokens, width)`.
+        first_output: What the model would have returned after the first pass.
+        output: What the model returned.
+        first_attention: By block, attention of the first pass, `(batch, heads, tokens, tokens)`.
+        attention: By block, attention of the second pass.
+        states: By block, what entered and what left it in the second pass, each `(batch, tokens, width)`.
+    """
+
+    features: Tensor
+    selection_weights: Tensor
+    selected: Tensor
+    signals: list[Tensor]
+    first_output: Any
+    output: Any
+    first_attention: dict[int, Tensor] = field(default_factory=dict)
+    attention: dict[int, Tensor] = field(default_factory=dict)
+    states: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+def trace(
+    model: nn.Module,
+    *inputs: Any,
+    attention_blocks: Sequence[int] | Literal["all"] = (),
+    block_states: bool = False,
+    **kwargs: Any,
+) -> Trace:
+    """Calls a wrapped model once and returns both passes.
+
+    Nothing is run again to look at it: these are the passes that made the output. Gradients are kept if they
+    are enabled; the first pass has none.
+
+    Args:
+        model: A wrapped model with an active adapter.
+        *inputs: Inputs of the model.
+        attention_blocks: Blocks, counted from 0 (negative from the top), whose attention is wanted, or "all".
+            The maps are softmax(q kᵀ · scale + mask) of the queries and keys that the model's own kernel got.
+        block_states: Whether to keep what enters and leaves each block in the second pass.
+        **kwargs: Further inputs of the model.
+
+    Raises:
+        ValueError: If the model is not wrapped, no adapter is active, a block is not there, or the model's
+            attention kernel does not show its queries and keys.
+    """
+    steering = find_steering(model)
+    if steering is None or steering.selector.adapter is None:
+        raise ValueError("trace needs a model with an active TOAST adapter; wrap it with toast.wrap first.")
+    count = len(steering.values)
+    wanted = range(count) if attention_blocks == "all" else [int(block) for block in attention_blocks]
+    wrong = [block for block in wanted if not -count <= block < count]
+    if wrong:
+        raise ValueError(f"attention_blocks: the model has blocks 0 to {count - 1}; got {wrong}.")
+    recorder = _Recorder(steering.values, {block % count for block in wanted}, block_states)
+    with observing(recorder), _AttentionMode(recorder):
+        output = model(*inputs, **kwargs)
+    if recorder.outputs.keys() != {1, 2}:
+        raise ValueError("the call did not run the steered trunk, so there is nothing to show.")
+    with replaying(recorder.outputs[1]):
+        first_output = model(*inputs, **kwargs)
+    read = steering.selector.config.select_from
+    for number, seen in recorder.attention.items():
+        for block in sorted(recorder.wanted - seen.keys()):
+            if number == 2 or read is None or block <= read:
+                raise ValueError(
+                    f"no attention was seen in block {block}: the model's kernel keeps its queries and keys to "
+                    "itself. Load the model with attn_implementation='sdpa' or 'eager'."
+                )
+    features, weights, selected, signals = recorder.selection
+    return Trace(
+        features=features,
+        selection_weights=weights,
+        selected=selected,
+        signals=signals,
+        first_output=first_output,
+        output=output,
+        first_attention=recorder.attention[1],
+        attention=recorder.attention[2],
+        states=recorder.states,
+    )
+
+
+class _Recorder(Observer):
+    """Keeps what the passes tell."""
+
+    def __init__(self, values: list[ToastValue], wanted: set[int], wants_states: bool) -> None:
+        self.index = {value: i for i, value in enumerate(values)}
+        self.wanted = wanted
+        self.wants_states = wants_states
+        self.attention: dict[int, dict[int, Tensor]] = {1: {}, 2: {}}
+        self.states: dict[int, tuple[Tensor, Tensor]] = {}
+        self.outputs: dict[int, Any] = {}
+        self.selection: tuple[Tensor, Tensor, Tensor, list[Tensor]]
+        self.expects: tuple[int, int] | None = None
+
+    def on_block(self, number: int, layer: ToastValue) -> None:
+        block = self.index.get(layer)
+        # Seen before: activation checkpointing recomputes this block.
+        missing = block is not None and block in self.wanted and block not in self.attention[number]
+        self.expects = (number, block) if missing else None  # type: ignore[assignment]
+
+    def on_states(self, number: int, index: int, entering: Tensor, leaving: Tensor) -> None:
+        if number == 2:
+            self.states[index] = (entering, leaving)
+
+    def on_selection(
+        self, features: Tensor, weights: Tensor, selected: Tensor, signals: list[Tensor]
+    ) -> None:
+        self.selection = (features, weights, selected, signals)
+
+    def on_output(self, number: int, output: Any) -> None:
+        self.outputs[number] = output
+
+    def keep(self, attention: Tensor) -> None:
+        """Keeps the attention of the block that runs."""
+        if self.expects is not None:
+            number, block = self.expects
+            self.attention[number][block] = attention
+            self.expects = None
+
+
+class _AttentionMode(TorchFunctionMode):
+    """Sees the attention of the blocks as it is computed, in this thread only.
+
+    Between a block's value projection and its output there is one attention: a call of PyTorch's
+    `scaled_dot_product_attention`, or a softmax over keys in an implementation by hand.
+    """
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if self.recorder.expects is not None:
+            if func is torch.nn.functional.scaled_dot_product_attention:
+                self.recorder.keep(attention_map(*args, **kwargs))
+            elif getattr(func, "__name__", "") == "softmax" and out.ndim == 4:
+                self.recorder.keep(out)
+        return out
+
+
+def attention_map(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Returns the attention that `scaled_dot_product_attention` applies, before dropout, in float32 or finer.
+
+    Returns:
+        `(batch, heads, queries, keys)`; rows sum to 1.
+    """
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
+    precision = torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast(query.device.type, enabled=False):
+        scores = query.to(precision) @ key.to(precision).transpose(-2, -1)
+        scores = scores * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+        if is_causal:
+            above = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+            scores = scores.masked_fill(above, -math.inf)
+        if attn_mask is not None:
+            masked = attn_mask.dtype == torch.bool
+            scores = scores.masked_fill(~attn_mask, -math.inf) if masked else scores + attn_mask
+        return scores.softmax(-1).nan_to_num(0.0)

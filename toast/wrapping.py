@@ -1,0 +1,88 @@
+"""`toast.wrap`, the one call that makes a frozen model a steered one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from peft import PeftModel, TaskType, get_peft_model
+from torch import nn
+
+from toast.config import ToastConfig, make_config
+from toast.layer import ToastLayer
+from toast.model import find_steering
+from toast.tracing import trace
+
+
+def wrap(
+    model: nn.Module, config: ToastConfig | None = None, adapter_name: str = "default", **options: Any
+) -> PeftModel:
+    """Wraps a frozen timm or transformers model with TOAST, ready to train.
+
+    Args:
+        model: A timm `VisionTransformer`, or a causal language model of transformers. It is changed in place:
+            its parameters are frozen, its value projections and its final norm are wrapped.
+        config: Configuration of the adapter; None takes the defaults of the model's family.
+        adapter_name: Name of the adapter.
+        **options: Fields of `ToastConfig`, instead of `config`: `lora_rank=4` is TOAST-Lite,
+            `modules_to_save=["head"]` trains the classifier too.
+
+    Returns:
+        The `PeftModel`, in the training mode that the model had.
+
+    Raises:
+        ValueError: If the model is wrapped already or cannot be wrapped, or an option is unknown. The model
+            is then as it was.
+
+    Example:
+        >>> import timm, toast
+        >>> vit = timm.create_model("vit_tiny_patch16_224", num_classes=10)
+        >>> model = toast.wrap(vit, lora_rank=4, modules_to_save=["head"])
+        >>> model.print_trainable_parameters()
+        trainable params: 75,850 || all params: 6,527,498 || trainable%: 1.1620
+    """
+    if isinstance(model, PeftModel) or any(isinstance(module, ToastLayer) for module in model.modules()):
+        raise ValueError(
+            "this model is wrapped already; add another adapter with model.add_adapter(name, config), "
+            "or take the first off with model.unload()."
+        )
+    if config is not None and options:
+        raise ValueError(f"pass a config or options, not both; got config and {', '.join(sorted(options))}.")
+    if config is None:
+        config = make_config(options)
+    config = copy.deepcopy(config)
+    if config.task_type is None and _is_causal_lm(model):
+        config.task_type = TaskType.CAUSAL_LM
+    return get_peft_model(model, config, adapter_name=adapter_name)  # type: ignore[return-value]
+
+
+def _is_causal_lm(model: nn.Module) -> bool:
+    """Whether transformers would generate with the model."""
+    can_generate = getattr(model, "can_generate", None)
+    return bool(callable(can_generate) and can_generate())
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, *inputs: Any, **kwargs: Any) -> None:
+    """Sets the task embedding to the mean feature that the selector reads on a few samples.
+
+    A random embedding is nearly orthogonal to every feature, so about half of the tokens are cut off and the
+    others pass with weights of a few hundredths. The mean lets tokens pass from the start; what the task
+    needs is then learned. For models with a class token the mean is over class tokens, else over all tokens.
+
+    Args:
+        model: A wrapped model.
+        *inputs: Inputs of one call of the model, such as a batch of images.
+        **kwargs: The same.
+    """
+    steering = find_steering(model)
+    if steering is None or steering.selector.adapter is None:
+        raise ValueError(
+            "calibrate needs a model with an active TOAST adapter; wrap it with toast.wrap first."
+        )
+    features = trace(model, *inputs, **kwargs).features
+    prefix = int(getattr(steering.trunk, "num_prefix_tokens", 0))
+    read = features[:, 0] if prefix else features.flatten(0, 1)
+    embedding = steering.selector.toast_task_embedding[steering.selector.adapter]
+    embedding.copy_(torch.nn.functional.normalize(read, dim=-1).mean(0) * embedding.shape[0] ** 0.5)
