@@ -16,6 +16,9 @@ from torch import Tensor
 
 DATA = Path(__file__).parent / "data"
 
+# The models are tiny: threads of one operator would only wait for each other.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:

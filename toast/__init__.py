@@ -29,13 +29,16 @@ _EXPORTS = {
 __all__ = [*sorted(_EXPORTS), "__version__"]
 
 if TYPE_CHECKING:
-    from toast.config import ToastConfig
-    from toast.model import ToastModel
-    from toast.objectives import pretraining_loss, reconstruction_loss
-    from toast.official import load_official
-    from toast.saving import save_adapter
-    from toast.tracing import Trace, trace
-    from toast.wrapping import calibrate, wrap
+    from toast.config import ToastConfig as ToastConfig
+    from toast.model import ToastModel as ToastModel
+    from toast.objectives import pretraining_loss as pretraining_loss
+    from toast.objectives import reconstruction_loss as reconstruction_loss
+    from toast.official import load_official as load_official
+    from toast.saving import save_adapter as save_adapter
+    from toast.tracing import Trace as Trace
+    from toast.tracing import trace as trace
+    from toast.wrapping import calibrate as calibrate
+    from toast.wrapping import wrap as wrap
 
 
 def __getattr__(name: str) -> Any:

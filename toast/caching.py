@@ -8,6 +8,7 @@ layer of the list, and so to both passes alike.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,7 @@ def pass_caches(steering: Steering, inputs: dict[str, Any]) -> tuple[dict[str, A
         The inputs of the first and of the second pass.
 
     Raises:
+        TypeError: If `past_key_values` is no cache of transformers.
         ValueError: If the cache cannot serve two passes, or was filled by another model or adapter.
     """
     trunk = steering.trunk
@@ -78,45 +80,65 @@ def first_pass_cache(cache: Cache, steering: Steering) -> Cache:
         steering: The wrapped model's parts.
 
     Raises:
+        TypeError: See `pass_caches`.
         ValueError: See `pass_caches`.
     """
     from transformers import Cache, EncoderDecoderCache
 
-    if isinstance(cache, EncoderDecoderCache) or not isinstance(cache, Cache):
-        raise ValueError(
-            f"past_key_values: TOAST needs a Cache of a decoder, such as DynamicCache or StaticCache; "
+    if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache):
+        raise TypeError(
+            "past_key_values: TOAST needs a Cache of a decoder, such as DynamicCache or StaticCache; "
             f"got {type(cache).__name__}."
         )
     if getattr(cache, "offloading", False):
         raise ValueError(
-            "past_key_values: TOAST does not work with offloaded caches, whose layers are fetched in the order "
-            "of one pass. Use cache_implementation='dynamic' or 'static'."
+            "past_key_values: TOAST does not work with offloaded caches, whose layers are fetched in the "
+            "order of one pass. Use cache_implementation='dynamic' or 'static'."
         )
     blocks = len(steering.values)
     adapter = steering.selector.adapter
-    if not hasattr(cache, _MARK):
-        if cache.get_seq_length():
-            raise ValueError(
-                "past_key_values: this cache was filled without steering, so the first pass has none of it. "
-                "Start with an empty cache, or disable the adapter for the whole generation."
-            )
-        while (
-            len(cache.layers) < blocks
-        ):  # caches made without a configuration add their layers as they are used
-            cache.layers.append(cache.layer_class_to_replicate())
-        cache.layers.extend(copy.deepcopy(layer) for layer in cache.layers[:blocks])
-        setattr(cache, _MARK, adapter)
-    elif getattr(cache, _MARK) != adapter and cache.get_seq_length():
+    filled = cache.get_seq_length() > 0
+    mark: str | None = getattr(cache, _MARK, None)
+    if mark is None and filled:
         raise ValueError(
-            f"past_key_values: this cache was filled with adapter {getattr(cache, _MARK)!r}; the active one is "
+            "past_key_values: this cache was filled without steering, so the first pass has none of it. "
+            "Start with an empty cache, or disable the adapter for the whole generation."
+        )
+    if filled and mark != adapter:
+        raise ValueError(
+            f"past_key_values: this cache was filled with adapter {mark!r}; the active one is "
             f"{adapter!r}. Start with an empty cache."
         )
-    setattr(cache, _MARK, adapter)
+    if mark != adapter:
+        _add_first_pass(cache, blocks, steering.selector.config.select_from, fresh=mark is None)
+        setattr(cache, _MARK, adapter)
     first = Cache(layers=cache.layers[blocks:])
-    lengths = cache.get_seq_length(), first.get_seq_length()
-    if all(isinstance(length, int) for length in lengths) and lengths[0] != lengths[1]:
-        raise ValueError(
-            f"past_key_values: the two passes of this cache hold {lengths[1]} and {lengths[0]} tokens. A call that "
-            "failed in between, or ran with the adapter disabled, left it so; start with an empty cache."
-        )
+    _check_lengths(cache.layers[:blocks], first.layers)
     return first
+
+
+def _add_first_pass(cache: Cache, blocks: int, select_from: int | None, fresh: bool) -> None:
+    """Puts empty layers for the first pass behind those of the second, one for each block that it runs."""
+    make = cache.layer_class_to_replicate
+    if fresh and make is not None:  # made without a configuration, it adds its layers as they are used
+        cache.layers.extend(make() for _ in range(blocks - len(cache.layers)))
+    if fresh and len(cache.layers) != blocks:
+        raise ValueError(
+            f"past_key_values: this cache has {len(cache.layers)} layers, the model has {blocks} blocks. "
+            "Make the cache from the model's own configuration."
+        )
+    reached = blocks if select_from is None else select_from + 1
+    cache.layers[blocks:] = copy.deepcopy(cache.layers[:reached])
+
+
+def _check_lengths(second: Sequence[Any], first: Sequence[Any]) -> None:
+    """Refuses a cache that a call left half filled: its ends, in the order in which a call fills them."""
+    if torch.compiler.is_compiling():
+        return
+    lengths = [int(layer.get_seq_length()) for layer in (first[0], first[-1], second[0], second[-1])]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"past_key_values: the first and last layers of this cache hold {lengths[0]} and {lengths[1]} "
+            f"tokens of the first pass, {lengths[2]} and {lengths[3]} of the second. A call that failed in "
+            "between, or ran with the adapter disabled, left it so; start with an empty cache."
+        )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from numbers import Real
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
 
 from peft import PeftConfig
 
@@ -12,6 +16,7 @@ from toast import registration
 Features = Literal["normed", "unnormed", "mixed"]
 Initialisation = Literal["identity", "official"]
 ValueBias = Literal["once", "twice"]
+FeedbackForm = Literal["auto", "per_token", "composed"]
 
 #: Names of the parameter groups that can be trained. `lora` are the low-rank factors of TOAST-Lite.
 GROUPS = ("task_embedding", "channel_transform", "to_state", "to_signal", "lora")
@@ -48,8 +53,8 @@ class ToastConfig(PeftConfig):
         modules_to_save: Names of modules that are trained and saved in full beside the adapter, as in PEFT;
             for a classifier `["head"]`.
         select_features: What the selector reads: the features after the final norm (`normed`, official ViT),
-            before it (`unnormed`, official LLaMA), or similarity from the normed and values from the un-normed
-            features (`mixed`, official ConvNeXt). None takes the family's.
+            before it (`unnormed`, official LLaMA), or similarity from the normed and values from the
+            un-normed features (`mixed`, official ConvNeXt). None takes the family's.
         select_from: Block, counted from 0, whose output the selector reads (through the final norm where
             `select_features` says so). The first pass ends there. None is the last block.
         value_bias: `once` computes the values of the second pass as `W_V (x + s) + b`, the paper's equation;
@@ -66,8 +71,11 @@ class ToastConfig(PeftConfig):
         feedback_checksum: SHA-256 over the frozen feedback weights. Set when the adapter is saved or loaded.
         train: Names of the trained groups, of `GROUPS`, or `"all"`. None is everything that is not frozen
             by the Lite variant: task embedding, channel transform, and the feedback or its LoRA factors.
+        feedback_form: How the linear feedback is computed: `per_token`, `composed` (in weight space), or
+            `auto` for the cheaper one. Does not affect results beyond rounding.
         reconstruction_weight: Factor of the reconstruction loss in pre-tuning (official: ViT 0.1, LLaMA 1).
-        reconstruction_scale: Factor on both sides of the reconstruction difference (official: ViT 1, LLaMA 0.1).
+        reconstruction_scale: Factor on both sides of the reconstruction difference (official: ViT 1, LLaMA
+            0.1).
         anatomy: For a family that is not known: `{"blocks": "encoder.layer", "value": "attention.value",
             "norm": "encoder.norm", "layout": "separate"}`, names relative to `"trunk"` (default: the model
             itself), `value` relative to a block; optional `"methods"`, the trunk's methods to steer.
@@ -92,6 +100,7 @@ class ToastConfig(PeftConfig):
     save_frozen: bool = True
     feedback_checksum: str | None = None
     train: list[str] | Literal["all"] | None = None
+    feedback_form: FeedbackForm = "auto"
     reconstruction_weight: float = 0.1
     reconstruction_scale: float = 1.0
     anatomy: dict[str, Any] | None = None
@@ -99,29 +108,83 @@ class ToastConfig(PeftConfig):
     backbone: dict[str, Any] | None = None
     family: str | None = None
 
+    #: The folder that it was read from, if any. What is saved there is checked before a model is changed.
+    folder: ClassVar[Path | None] = None
+
     def __post_init__(self) -> None:
         """Checks the settings and fills the PEFT type."""
         super().__post_init__()
+        importlib.import_module(
+            "toast.model"
+        )  # registers TOAST, if the order of imports has left that undone
         self.peft_type = registration.mint_peft_type()
+        if self.pretrained is not None:
+            self.pretrained = str(self.pretrained)
+        self._check_types()
         _check_choice("init", self.init, get_args(Initialisation))
         _check_choice("value_bias", self.value_bias, get_args(ValueBias))
+        _check_choice("feedback_form", self.feedback_form, get_args(FeedbackForm))
         _check_choice("select_features", self.select_features, (*get_args(Features), None))
         if isinstance(self.train, str) and self.train != "all":
             raise ValueError(f"train: needs 'all' or a list of {', '.join(GROUPS)}; got {self.train!r}.")
         for group in self.train or ():
             if self.train != "all":
                 _check_choice("train", group, GROUPS)
-        if self.lora_rank < 0:
-            raise ValueError(f"lora_rank: needs 0 (full TOAST) or a positive rank; got {self.lora_rank}.")
+        self._check_lite()
+
+    def _check_types(self) -> None:
+        """Refuses numbers out of their range and values of another type."""
+        if self.select_from is not None:
+            _check_number(
+                "select_from", self.select_from, 0, whole=True, what="None or a block, counted from 0"
+            )
+        _check_number("lora_rank", self.lora_rank, 0, whole=True, what="0 (full TOAST) or a positive rank")
+        _check_number("lora_alpha", self.lora_alpha, 0, what="a number above 0", above=True)
+        _check_number("lora_dropout", self.lora_dropout, 0, what="a probability from 0 to below 1", below=1)
+        _check_number("reconstruction_weight", self.reconstruction_weight, 0, what="0 or a positive number")
+        _check_number(
+            "reconstruction_scale", self.reconstruction_scale, 0, what="a number above 0", above=True
+        )
+        for name, kind, what in (
+            ("save_frozen", bool, "True or False"),
+            ("modules_to_save", list, "None or a list of module names"),
+            ("train", str | list, "None, 'all' or a list of groups"),
+            ("feedback_checksum", str, "None or text"),
+            ("anatomy", dict, "None or a dictionary of names"),
+            ("backbone", dict, "None or a dictionary"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, kind) and (value is not None or name == "save_frozen"):
+                raise ValueError(f"{name}: needs {what}; got {value!r}.")
+
+    def _check_lite(self) -> None:
+        """Refuses what makes sense for TOAST-Lite only, or loses what was trained."""
         if self.train not in (None, "all") and "lora" in self.train and not self.is_lite:
             raise ValueError("train: 'lora' needs TOAST-Lite; set lora_rank, for example to 4.")
+        if not self.is_lite and (self.lora_alpha != 1 or self.lora_dropout):
+            raise ValueError("lora_alpha and lora_dropout need TOAST-Lite; set lora_rank, for example to 4.")
         if not self.is_lite and not self.save_frozen:
             raise ValueError("save_frozen=False needs TOAST-Lite; set lora_rank, for example to 4.")
+        if not self.save_frozen and {"to_state", "to_signal"} & set(self.trained_groups):
+            raise ValueError(
+                "save_frozen=False leaves the feedback out of the saved adapter, so it cannot be trained; "
+                f"got train={self.train!r}. Leave out to_state and to_signal, or set save_frozen=True."
+            )
         if not self.save_frozen and self.pretrained is None:
             raise ValueError(
                 "save_frozen=False needs the folder of the pre-tuned adapter that holds the frozen feedback; "
                 "pass pretrained='...', or leave save_frozen=True to keep the feedback in the adapter."
             )
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> ToastConfig:
+        """Reads a saved configuration as PEFT does, and keeps in mind where it was."""
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        if isinstance(config, ToastConfig):
+            config.folder = Path(pretrained_model_name_or_path, subfolder or "")  # type: ignore[misc]
+        return config  # type: ignore[no-any-return]
 
     @property
     def is_lite(self) -> bool:
@@ -156,19 +219,37 @@ def make_config(options: dict[str, Any]) -> ToastConfig:
     """Returns a configuration from keyword options.
 
     Raises:
-        ValueError: If an option is no field of `ToastConfig`; it names the fields.
+        ValueError: If an option is no field of `ToastConfig`; it names the nearest ones and all.
     """
     known = {f.name for f in fields(ToastConfig)}
     unknown = sorted(set(options) - known)
     if unknown:
+        near = [name for option in unknown for name in difflib.get_close_matches(option, known, n=1)]
+        guess = f" Did you mean {', '.join(near)}?" if near else ""
         own = ", ".join(f for f in ToastConfig.__annotations__ if f in known)
-        raise ValueError(f"unknown option {', '.join(unknown)}; the options of ToastConfig are: {own}.")
+        raise ValueError(
+            f"unknown option {', '.join(unknown)}.{guess} The options of ToastConfig are: {own}."
+        )
     return ToastConfig(**options)
 
 
 def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}: needs one of {', '.join(map(repr, allowed))}; got {value!r}.")
+
+
+def _check_number(
+    name: str,
+    value: object,
+    least: float,
+    what: str,
+    whole: bool = False,
+    above: bool = False,
+    below: float = float("inf"),
+) -> None:
+    fits = isinstance(value, int if whole else Real) and not isinstance(value, bool)
+    if not fits or not least <= value < below or (above and value == least):  # type: ignore[operator]
+        raise ValueError(f"{name}: needs {what}; got {value!r}.")
 
 
 # When this module is what pulled PEFT in, TOAST could not be registered before its end.

@@ -16,6 +16,9 @@ from torch import nn
 
 from toast.layouts import LAYOUTS, Layout
 
+#: What a selector can read; explained at `ToastConfig.select_features`.
+FEATURES = ("normed", "unnormed", "mixed")
+
 
 @dataclass(frozen=True)
 class Family:
@@ -30,8 +33,6 @@ class Family:
         norm: Path of the final norm, in the trunk.
         methods: Methods of the trunk that run it, and that are steered.
         select_features: What the selector reads, if the configuration does not say.
-        carrier: How a call reaches the recomputation of activation checkpointing: `blocks` if the trunk
-            checkpoints calls of its blocks (timm), `layer` if each block checkpoints itself (transformers).
     """
 
     name: str
@@ -42,7 +43,6 @@ class Family:
     norm: str
     methods: tuple[str, ...] = ("forward",)
     select_features: str = "unnormed"
-    carrier: str = "layer"
 
 
 def _decoder(name: str, trunk: str) -> Family:
@@ -60,7 +60,6 @@ FAMILIES: tuple[Family, ...] = (
         norm="norm",
         methods=("forward_features", "forward_intermediates"),
         select_features="normed",
-        carrier="blocks",
     ),
     _decoder("llama", "transformers.models.llama.modeling_llama.LlamaModel"),
     _decoder("mistral", "transformers.models.mistral.modeling_mistral.MistralModel"),
@@ -118,8 +117,8 @@ class Anatomy:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """Returns the module that adapter layers were put around."""
-    while hasattr(module, "base_layer"):
-        module = module.base_layer
+    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
+        module = inner
     return module
 
 
@@ -128,23 +127,27 @@ def find_anatomy(model: nn.Module, by_hand: dict[str, Any] | None = None) -> Ana
 
     Args:
         model: A timm or transformers model, wrapped already or not.
-        by_hand: Fields of a `Family` row, `trunk` then being a path in the model.
+        by_hand: Fields of a `Family` row, `trunk` then being a path in the model. The path alone chooses
+            among several trunks of known families.
 
     Raises:
         ValueError: If no family fits or the model lacks what the row names. The message says what was
             looked for and what to pass by hand.
     """
-    if by_hand is not None:
-        row = _row_by_hand(by_hand)
-        trunk = _submodule(model, by_hand.get("trunk", ""), "trunk", row)
-        return _read(by_hand.get("trunk", ""), trunk, row)
     found = list(_trunks(model))
+    if by_hand is not None and by_hand.keys() == {"trunk"}:
+        found = [place for place in found if place[0] == by_hand["trunk"]]
+    elif by_hand is not None:
+        row = _row_by_hand(by_hand)
+        name = by_hand.get("trunk", "")
+        return _read(name, _submodule(model, name, "trunk", row), row)
     if len(found) == 1:
         return _read(*found[0])
     known = ", ".join(row.trunk.rpartition(".")[2] for row in FAMILIES)
     if not found:
         raise ValueError(
-            f"{type(model).__name__} holds no trunk that TOAST knows: looked for one of {known}. "
+            f"{type(model).__name__} holds no trunk that TOAST knows{_at(by_hand)}: looked for one of "
+            f"{known}. "
             "For another transformer say by hand where its parts are, for example "
             "ToastConfig(anatomy={'trunk': 'model', 'blocks': 'layers', 'value': 'self_attn.v_proj', "
             f"'norm': 'norm', 'layout': 'separate'}}); layouts are {', '.join(LAYOUTS)}."
@@ -156,17 +159,28 @@ def find_anatomy(model: nn.Module, by_hand: dict[str, Any] | None = None) -> Ana
     )
 
 
+def _at(by_hand: dict[str, Any] | None) -> str:
+    return "" if by_hand is None else f" at {by_hand['trunk']!r}"
+
+
 def _row_by_hand(by_hand: dict[str, Any]) -> Family:
     known = {f.name for f in fields(Family)}
     required = {"blocks", "value", "norm"}
     given = set(by_hand)
     if given - known or required - given:
         raise ValueError(
-            f"anatomy: needs {', '.join(sorted(required))} and may have {', '.join(sorted(known - required))}; "
-            f"got {', '.join(sorted(given))}."
+            f"anatomy: needs {', '.join(sorted(required))} and may have "
+            f"{', '.join(sorted(known - required))}; got {', '.join(sorted(given))}."
         )
-    if by_hand.get("layout", "separate") not in LAYOUTS:
-        raise ValueError(f"anatomy: layout needs one of {', '.join(LAYOUTS)}; got {by_hand['layout']!r}.")
+    for name, allowed in (("layout", tuple(LAYOUTS)), ("select_features", FEATURES)):
+        if name in by_hand and by_hand[name] not in allowed:
+            raise ValueError(f"anatomy: {name} needs one of {', '.join(allowed)}; got {by_hand[name]!r}.")
+    wrong = [name for name, value in by_hand.items() if name != "methods" and not isinstance(value, str)]
+    if wrong or isinstance(by_hand.get("methods"), str):
+        raise ValueError(
+            "anatomy: needs names as text, and 'methods' as a list of them; got "
+            f"{', '.join(f'{name}={by_hand[name]!r}' for name in wrong or ['methods'])}."
+        )
     options = {"name": "by-hand", "trunk": "", "layout": "separate"} | by_hand
     return Family(**(options | {"methods": tuple(by_hand.get("methods", ("forward",)))}))
 
@@ -183,15 +197,17 @@ def _trunks(model: nn.Module) -> Iterator[tuple[str, nn.Module, Family]]:
 
 def _read(trunk_name: str, trunk: nn.Module, row: Family) -> Anatomy:
     blocks = _submodule(trunk, row.blocks, "list of blocks", row)
-    children = list(blocks.children())
-    if not children:
+    children = blocks._modules  # `children()` would leave out a block that is used twice
+    if not children or not all(name.isdigit() for name in children):
         raise ValueError(
-            f"{type(trunk).__name__}.{row.blocks} holds no blocks, so there is no attention to steer."
+            f"{type(trunk).__name__}.{row.blocks} is no list of blocks (family {row.name}), so there is no "
+            f"attention to steer; it holds {', '.join(children) or 'nothing'}."
         )
     norm = unwrapped(_submodule(trunk, row.norm, "final norm", row))
     values = [
         unwrapped(_submodule(block, row.value, f"value projection of block {i}", row))
-        for i, block in enumerate(children)
+        for i, block in children.items()
+        if block is not None
     ]
     if len({id(value) for value in values}) < len(values):
         raise ValueError(
@@ -208,7 +224,9 @@ def _read(trunk_name: str, trunk: nn.Module, row: Family) -> Anatomy:
         )
     for method in row.methods:
         if not callable(getattr(trunk, method, None)):
-            raise ValueError(f"{type(trunk).__name__} has no method {method!r} to steer (family {row.name}).")
+            raise ValueError(  # noqa: TRY004 - the model is wrong, not the type of an argument
+                f"{type(trunk).__name__} has no method {method!r} to steer (family {row.name})."
+            )
     path = Anatomy._path
     return Anatomy(
         family=row,

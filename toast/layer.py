@@ -5,18 +5,18 @@ All parameters of TOAST live here, keyed by adapter name, as PEFT expects of a `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toast.config import ToastConfig
-from toast.layouts import Layout, fresh_weight_like
+from toast.feedback import ComposedSignal
+from toast.layouts import Layout
 from toast.passes import current_pass
 
 
@@ -26,18 +26,15 @@ class ToastLayer(nn.Module, BaseTunerLayer):
     Args:
         base_layer: The module that is wrapped.
         width: Channels of the features.
-        device: Where new parameters go.
-        dtype: Floating type of new parameters.
     """
 
     other_param_names: tuple[str, ...] = ("configs",)
 
-    def __init__(self, base_layer: nn.Module, width: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, base_layer: nn.Module, width: int) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.width = width
         self.configs: dict[str, ToastConfig] = {}
-        self._fresh: dict[str, Any] = {"device": device, "dtype": dtype}
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
@@ -47,7 +44,7 @@ class ToastLayer(nn.Module, BaseTunerLayer):
         """Name of the adapter that acts now: None if disabled, deleted, or not of this layer."""
         if self.disable_adapters:
             return None
-        active: list[str] = self.active_adapters
+        active: Any = self.active_adapters
         return next((name for name in active if name in self.configs), None)
 
     @property
@@ -67,20 +64,11 @@ class ToastLayer(nn.Module, BaseTunerLayer):
             ValueError: If more than one TOAST adapter is named.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        own = [name for name in names if name in self.configs]
-        if len(own) > 1:
-            raise ValueError(
-                f"one TOAST adapter can be active at a time, because each needs a first pass of its own; "
-                f"got {', '.join(own)}. Pass one name to set_adapter."
-            )
+        refuse_several(name for name in names if name in self.configs)
         super().set_adapter(names, inference_mode=inference_mode)
-        for module in self.modules():
-            if isinstance(module, LoraLinear):  # the factors of TOAST-Lite follow their feedback map
-                module.set_adapter(names, inference_mode=inference_mode)
-        self._freeze_non_trainable_peft_weights(names)
 
     def _freeze_non_trainable_peft_weights(self, adapter_names: str | Sequence[str] | None = None) -> None:
-        """Freezes the groups that an adapter does not train; PEFT calls it after every change of trainability."""
+        """Freezes the groups that an adapter does not train; PEFT calls it after every change of flags."""
         names = list(self.configs) if adapter_names is None else adapter_names
         for name in [names] if isinstance(names, str) else names:
             if name in self.configs:
@@ -97,6 +85,16 @@ class ToastLayer(nn.Module, BaseTunerLayer):
         """Nothing is ever merged."""
 
 
+def refuse_several(names: Iterable[str]) -> None:
+    """Refuses to make more than one TOAST adapter active."""
+    several = list(names)
+    if len(several) > 1:
+        raise ValueError(
+            "one TOAST adapter can be active at a time, because each needs a first pass of its own; "
+            f"got {', '.join(several)}. Pass one name to set_adapter."
+        )
+
+
 CANNOT_MERGE = (
     "TOAST cannot be merged into the weights: its signal depends on a first pass over each input. "
     "Keep the adapter (save_pretrained), or take it off with unload()."
@@ -111,16 +109,22 @@ class ToastSelector(ToastLayer):
 
     adapter_layer_names = ("toast_task_embedding", "toast_channel_transform")
 
-    def __init__(self, base_layer: nn.Module, width: int, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(base_layer, width, device, dtype)
+    def __init__(self, base_layer: nn.Module, width: int) -> None:
+        super().__init__(base_layer, width)
         self.toast_task_embedding = nn.ParameterDict()
         self.toast_channel_transform = nn.ParameterDict()
 
-    def update_layer(self, adapter: str, config: ToastConfig) -> None:
-        """Adds the parameters of an adapter: a random task embedding, the identity as channel transform."""
+    def update_layer(self, adapter: str, config: ToastConfig, fresh: dict[str, Any]) -> None:
+        """Adds the parameters of an adapter: a random task embedding, the identity as channel transform.
+
+        Args:
+            adapter: Name of the adapter.
+            config: Its configuration.
+            fresh: `device` and `dtype` of new parameters. The norm may have none of its own to go by.
+        """
         self.configs[adapter] = config
-        self.toast_task_embedding[adapter] = nn.Parameter(torch.randn(self.width, **self._fresh))
-        self.toast_channel_transform[adapter] = nn.Parameter(torch.eye(self.width, **self._fresh))
+        self.toast_task_embedding[adapter] = nn.Parameter(torch.randn(self.width, **fresh))
+        self.toast_channel_transform[adapter] = nn.Parameter(torch.eye(self.width, **fresh))
 
     def groups(self, adapter: str) -> Iterator[tuple[str, nn.Parameter]]:
         """Yields the task embedding `(width,)` and the channel transform `(width, width)`."""
@@ -159,6 +163,39 @@ class ToastSelector(ToastLayer):
         return features, weights, selected
 
 
+class LowRankMap(nn.Module):
+    """A feedback map of TOAST-Lite: frozen, plus trained low-rank factors.  y = (W + α/r B A) x.
+
+    PEFT's LoRA layer would do, but it is a tuner layer with adapters of its own: PEFT and transformers reach
+    into it when they switch and load, and transformers' loader knows one adapter name in a parameter's name.
+
+    Args:
+        base_layer: The map `W` that is frozen.
+        config: Says rank, alpha and dropout.
+    """
+
+    def __init__(self, base_layer: nn.Linear, config: ToastConfig) -> None:
+        super().__init__()
+        width, rank, weight = base_layer.in_features, config.lora_rank, base_layer.weight
+        self.base_layer = base_layer
+        self.lora_A = nn.Linear(width, rank, bias=False, device=weight.device, dtype=weight.dtype)
+        self.lora_B = nn.Linear(rank, width, bias=False, device=weight.device, dtype=weight.dtype)
+        self.dropout = nn.Dropout(config.lora_dropout)
+        self.scaling = config.lora_alpha / rank
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_B.weight)
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole map, `(width, width)`, without dropout."""
+        return self.base_layer.weight + self.scaling * self.lora_B.weight @ self.lora_A.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(..., width)` to the same shape."""
+        low_rank = self.lora_B(self.lora_A(self.dropout(x)))
+        return self.base_layer(x) + self.scaling * low_rank  # type: ignore[no-any-return]
+
+
 class ToastValue(ToastLayer):
     """Wraps what makes the values of one block, and holds that block's two maps of the feedback path.
 
@@ -167,24 +204,29 @@ class ToastValue(ToastLayer):
 
     adapter_layer_names = ("toast_to_state", "toast_to_signal")
 
-    def __init__(
-        self, base_layer: nn.Module, width: int, device: torch.device, dtype: torch.dtype, layout: Layout
-    ) -> None:
-        super().__init__(base_layer, width, device, dtype)
+    def __init__(self, base_layer: nn.Module, width: int, layout: Layout) -> None:
+        super().__init__(base_layer, width)
         self.layout = layout
+        self.value_width = layout.widths(base_layer, "value projection")[1]
         self.toast_to_state = nn.ModuleDict()
         self.toast_to_signal = nn.ModuleDict()
 
-    def update_layer(self, adapter: str, config: ToastConfig) -> None:
-        """Adds the two linear maps of an adapter, each with LoRA factors for TOAST-Lite."""
+    def update_layer(self, adapter: str, config: ToastConfig, fresh: dict[str, Any]) -> None:
+        """Adds the two linear maps of an adapter, each with LoRA factors for TOAST-Lite.
+
+        Args:
+            adapter: Name of the adapter.
+            config: Its configuration.
+            fresh: `device` and `dtype` of new parameters.
+        """
         self.configs[adapter] = config
         for maps, identity in ((self.toast_to_state, nn.init.eye_), (self.toast_to_signal, nn.init.zeros_)):
-            linear = nn.Linear(self.width, self.width, bias=False, **self._fresh)
+            linear = nn.Linear(self.width, self.width, bias=False, **fresh)
             if config.init == "official":
                 nn.init.trunc_normal_(linear.weight, std=0.02)
             else:
                 identity(linear.weight)
-            maps[adapter] = _with_lora(linear, adapter, config) if config.is_lite else linear
+            maps[adapter] = LowRankMap(linear, config) if config.is_lite else linear
 
     def groups(self, adapter: str) -> Iterator[tuple[str, nn.Parameter]]:
         """Yields the feedback maps, `(width, width)`, and their LoRA factors."""
@@ -192,14 +234,14 @@ class ToastValue(ToastLayer):
             for name, parameter in maps[adapter].named_parameters():
                 yield ("lora" if "lora_" in name else group), parameter
 
-    def feed_back(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes the state of the block above, `(batch, tokens, width)`; returns this block's and its signal."""
+    @property
+    def maps(self) -> tuple[nn.Module, nn.Module]:
+        """The two maps of the adapter that acts now: `to_state` and `to_signal`."""
         assert self.adapter is not None
-        state = self.toast_to_state[self.adapter](state)
-        return state, self.toast_to_signal[self.adapter](state)
+        return self.toast_to_state[self.adapter], self.toast_to_signal[self.adapter]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Runs the projection; in a pass that holds a signal for this block, on `x + s` for the values."""
+        """Runs the projection; in a pass that holds a signal for this block, with the values of `x + s`."""
         call = current_pass()
         if call is None:
             return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
@@ -207,19 +249,7 @@ class ToastValue(ToastLayer):
         signal = call.signals.get(self)
         if signal is None:
             return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
-        return self.layout.steer(self.base_layer, x, signal, self.config.value_bias == "twice")
-
-
-def _with_lora(linear: nn.Linear, adapter: str, config: ToastConfig) -> LoraLinear:
-    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout)  # type: ignore[arg-type]
-    return LoraLinear(linear, adapter, lora, r=config.lora_rank, lora_alpha=config.lora_alpha)  # type: ignore[arg-type]
-
-
-def make_selector(norm: nn.Module, projection: nn.Module, width: int) -> ToastSelector:
-    """Wraps a norm, which may have no weights of its own: device and type come from a value projection."""
-    return ToastSelector(norm, width, *fresh_weight_like(projection))
-
-
-def make_value(projection: nn.Module, width: int, layout: Layout) -> ToastValue:
-    """Wraps a value projection."""
-    return ToastValue(projection, width, *fresh_weight_like(projection), layout)
+        bias_twice = self.config.value_bias == "twice"
+        if isinstance(signal, ComposedSignal):
+            return self.layout.shift(self.base_layer, x, signal.value_shift(x.dtype), bias_twice)
+        return self.layout.steer(self.base_layer, x, signal, bias_twice)

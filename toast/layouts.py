@@ -6,6 +6,7 @@ Shapes: `width` input channels of the projection, `value_width` channels of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +31,11 @@ class Layout:
         Raises:
             ValueError: If it is not a linear map, or its output does not divide into `parts`.
         """
-        weight = getattr(projection, "weight", None)
-        if not isinstance(weight, Tensor):
+        weight: Any = getattr(projection, "weight", None)
+        if weight is None:
             raise ValueError(f"{name} is a {type(projection).__name__} with no weight; needs a linear map.")
         if hasattr(projection, "in_features") and hasattr(projection, "out_features"):
-            width, out = int(projection.in_features), int(projection.out_features)
+            width, out = int(projection.in_features), int(projection.out_features)  # type: ignore[arg-type]
         elif weight.ndim == 2 and is_transposed(projection):
             width, out = weight.shape
         else:
@@ -46,7 +47,40 @@ class Layout:
             raise ValueError(f"{name} has {out} outputs, which do not divide into {self.parts} parts.")
         return width, out // self.parts
 
-    def steer(self, projection: nn.Module, x: Tensor, signal: Tensor, bias_twice: bool) -> Tensor:
+    def value_weight(self, projection: Any) -> Tensor | None:
+        """Returns `W_V`, `(value_width, width)`; None if the weight does not say what the map computes.
+
+        So it is with wrapped and quantised maps, and with one whose weight Accelerate fetches in a `forward`
+        of its own.
+        """
+        linear = isinstance(projection, nn.Linear) and type(projection).forward is nn.Linear.forward
+        if not (linear or is_transposed(projection)) or "forward" in vars(projection):
+            return None
+        weight: Tensor = projection.weight.T if is_transposed(projection) else projection.weight
+        return weight[weight.shape[0] - weight.shape[0] // self.parts :]
+
+    def shift(self, projection: Any, x: Tensor, shift: Tensor, bias_twice: bool) -> Tensor:
+        """Runs a projection and adds to its values.
+
+        Args:
+            projection: The projection.
+            x: Its input, `(batch, tokens, width)`.
+            shift: What the values get, `(batch, tokens, value_width)`.
+            bias_twice: Whether the values get the bias a second time, as in the official ViT code.
+
+        Returns:
+            `(batch, tokens, parts * value_width)`.
+        """
+        out: Tensor = projection(x)
+        start = out.shape[-1] - out.shape[-1] // self.parts
+        bias = getattr(projection, "bias", None)
+        # The output is fresh and no backward of a linear map needs it: writing in place saves a copy.
+        out[..., start:] += shift.to(out.dtype)
+        if bias_twice and bias is not None:
+            out[..., start:] += bias[start:]
+        return out
+
+    def steer(self, projection: Any, x: Tensor, signal: Tensor, bias_twice: bool) -> Tensor:
         """Runs a projection so that its values are those of `x + signal`; queries and keys those of `x`.
 
         Args:
@@ -60,28 +94,19 @@ class Layout:
         """
         signal = signal.to(x.dtype)
         if self.parts == 1:
-            out = projection(x + signal)
+            out: Tensor = projection(x + signal)
             bias = getattr(projection, "bias", None)
             return out + bias if bias_twice and bias is not None else out
-        out: Tensor = projection(x)
+        weight = self.value_weight(projection)
+        if weight is not None:
+            return self.shift(projection, x, F.linear(signal, weight), bias_twice)
+        out = projection(x)
         start = out.shape[-1] - out.shape[-1] // self.parts
-        shift = self._project(projection, signal, start, bias_twice)
-        # The output is fresh and no backward of a linear map needs it: adding in place saves a copy of q and k.
-        out[..., start:] += shift.to(out.dtype)
+        if bias_twice:
+            out[..., start:] += projection(signal)[..., start:]
+        else:
+            out[..., start:] = projection(x + signal)[..., start:]
         return out
-
-    def _project(self, projection: nn.Module, signal: Tensor, start: int, with_bias: bool) -> Tensor:
-        """Returns `W_V signal`, plus the values' bias if asked, `(batch, tokens, value_width)`."""
-        bias = getattr(projection, "bias", None)
-        plain = isinstance(projection, nn.Linear) and type(projection).forward is nn.Linear.forward
-        if plain or is_transposed(projection):
-            weight = (
-                projection.weight[:, start:].T if is_transposed(projection) else projection.weight[start:]
-            )
-            return F.linear(signal, weight, bias[start:] if with_bias and bias is not None else None)
-        # A wrapped or quantised map: only its own forward knows what it computes.
-        shift: Tensor = projection(signal)[..., start:]
-        return shift if with_bias or bias is None else shift - bias[start:]
 
 
 def is_transposed(projection: nn.Module) -> bool:
@@ -89,11 +114,12 @@ def is_transposed(projection: nn.Module) -> bool:
     return type(projection).__name__ == "Conv1D" and hasattr(projection, "nf")
 
 
-def fresh_weight_like(projection: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Returns the device and the floating dtype that parameters beside a projection should have."""
+def fresh_weight_like(projection: Any) -> dict[str, Any]:
+    """Returns the device and the floating dtype that new parameters beside a projection should have."""
     weight = projection.weight
     dtype = getattr(projection, "compute_dtype", None) or weight.dtype
-    return weight.device, dtype if dtype.is_floating_point else torch.get_default_dtype()
+    dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
+    return {"device": weight.device, "dtype": dtype}
 
 
 LAYOUTS = {layout.name: layout for layout in (Layout("separate", 1), Layout("last_third", 3))}

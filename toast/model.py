@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from toast import registration, saving
 from toast.config import ToastConfig
 from toast.families import Anatomy, find_anatomy, unwrapped
-from toast.layer import CANNOT_MERGE, ToastLayer, ToastSelector, ToastValue, make_selector, make_value
+from toast.layer import (
+    CANNOT_MERGE,
+    ToastLayer,
+    ToastSelector,
+    ToastValue,
+    refuse_several,
+)
+from toast.layouts import fresh_weight_like
 from toast.steering import SteeredMethod, Steering
 
 
@@ -24,7 +31,14 @@ class ToastModel(BaseTuner):
 
     prefix = "toast_"
     tuner_layer_cls = ToastLayer
-    target_module_mapping: dict[str, list[str]] = {}  # the family table says what is targeted
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}  # the family table says what is targeted
+
+    def __init__(
+        self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Before PEFT enters the new configuration, maybe in the place of one of the same name.
+        _refuse_second_wrapping(model, adapter_name)
+        super().__init__(model, peft_config, adapter_name, *args, **kwargs)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Adds an adapter to a model; if anything fails the model is as it was.
@@ -32,28 +46,57 @@ class ToastModel(BaseTuner):
         Raises:
             ValueError: If the model or the configuration cannot be used, with the reason.
         """
+        before = _Snapshot(model)
+        try:
+            self._inject(model, adapter_name, *args, **kwargs)
+        except BaseException:
+            before.restore()
+            self.peft_config.pop(adapter_name, None)
+            if not self.peft_config:
+                # transformers sets it before it asks PEFT, and would then refuse a second try.
+                model.__dict__.pop("_hf_peft_config_loaded", None)
+            raise
+
+    def _inject(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # A configuration object may serve several models; what is filled in below belongs to one.
         config = self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
         assert isinstance(config, ToastConfig)
         anatomy = find_anatomy(model, config.anatomy)
-        _refuse_foreign_adapters(model)
+        claimed = config.backbone
         saving.check_config(config, anatomy)
+        _refuse_unknown_modules(model, config.modules_to_save)
+        if claimed is not None:
+            saving.check_saved(model, config, anatomy)
         frozen = saving.pretrained_tensors(config, anatomy)
-        trainable = {parameter: parameter.requires_grad for parameter in model.parameters()}
         had_layers = any(isinstance(module, ToastLayer) for module in model.modules())
         self._anatomy = anatomy
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-            if not had_layers:
-                _attach(model, anatomy)
-            saving.load_pretrained(model, adapter_name, frozen)
-        except BaseException:
-            self._roll_back(model, adapter_name, had_layers)
-            for parameter, requires_grad in trainable.items():
-                parameter.requires_grad_(requires_grad)
-            raise
         finally:
             del self._anatomy
+        if not had_layers:
+            _attach(model, anatomy)
+        saving.load_pretrained(model, adapter_name, frozen)
+        self._pretrained = {adapter_name: frozen}
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Makes one adapter active.
+
+        Raises:
+            ValueError: If more than one TOAST adapter is named; nothing has changed then.
+        """
+        refuse_several([adapter_name] if isinstance(adapter_name, str) else adapter_name)
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Casts as PEFT does, which makes what it casts trainable, and has rounded what was read before."""
+        trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(trainable[name])
+        saving.load_pretrained(
+            self.model, adapter_name, self.__dict__.pop("_pretrained", {}).get(adapter_name, {})
+        )
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         assert isinstance(peft_config, ToastConfig)
@@ -71,19 +114,27 @@ class ToastModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         assert isinstance(peft_config, ToastConfig)
-        if isinstance(target, ToastSelector | ToastValue):
-            target.update_layer(adapter_name, peft_config)
-            target._move_adapter_to_device_of_base_layer(adapter_name)
-            return
         anatomy = self._anatomy
+        is_norm = current_key == anatomy.norm_name
+        fresh = fresh_weight_like(anatomy.values[-1] if is_norm else unwrapped(target))
+        if isinstance(target, ToastSelector | ToastValue):
+            target.update_layer(adapter_name, peft_config, fresh)
+            target.train(target.training)
+            return
         layer: ToastSelector | ToastValue
-        if current_key == anatomy.norm_name:
-            layer = make_selector(target, anatomy.values[-1], anatomy.width)
+        if is_norm:
+            layer = ToastSelector(target, anatomy.width)
         else:
-            layer = make_value(target, anatomy.width, anatomy.layout)
-        layer.update_layer(adapter_name, peft_config)
+            layer = ToastValue(target, anatomy.width, anatomy.layout)
+        layer.update_layer(adapter_name, peft_config, fresh)
         layer.train(target.training)
         self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        # PEFT's own looks for a device at the weights of `child`; a norm may have none, and ours are placed.
+        setattr(parent, child_name, new_module)
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(CANNOT_MERGE)
@@ -94,22 +145,7 @@ class ToastModel(BaseTuner):
         steering = find_steering(self.model)
         if steering is not None:
             steering.detach()
-        return super()._unload_and_optionally_merge(merge=False)  # type: ignore[return-value]
-
-    def _roll_back(self, model: nn.Module, adapter_name: str, had_layers: bool) -> None:
-        """Takes off what a failed injection left."""
-        self.peft_config.pop(adapter_name, None)
-        layers = [(name, module) for name, module in model.named_modules() if isinstance(module, ToastLayer)]
-        if had_layers:
-            for _, layer in layers:
-                layer.delete_adapter(adapter_name)
-            return
-        steering = find_steering(model)
-        if steering is not None:
-            steering.detach()
-        for name, layer in layers:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer.base_layer)
+        return super()._unload_and_optionally_merge(merge=False)  # type: ignore[no-any-return]
 
     @classmethod
     def _get_adapter_state_dict(
@@ -132,9 +168,11 @@ class ToastModel(BaseTuner):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         assert isinstance(config, ToastConfig)
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
         saving.check_tensors(model, config, adapter_name, remapped)
-        return remapped
+        return remapped | saving.frozen_tensors(model, config, adapter_name)
 
 
 def find_steering(model: nn.Module) -> Steering | None:
@@ -154,20 +192,64 @@ def _attach(model: nn.Module, anatomy: Anatomy) -> None:
     Steering(anatomy.trunk, anatomy.family, selector, values).attach()  # type: ignore[arg-type]
 
 
+class _Snapshot:
+    """What a model is made of, so that a failed injection can be undone wherever it stopped.
+
+    Parameters are compared by identity: an injection adds and replaces, it writes into none.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        attributes = [module.__dict__ for module in model.modules()]
+        contents = [held for each in attributes for held in each.values() if isinstance(held, dict)]
+        self.live = [*attributes, *contents]
+        self.before = [dict(each) for each in self.live]
+        self.trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def restore(self) -> None:
+        """Puts everything back."""
+        for live, before in zip(self.live, self.before, strict=True):
+            live.clear()
+            live.update(before)
+        for parameter, requires_grad in self.trainable:
+            parameter.requires_grad_(requires_grad)
+
+
+def _refuse_second_wrapping(model: nn.Module, adapter_name: str) -> None:
+    if any(isinstance(module, BaseTuner) for module in model.modules()):
+        raise ValueError(
+            f"this {type(model).__name__} is wrapped by PEFT already; add another adapter with "
+            "model.add_adapter(name, config), or take the first off with model.unload()."
+        )
+    _refuse_foreign_adapters(model)
+    if any(adapter_name in module.configs for module in model.modules() if isinstance(module, ToastLayer)):
+        raise ValueError(
+            f"this model has an adapter {adapter_name!r} already, which would be lost; choose another name, "
+            "or take the first off with delete_adapter or unload()."
+        )
+
+
+def _refuse_unknown_modules(model: nn.Module, modules_to_save: list[str] | None) -> None:
+    """Refuses names that PEFT would ignore; it adds some of its own for classifiers, so one must fit."""
+    names = [name for name, _ in model.named_modules()]
+    if modules_to_save and not any(name.endswith(wanted) for name in names for wanted in modules_to_save):
+        raise ValueError(
+            f"modules_to_save: {type(model).__name__} has no module "
+            f"{' or '.join(map(repr, modules_to_save))}; its children are "
+            f"{', '.join(name for name, _ in model.named_children())}."
+        )
+
+
 def _refuse_foreign_adapters(model: nn.Module) -> None:
     """Refuses bases that carry unmerged adapters of another method."""
     own = {
         id(part) for module in model.modules() if isinstance(module, ToastLayer) for part in module.modules()
     }
     for name, module in model.named_modules():
-        if (
-            isinstance(module, BaseTunerLayer)
-            and id(module) not in own
-            and not isinstance(unwrapped(module), ToastLayer)
-        ):
+        if isinstance(module, BaseTunerLayer) and id(module) not in own:
             raise ValueError(
-                f"the base model already carries an adapter of another method ({type(module).__name__} at {name!r}). "
-                "TOAST stands on a plain frozen model: merge that adapter first (merge_and_unload) or unload it."
+                "the base model already carries an adapter of another method "
+                f"({type(module).__name__} at {name!r}). TOAST stands on a plain frozen model: merge that "
+                "adapter first (merge_and_unload) or unload it."
             )
 
 

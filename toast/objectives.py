@@ -13,20 +13,24 @@ from toast.tracing import Trace, trace
 
 
 def reconstruction_loss(model: nn.Module, traced: Trace) -> Tensor:
-    """Returns Σ_l mean ‖c A_l sg(out_l) − c sg(in_l)‖² over the blocks of the second pass, without its factor.
+    """Returns Σ_l mean ‖c A_l sg(out_l) − c sg(in_l)‖² over the second pass's blocks, without its factor.
 
-    `to_state` learns to tell from a block's output what entered it (arXiv 2305.15542, section 3.3). `c` is the
-    configuration's `reconstruction_scale`; the factor λ is its `reconstruction_weight`.
+    `to_state` learns to tell from a block's output what entered it (arXiv 2305.15542, section 3.3). `c` is
+    the configuration's `reconstruction_scale`; the factor λ is its `reconstruction_weight`.
 
     Args:
         model: A wrapped model.
         traced: `toast.trace(model, ..., block_states=True)`.
 
     Raises:
-        ValueError: If the trace has no block states.
+        ValueError: If the model has no active adapter or the trace has no block states.
     """
     steering = find_steering(model)
-    if steering is None or len(traced.states) != len(steering.values):
+    if steering is None or steering.selector.adapter is None:
+        raise ValueError(
+            "reconstruction_loss needs a model with an active TOAST adapter; wrap it with toast.wrap first."
+        )
+    if len(traced.states) != len(steering.values):
         raise ValueError(
             "reconstruction_loss needs the states of all blocks: toast.trace(..., block_states=True)."
         )

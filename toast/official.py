@@ -157,7 +157,7 @@ def _tied(model: nn.Module) -> bool:
 
 
 def _load_backbone(wrapped: PeftModel, backbone: Mapping[str, Tensor]) -> None:
-    """Copies the backbone's weights; the names in the wrapped model have `base_layer` where it was wrapped."""
+    """Copies the backbone's weights; the names in the wrapped model have `base_layer` in them."""
     own = {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in wrapped.get_base_model().state_dict().items()
@@ -167,7 +167,7 @@ def _load_backbone(wrapped: PeftModel, backbone: Mapping[str, Tensor]) -> None:
         own[name].copy_(tensor)
 
 
-def _parameter(selector: ToastSelector, values: list[ToastValue], place: _Place) -> Tensor:
+def _parameter(selector: ToastSelector, values: list[ToastValue], place: _Place) -> Any:
     block, what, part = place
     adapter = selector.adapter
     assert adapter is not None
@@ -175,7 +175,7 @@ def _parameter(selector: ToastSelector, values: list[ToastValue], place: _Place)
         holder = selector.toast_task_embedding if what == "prompt" else selector.toast_channel_transform
         return holder[adapter]
     maps = values[block].toast_to_state if what == "linear" else values[block].toast_to_signal
-    linear = maps[adapter]
+    linear: Any = maps[adapter]
     if part == "weight":
-        return (linear.base_layer if hasattr(linear, "base_layer") else linear).weight  # type: ignore[no-any-return]
-    return getattr(linear, part)[adapter].weight  # type: ignore[no-any-return]
+        return (linear.base_layer if hasattr(linear, "base_layer") else linear).weight
+    return getattr(linear, part).weight

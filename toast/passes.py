@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from toast.feedback import ComposedSignal
     from toast.layer import ToastSelector, ToastValue
 
 
@@ -29,10 +30,8 @@ class Observer:
     def on_states(self, number: int, index: int, entering: Tensor, leaving: Tensor) -> None:
         """A block ran, in pass 1 or 2; only if `wants_states`."""
 
-    def on_selection(
-        self, features: Tensor, weights: Tensor, selected: Tensor, signals: list[Tensor]
-    ) -> None:
-        """Features were selected and fed back."""
+    def on_selection(self, features: Tensor, weights: Tensor, selected: Tensor) -> None:
+        """Features were selected, and are fed back."""
 
     def on_output(self, number: int, output: Any) -> None:
         """The trunk returned, in pass 1 or 2."""
@@ -43,7 +42,8 @@ class Pass:
 
     Args:
         number: 1 or 2.
-        signals: Top-down signal of each steered projection, `(batch, tokens, width)`; empty in the first pass.
+        signals: Top-down signal of each steered projection, `(batch, tokens, width)` or the composed form of
+            it; none in pass 1.
         reads: The selector that leaves the features here; None in the second pass.
         observer: Is told of every block, if there is one.
     """
@@ -51,7 +51,7 @@ class Pass:
     def __init__(
         self,
         number: int,
-        signals: dict[ToastValue, Tensor],
+        signals: dict[ToastValue, Tensor | ComposedSignal],
         reads: ToastSelector | None = None,
         observer: Observer | None = None,
     ) -> None:
@@ -69,8 +69,8 @@ class Pass:
 
 class _Thread(threading.local):
     running: Pass | None = None
-    observer: Observer | None = None
-    replayed: Any = None
+    observer: tuple[object, Observer] | None = None  # the model that is observed, and by whom
+    replayed: tuple[object, Any] | None = None  # the model that does not run, and what it returns instead
 
 
 _thread = _Thread()
@@ -81,14 +81,16 @@ def current_pass() -> Pass | None:
     return _thread.running
 
 
-def current_observer() -> Observer | None:
-    """Returns who observes the calls of this thread."""
-    return _thread.observer
+def current_observer(model: object) -> Observer | None:
+    """Returns who observes this model's calls in this thread; models called within it are not observed."""
+    seen = _thread.observer
+    return seen[1] if seen is not None and seen[0] is model else None
 
 
-def replayed_output() -> Any:
-    """Returns the output that trunks are to return instead of running, or None."""
-    return _thread.replayed
+def replayed_output(model: object) -> Any:
+    """Returns the output that this model's trunk is to return instead of running, or None."""
+    replayed = _thread.replayed
+    return replayed[1] if replayed is not None and replayed[0] is model else None
 
 
 @contextmanager
@@ -103,10 +105,10 @@ def running(this: Pass | None) -> Iterator[None]:
 
 
 @contextmanager
-def observing(observer: Observer) -> Iterator[None]:
-    """Makes an observer see the calls of this thread."""
+def observing(model: object, observer: Observer) -> Iterator[None]:
+    """Makes an observer see the calls of one model, known by its `Steering`, in this thread."""
     before = _thread.observer
-    _thread.observer = observer
+    _thread.observer = (model, observer)
     try:
         yield
     finally:
@@ -114,10 +116,10 @@ def observing(observer: Observer) -> Iterator[None]:
 
 
 @contextmanager
-def replaying(output: Any) -> Iterator[None]:
-    """Makes steered trunks return `output`, so that only what stands around them (the head) runs."""
+def replaying(model: object, output: Any) -> Iterator[None]:
+    """Makes one model's trunk return `output`, so that only what stands around it (the head) runs."""
     before = _thread.replayed
-    _thread.replayed = output
+    _thread.replayed = (model, output)
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -23,6 +24,8 @@ METHOD = "toast"
 
 class _RegisterAfterPeft(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Import hook that lets PEFT load as usual and registers TOAST afterwards."""
+
+    loader: importlib.abc.Loader
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import tempfile
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from peft.utils import CONFIG_NAME
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from toast.config import ToastConfig
-from toast.families import Anatomy
+from toast.families import Anatomy, unwrapped
 from toast.layer import ToastLayer
 from toast.layouts import is_transposed
 
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 
-# The frozen feedback of TOAST-Lite, in the names of a saved adapter: with factors beside it, it is `base_layer`.
+# What PEFT puts before the names of the model.
+_PREFIX = "base_model.model."
+
+# The feedback maps in the names of a saved adapter: with factors of TOAST-Lite beside it, it is `base_layer`.
 _FEEDBACK = re.compile(r"(?P<map>.*\.toast_to_(?:state|signal))(?:\.base_layer)?\.weight$")
 _CONTAINER = re.compile(r"\.toast_(task_embedding|channel_transform|to_state|to_signal)(?=\.|$)")
 
@@ -52,7 +57,7 @@ def save_adapter(model: PeftModel, folder: str | Path, **options: Any) -> Path:
 
 
 def tensors_to_save(config: ToastConfig, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors of one adapter; without the frozen feedback if the configuration names its source."""
+    """Returns the tensors of one adapter; without the frozen feedback if its source is named."""
     own = {name: tensor for name, tensor in state_dict.items() if _CONTAINER.search(name)}
     return own if config.save_frozen else {n: t for n, t in own.items() if not _is_frozen(n)}
 
@@ -68,8 +73,8 @@ def without_adapter_name(key: str, adapter: str) -> str:
         return (
             key.replace(f".{adapter}.", ".", 1) if f".{adapter}." in key else key.removesuffix(f".{adapter}")
         )
-    parts = tail.split(".")
-    return head + marker + ".".join(part for i, part in enumerate(parts) if part != adapter or i == 0)
+    container, *rest = tail.split(".")
+    return head + marker + ".".join([container, *(rest[1:] if rest[:1] == [adapter] else rest)])
 
 
 def check_config(config: ToastConfig, anatomy: Anatomy) -> None:
@@ -85,19 +90,23 @@ def check_config(config: ToastConfig, anatomy: Anatomy) -> None:
     config.family = anatomy.family.name
     here = fingerprint(anatomy)
     if config.backbone is not None:
-        for name in ("family", "blocks", "width", "value_width"):
-            if name in config.backbone and config.backbone[name] != here[name]:
-                raise ValueError(
-                    f"this adapter was made for another backbone: its {name.replace('_', ' ')} is "
-                    f"{config.backbone[name]}, this model's {here[name]}."
-                )
-        if not _alike(config.backbone.get("weights"), here["weights"]):
-            raise ValueError(
-                "this adapter was made for a backbone with other weights (a few values of its value projections "
-                "differ). Load the backbone that it was trained on, or, if the weights were changed on purpose, "
-                "load the configuration with ToastConfig.from_pretrained, set backbone=None and pass it as config."
-            )
+        _check_backbone("this adapter", config.backbone, here)
     config.backbone = here
+
+
+def _check_backbone(what: str, saved: dict[str, Any], here: dict[str, Any]) -> None:
+    for name in ("family", "blocks", "width", "value_width"):
+        if name in saved and saved[name] != here[name]:
+            raise ValueError(
+                f"{what} was made for another backbone: its {name.replace('_', ' ')} is {saved[name]}, "
+                f"this model's {here[name]}."
+            )
+    if not _alike(saved.get("weights"), here["weights"]):
+        raise ValueError(
+            f"{what} was made for a backbone with other weights (a few values of its value projections "
+            "differ). Load the backbone that it was trained on, or, if the weights were changed on purpose, "
+            "load the configuration with ToastConfig.from_pretrained, set backbone=None, pass it as config."
+        )
 
 
 def fingerprint(anatomy: Anatomy) -> dict[str, Any]:
@@ -144,24 +153,82 @@ def check_tensors(model: nn.Module, config: ToastConfig, adapter: str, tensors: 
         ValueError: If tensors are missing, unexpected or of another shape; it lists them.
     """
     expected = {
-        f"{layer_name}.{name}": parameter
+        f"{layer_name}.{name}": tuple(parameter.shape)
         for layer_name, layer in model.named_modules()
         if isinstance(layer, ToastLayer)
         for name, parameter in layer.named_parameters()
-        if name.startswith("toast_") and adapter in name.split(".")
+        if name.startswith("toast_") and name.split(".")[1] == adapter
     }
-    given = {name: tensor for name, tensor in tensors.items() if _CONTAINER.search(name)}
-    missing = [n for n in expected if n not in given and (config.save_frozen or not _is_frozen(n))]
-    unexpected = [n for n in given if n not in expected]
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items() if _CONTAINER.search(name)}
+    if not config.save_frozen:
+        expected = {name: shape for name, shape in expected.items() if not _is_frozen(name)}
+    _refuse_misfits("the saved adapter", expected, given)
+
+
+def frozen_tensors(model: nn.Module, config: ToastConfig, adapter: str) -> dict[str, Tensor]:
+    """Returns the frozen feedback that is in the model already because the saved adapter leaves it out.
+
+    PEFT would take it for missing.
+    """
+    if config.save_frozen:
+        return {}
+    state = model.state_dict()
+    return {n: t for n, t in state.items() if _is_frozen(n) and without_adapter_name(n, adapter) != n}
+
+
+def check_saved(model: nn.Module, config: ToastConfig, anatomy: Anatomy) -> None:
+    """Checks the file beside a configuration that was read from a folder, while the model is untouched.
+
+    Only the file's header is read. A folder on a hub is checked when its tensors have come (`check_tensors`).
+
+    Raises:
+        ValueError: If the file is damaged, or its tensors are missing, unexpected or of another shape.
+    """
+    if config.folder is None or not Path(config.folder, WEIGHTS).is_file():
+        return
+    path = Path(config.folder, WEIGHTS)
+    given = {name.removeprefix(_PREFIX): shape for name, shape in _read_shapes(path).items()}
+    expected = _shapes_of_adapter(config, anatomy)
+    for name, module in model.named_modules():
+        if any(name.endswith(saved) for saved in config.modules_to_save or ()):
+            module = getattr(module, "original_module", module)
+            expected |= {f"{name}.{key}": tuple(t.shape) for key, t in module.state_dict().items()}
+    _refuse_misfits(str(path), expected, {n: s for n, s in given.items() if n in expected or ".toast_" in n})
+
+
+def _shapes_of_adapter(config: ToastConfig, anatomy: Anatomy) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the tensors that a saved adapter holds beside `modules_to_save`."""
+    width, rank = anatomy.width, config.lora_rank
+    square = (width, width)
+    selector = f"{anatomy.norm_name}.toast_"
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{selector}task_embedding": (width,),
+        f"{selector}channel_transform": square,
+    }
+    parts: dict[str, tuple[int, ...]] = {"weight": square}
+    if config.is_lite:
+        parts = {"lora_A.weight": (rank, width), "lora_B.weight": (width, rank)}
+        parts |= {"base_layer.weight": square} if config.save_frozen else {}
+    for name in anatomy.value_names:
+        for kind in ("to_state", "to_signal"):
+            shapes |= {f"{name}.toast_{kind}.{part}": shape for part, shape in parts.items()}
+    return shapes
+
+
+def _refuse_misfits(
+    what: str, expected: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]
+) -> None:
+    missing = [name for name in expected if name not in given]
+    unexpected = [name for name in given if name not in expected]
     misshapen = [
-        f"{n} is {tuple(given[n].shape)}, needs {tuple(expected[n].shape)}"
-        for n in expected
-        if n in given and given[n].shape != expected[n].shape
+        f"{name} is {given[name]}, needs {shape}"
+        for name, shape in expected.items()
+        if given.get(name, shape) != shape
     ]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     found = [f"{len(names)} {what}: {_few(names)}" for what, names in problems.items() if names]
     if found:
-        raise ValueError(f"the saved adapter does not fit this model; its tensors are {'; '.join(found)}.")
+        raise ValueError(f"{what} does not fit this model; of its tensors are {'; '.join(found)}.")
 
 
 def _few(names: list[str], limit: int = 6) -> str:
@@ -185,27 +252,39 @@ def pretrained_tensors(config: ToastConfig, anatomy: Anatomy) -> dict[str, Tenso
     if config.pretrained is None or (config.feedback_checksum is not None and config.save_frozen):
         return {}
     path = Path(config.pretrained, WEIGHTS)
-    tensors = read_safetensors(path)
-    tensors = {name: tensor for name, tensor in tensors.items() if _CONTAINER.search(name)}
+    if not path.is_file():
+        raise ValueError(f"pretrained: {path} is not there. {_HOW_TO_MOVE}")
+    read = read_safetensors(path)
+    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in read.items() if _CONTAINER.search(name)}
     feedback = {name: tensor for name, tensor in tensors.items() if _FEEDBACK.match(name)}
-    if len(feedback) != 2 * len(anatomy.values) or any("lora_" in name for name in tensors):
+    if not feedback or any("lora_" in name for name in tensors):
         raise ValueError(
-            f"pretrained: {path} needs the full feedback of {len(anatomy.values)} blocks (a TOAST adapter that is "
-            f"not Lite); it holds {len(feedback)} feedback maps."
+            f"pretrained: {path} needs the full feedback of {len(anatomy.values)} blocks (a TOAST adapter "
+            f"that is not Lite); it holds {len(feedback)} feedback maps."
         )
-    widths = {tuple(tensor.shape) for tensor in feedback.values()}
-    if widths != {(anatomy.width, anatomy.width)}:
-        raise ValueError(
-            f"pretrained: {path} has feedback maps of {sorted(widths)}; the model's width is {anatomy.width}."
-        )
+    config_file = path.with_name(CONFIG_NAME)
+    made_for = json.loads(config_file.read_text()).get("backbone") if config_file.is_file() else None
+    if made_for is not None:
+        _check_backbone(f"pretrained: the adapter in {config.pretrained}", made_for, fingerprint(anatomy))
+    _refuse_misfits(
+        f"pretrained: {path}",
+        _shapes_of_adapter(ToastConfig(), anatomy),
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+    )
     digest = checksum(feedback)
     if config.feedback_checksum not in (None, digest):
         raise ValueError(
-            f"pretrained: {path} is not the adapter that this one stands on: its feedback has checksum {digest}, "
-            f"needed is {config.feedback_checksum}. Pass the right folder with pretrained='...'."
+            f"pretrained: {path} is not the adapter that this one stands on: its feedback has checksum "
+            f"{digest}, needed is {config.feedback_checksum}. {_HOW_TO_MOVE}"
         )
     config.feedback_checksum = digest
     return tensors
+
+
+_HOW_TO_MOVE = (
+    "If the pre-tuned adapter is elsewhere now, load the configuration with ToastConfig.from_pretrained, set "
+    "its `pretrained` to the folder and pass it as config."
+)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -217,7 +296,15 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path} is not there.")
     try:
-        return load_file(path)
+        return load_file(path)  # type: ignore[no-any-return]
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}.") from error
+
+
+def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}.") from error
 
@@ -228,34 +315,39 @@ def checksum(feedback: dict[str, Tensor]) -> str:
     for name in sorted(feedback):
         match = _FEEDBACK.match(name)
         assert match is not None
-        digest.update(match["map"].removeprefix("base_model.model.").encode())
+        digest.update(match["map"].encode())
         digest.update(feedback[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def load_pretrained(model: nn.Module, adapter: str, tensors: dict[str, Tensor]) -> None:
-    """Starts an adapter from the tensors of a pre-tuned one; under Lite the feedback becomes the frozen part."""
+    """Starts an adapter from the tensors of a pre-tuned one; under Lite the feedback is the frozen part."""
     if not tensors:
         return
     by_place = {}
     for name, tensor in tensors.items():
-        layer, _, rest = name.removeprefix("base_model.model.").rpartition(".toast_")
+        layer, _, rest = name.rpartition(".toast_")
         by_place[layer, "toast_" + rest.removesuffix(".weight")] = tensor
     for layer_name, layer in model.named_modules():
         if not isinstance(layer, ToastLayer):
             continue
-        for container in layer.adapter_layer_names:
-            held = getattr(layer, container)[adapter]
+        containers: tuple[str, ...] = layer.adapter_layer_names  # type: ignore[assignment]
+        for container in containers:
+            held: Any = getattr(layer, container)
             tensor = by_place[layer_name, container]
-            if isinstance(held, nn.Parameter):
-                fresh = _like(held, tensor)
-                getattr(layer, container)[adapter] = nn.Parameter(fresh, requires_grad=held.requires_grad)
+            if isinstance(held, nn.ParameterDict):
+                _put(held, adapter, tensor)
             else:
-                linear = held.base_layer if hasattr(held, "base_layer") else held
-                fresh = _like(linear.weight, tensor)
-                linear.weight = nn.Parameter(fresh, requires_grad=linear.weight.requires_grad)
+                _put(unwrapped(held[adapter]), "weight", tensor)
 
 
-def _like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    device = "cpu" if parameter.is_meta else parameter.device
-    return tensor.to(device, parameter.dtype, copy=True)
+def _put(holder: nn.Module, name: str, tensor: Tensor) -> None:
+    """Replaces a parameter, also where the new ones are made without storage (`low_cpu_mem_usage`)."""
+    old = holder._parameters[name]
+    assert old is not None
+    device = "cpu" if old.is_meta else old.device
+    new = nn.Parameter(tensor.to(device, old.dtype, copy=True), requires_grad=old.requires_grad)
+    # Otherwise transformers draws anew what it does not find in the adapter's own file.
+    new._is_hf_initialized = True  # type: ignore[attr-defined]
+    # Not by assignment, which moves the parameter back to the meta device while PEFT makes an empty adapter.
+    holder._parameters[name] = new

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from toast.caching import pass_caches
 from toast.families import Family
+from toast.feedback import feed_back
 from toast.layer import ToastSelector, ToastValue
 from toast.passes import (
     Blocks,
@@ -53,7 +54,9 @@ class Steering:
 
         Equations 1 to 4 of arXiv 2305.15542 in the order in which they are computed.
         """
-        observer = current_observer()
+        self._refuse_wrapped_values()
+        observer = current_observer(self)
+        checkpointing = torch.is_grad_enabled() and self._carry_passes()
         first_inputs, inputs = pass_caches(self, method.named(args, kwargs))
 
         # 1. First pass: frozen, so it needs no graph.
@@ -66,18 +69,15 @@ class Steering:
         features, weights, selected = self.selector.select(*first.features)
 
         # 3. Feedback: from the top block to the bottom one, all linear.
-        signals: dict[ToastValue, Tensor] = {}
-        state = selected
-        for value in reversed(self.values):
-            state, signals[value] = value.feed_back(state)
+        signals = feed_back(self.values, selected, self.selector.config.feedback_form)
 
         if observer is not None:
             observer.on_output(1, first_output)
-            observer.on_selection(features, weights, selected, [signals[value] for value in self.values])
+            observer.on_selection(features, weights, selected)
 
         # 4. Second pass: every block's values are those of x + s. What called us runs the head on the output.
         second = Pass(2, signals=signals, observer=observer)
-        output = self.second_pass(second, method, inputs)
+        output = self.second_pass(second, method, inputs, checkpointing)
         if observer is not None:
             observer.on_output(2, output)
         return output
@@ -97,13 +97,14 @@ class Steering:
             bound = Blocks((bound or self.blocks)[: last + 1])
         with running(this):
             output = self.plain(self.family.methods[0], bound)(**inputs)
-        if torch.is_autocast_enabled():
+        if torch.is_autocast_enabled(next(self.trunk.parameters()).device.type):
             torch.clear_autocast_cache()  # weights cast without a graph must not serve the second pass
         return output
 
-    def second_pass(self, this: Pass, method: SteeredMethod, inputs: dict[str, Any]) -> Any:
-        """Runs the trunk with the signals of the call, also when activation checkpointing recomputes a block."""
-        checkpointing = torch.is_grad_enabled() and self._carry_passes()
+    def second_pass(
+        self, this: Pass, method: SteeredMethod, inputs: dict[str, Any], checkpointing: bool
+    ) -> Any:
+        """Runs the trunk with the signals of the call, also when checkpointing recomputes a block."""
         bound = None
         if checkpointing or (this.observer is not None and this.observer.wants_states):
             bound = bind_blocks(self.blocks, this)
@@ -119,12 +120,14 @@ class Steering:
         return functools.partial(getattr(type(self.trunk), name), view)
 
     def _carry_passes(self) -> bool:
-        """Lets checkpointing functions of the blocks carry the pass; True if the trunk checkpoints its blocks.
+        """Lets checkpointing functions of blocks carry the pass; True if the trunk checkpoints its blocks.
 
         Raises:
             ValueError: If checkpointing is re-entrant: it would lose the gradient of the signals.
         """
         for block in self.blocks:
+            if not (getattr(block, "gradient_checkpointing", False) and block.training):
+                continue
             checkpoint = block.__dict__.get("_gradient_checkpointing_func")
             if checkpoint is not None and not isinstance(checkpoint, Carrying):
                 if getattr(checkpoint, "keywords", {}).get("use_reentrant"):
@@ -139,6 +142,20 @@ class Steering:
         if use_reentrant_ckpt():
             raise ValueError(REENTRANT.format("timm.layers.set_reentrant_ckpt(False)"))
         return True
+
+    def _refuse_wrapped_values(self) -> None:
+        """Refuses active adapters of another method around a steered projection: they would not see x + s."""
+        for index, (block, value) in enumerate(zip(self.blocks, self.values, strict=True)):
+            outer: Any = block.get_submodule(self.family.value)
+            if outer is not value and not getattr(outer, "disable_adapters", True):
+                active = [name for name in outer.active_adapters if name in outer._get_available_adapters()]
+                if active:
+                    raise ValueError(
+                        f"adapter {', '.join(active)} ({type(outer).__name__}) stands around the steered "
+                        f"projection {self.family.value!r} of block {index}, so it would act on x and not on "
+                        "x + s. Leave that module out of its target_modules, merge it before wrapping, or "
+                        "make one of the two active."
+                    )
 
     def attach(self) -> None:
         """Puts steered methods in the place of the trunk's."""
@@ -184,7 +201,7 @@ class SteeredMethod:
         this = current_pass()
         if this is not None and (this.reads is steering.selector or steering.values[-1] in this.signals):
             return steering.plain(self.name)(*args, **kwargs)  # the trunk's own methods call each other
-        replayed = replayed_output()
+        replayed = replayed_output(steering)
         return steering.forward(self, args, kwargs) if replayed is None else replayed
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from toast.feedback import signals
 from toast.layer import ToastValue
 from toast.model import find_steering
 from toast.passes import Observer, observing, replaying
@@ -24,7 +27,7 @@ class Trace:
         features: Features of the first pass that the selector read, `(batch, tokens, width)`.
         selection_weights: One weight a token, 0 to 1, `(batch, tokens)`.
         selected: Features after token and channel selection, `(batch, tokens, width)`.
-        signals: Top-down signal of every block, bottom first, each `(batch, tokens, width)`.
+        feed_back: Computes `signals`.
         first_output: What the model would have returned after the first pass.
         output: What the model returned.
         first_attention: By block, attention of the first pass, `(batch, heads, tokens, tokens)`.
@@ -35,12 +38,20 @@ class Trace:
     features: Tensor
     selection_weights: Tensor
     selected: Tensor
-    signals: list[Tensor]
+    feed_back: Callable[[], list[Tensor]] = field(repr=False)
     first_output: Any
     output: Any
     first_attention: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[int, Tensor] = field(default_factory=dict)
     states: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @cached_property
+    def signals(self) -> list[Tensor]:
+        """Top-down signal of every block, bottom first, each `(batch, tokens, width)`.
+
+        Computed when first asked for: the composed form of the feedback does without them.
+        """
+        return self.feed_back()
 
 
 def trace(
@@ -76,30 +87,30 @@ def trace(
     if wrong:
         raise ValueError(f"attention_blocks: the model has blocks 0 to {count - 1}; got {wrong}.")
     recorder = _Recorder(steering.values, {block % count for block in wanted}, block_states)
-    with observing(recorder), _AttentionMode(recorder):
+    with observing(steering, recorder), _AttentionMode(recorder) if recorder.wanted else nullcontext():
         output = model(*inputs, **kwargs)
     if recorder.outputs.keys() != {1, 2}:
         raise ValueError("the call did not run the steered trunk, so there is nothing to show.")
-    with replaying(recorder.outputs[1]):
+    with replaying(steering, recorder.outputs[1]):
         first_output = model(*inputs, **kwargs)
     read = steering.selector.config.select_from
     for number, seen in recorder.attention.items():
         for block in sorted(recorder.wanted - seen.keys()):
             if number == 2 or read is None or block <= read:
                 raise ValueError(
-                    f"no attention was seen in block {block}: the model's kernel keeps its queries and keys to "
-                    "itself. Load the model with attn_implementation='sdpa' or 'eager'."
+                    f"no attention was seen in block {block}: the model's kernel keeps its queries and keys "
+                    "to itself. Load the model with attn_implementation='sdpa' or 'eager'."
                 )
-    features, weights, selected, signals = recorder.selection
+    features, weights, selected = recorder.selection
     return Trace(
         features=features,
         selection_weights=weights,
         selected=selected,
-        signals=signals,
+        feed_back=partial(signals, steering.values, selected),
         first_output=first_output,
         output=output,
-        first_attention=recorder.attention[1],
-        attention=recorder.attention[2],
+        first_attention=recorder.maps(1),
+        attention=recorder.maps(2),
         states=recorder.states,
     )
 
@@ -111,10 +122,10 @@ class _Recorder(Observer):
         self.index = {value: i for i, value in enumerate(values)}
         self.wanted = wanted
         self.wants_states = wants_states
-        self.attention: dict[int, dict[int, Tensor]] = {1: {}, 2: {}}
+        self.attention: dict[int, dict[int, Callable[[], Tensor]]] = {1: {}, 2: {}}
         self.states: dict[int, tuple[Tensor, Tensor]] = {}
         self.outputs: dict[int, Any] = {}
-        self.selection: tuple[Tensor, Tensor, Tensor, list[Tensor]]
+        self.selection: tuple[Tensor, Tensor, Tensor]
         self.expects: tuple[int, int] | None = None
 
     def on_block(self, number: int, layer: ToastValue) -> None:
@@ -124,23 +135,32 @@ class _Recorder(Observer):
         self.expects = (number, block) if missing else None  # type: ignore[assignment]
 
     def on_states(self, number: int, index: int, entering: Tensor, leaving: Tensor) -> None:
-        if number == 2:
+        if number == 2 and 2 not in self.outputs:  # else activation checkpointing recomputes the block
             self.states[index] = (entering, leaving)
 
-    def on_selection(
-        self, features: Tensor, weights: Tensor, selected: Tensor, signals: list[Tensor]
-    ) -> None:
-        self.selection = (features, weights, selected, signals)
+    def on_selection(self, features: Tensor, weights: Tensor, selected: Tensor) -> None:
+        self.selection = (features, weights, selected)
 
     def on_output(self, number: int, output: Any) -> None:
+        if number in self.outputs:
+            raise ValueError("trace shows one run of the trunk; this call ran the trunk more than once.")
         self.outputs[number] = output
 
-    def keep(self, attention: Tensor) -> None:
-        """Keeps the attention of the block that runs."""
+    def keep(self, attention: Callable[[], Tensor]) -> None:
+        """Keeps how to compute the attention of the block that runs.
+
+        It is computed after the call: within it, activation checkpointing would count what the map saves for
+        backward, which a recomputation then misses.
+        """
         if self.expects is not None:
             number, block = self.expects
             self.attention[number][block] = attention
             self.expects = None
+
+    def maps(self, number: int) -> dict[int, Tensor]:
+        """Returns the attention of a pass by block; the first pass has no graph."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and number == 2):
+            return {block: attention() for block, attention in sorted(self.attention[number].items())}
 
 
 class _AttentionMode(TorchFunctionMode):
@@ -165,9 +185,9 @@ class _AttentionMode(TorchFunctionMode):
         out = func(*args, **kwargs)
         if self.recorder.expects is not None:
             if func is torch.nn.functional.scaled_dot_product_attention:
-                self.recorder.keep(attention_map(*args, **kwargs))
+                self.recorder.keep(partial(attention_map, *args, **kwargs))
             elif getattr(func, "__name__", "") == "softmax" and out.ndim == 4:
-                self.recorder.keep(out)
+                self.recorder.keep(lambda: out)
         return out
 
 

@@ -52,9 +52,12 @@ def wrap(
     if config is None:
         config = make_config(options)
     config = copy.deepcopy(config)
+    config.folder = None  # type: ignore[misc] # a new adapter, whatever was saved beside its configuration
     if config.task_type is None and _is_causal_lm(model):
         config.task_type = TaskType.CAUSAL_LM
-    return get_peft_model(model, config, adapter_name=adapter_name)  # type: ignore[return-value]
+    wrapped = get_peft_model(model, config, adapter_name=adapter_name)
+    wrapped.training = wrapped.base_model.training = model.training
+    return wrapped  # type: ignore[return-value]
 
 
 def _is_causal_lm(model: nn.Module) -> bool:

@@ -1,0 +1,81 @@
+"""The command `toast`. Heavy libraries are imported by the commands that need them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import toast as package
+
+app = typer.Typer(
+    help="Top-down attention steering of frozen transformers (TOAST, arXiv 2305.15542).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"toast {package.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Takes the options of the command itself."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("toast-demo"),
+    seed: Annotated[int, typer.Option(help="Seed of pictures, parameters and order.")] = 0,
+    train: Annotated[int, typer.Option(min=32, max=3000, help="Pictures to train on.")] = 2000,
+    test: Annotated[int, typer.Option(min=10, max=1000, help="Held-out pictures.")] = 1000,
+    generic: Annotated[int, typer.Option(min=64, help="Pictures of stage one.")] = 2000,
+    share: Annotated[
+        float, typer.Option(min=0.01, max=10, help="Share of the epochs of every method.")
+    ] = 1.0,
+) -> None:
+    """Run both stages on embedded pictures, beside a linear probe and LoRA. Offline."""
+    from toast.demo.run import Size, run
+
+    run(out, Size(train, test, generic, share), seed)
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(help="Folder of a causal language model with its tokenizer.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    adapter: Annotated[
+        Path | None, typer.Option(help="Folder of a TOAST adapter; without it a new one.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 40,
+    seed: Annotated[int | None, typer.Option(help="Sample with this seed; without it, greedy.")] = None,
+) -> None:
+    """Continue a prompt with a steered language model. A new adapter starts exactly at the frozen model."""
+    from toast.generating import continue_prompt
+
+    typer.echo(continue_prompt(model, prompt, adapter, tokens, seed))
+
+
+def main() -> None:
+    """Runs the command; bad input ends it with a message, without a traceback."""
+    try:
+        app()
+    except (ValueError, ImportError, OSError) as error:
+        typer.secho(f"toast: {error}", err=True, fg="red")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        typer.secho("toast: interrupted", err=True)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()
