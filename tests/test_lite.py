@@ -55,7 +55,7 @@ def test_it_starts_at_the_pretuned_adapter(make, tmp_path) -> None:
     }
     assert flags == {
         "task_embedding.default": True, "channel_transform.default": True,
-        **{f"{kind}.default.{factor}.weight": True
+        **{f"{kind}.default.{factor}.low_rank.weight": True
            for kind in ("to_state", "to_signal") for factor in ("lora_A", "lora_B")},
         **{f"{kind}.default.base_layer.weight": False for kind in ("to_state", "to_signal")},
     }  # fmt: skip

@@ -55,7 +55,7 @@ def test_lite_reconstructs_through_its_factors() -> None:
     expected = torch.zeros((), dtype=torch.float64)
     for block, value in enumerate(find_steering(model).values):
         lora = value.toast_to_state["default"]
-        weight = lora.base_layer.weight + 1.5 * lora.lora_B.weight @ lora.lora_A.weight
+        weight = lora.base_layer.weight + 1.5 * lora.lora_B.low_rank.weight @ lora.lora_A.low_rank.weight
         entering, leaving = traced.states[block]
         expected = expected + (leaving @ weight.T - entering).square().mean()
     found = toast.reconstruction_loss(model, traced)

@@ -324,14 +324,14 @@ def test_a_base_with_unmerged_lora_is_refused_and_a_merged_one_works() -> None:
 
 def test_the_status_of_layers_and_model() -> None:
     model = toast.wrap(vit())
-    model.add_adapter("lite", ToastConfig(lora_rank=2))
+    model.add_adapter("other", ToastConfig())
     status = model.get_model_status()
-    assert (status.peft_types, status.enabled) == ({"default": "TOAST", "lite": "TOAST"}, True)
+    assert (status.peft_types, status.enabled) == ({"default": "TOAST", "other": "TOAST"}, True)
     assert status.active_adapters == ["default"]
     assert status.trainable_params == sum(p.numel() for p in model.parameters() if p.requires_grad)
     layers = {layer.name: layer for layer in model.get_layer_status()}
-    assert layers["model.norm"].available_adapters == ["default", "lite"]
-    assert layers["model.norm"].requires_grad == {"default": True, "lite": False}
+    assert layers["model.norm"].available_adapters == ["default", "other"]
+    assert layers["model.norm"].requires_grad == {"default": True, "other": False}
     assert layers["model.blocks.0.attn.qkv"].module_type == "ToastValue"
 
 

@@ -5,11 +5,12 @@ All parameters of TOAST live here, keyed by adapter name, as PEFT expects of a `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from peft import LoraConfig
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -163,11 +164,15 @@ class ToastSelector(ToastLayer):
         return features, weights, selected
 
 
-class LowRankMap(nn.Module):
+#: Name of the one adapter in the LoRA layers of TOAST-Lite. It is part of the names of saved tensors.
+FACTORS = "low_rank"
+
+
+class LowRankMap(LoraLinear):
     """A feedback map of TOAST-Lite: frozen, plus trained low-rank factors.  y = (W + α/r B A) x.
 
-    PEFT's LoRA layer would do, but it is a tuner layer with adapters of its own: PEFT and transformers reach
-    into it when they switch and load, and transformers' loader knows one adapter name in a parameter's name.
+    It is PEFT's LoRA layer with one adapter that is always on. PEFT and transformers reach into every tuner
+    layer that they find to switch and freeze it; these factors follow the adapter that their map belongs to.
 
     Args:
         base_layer: The map `W` that is frozen.
@@ -175,25 +180,24 @@ class LowRankMap(nn.Module):
     """
 
     def __init__(self, base_layer: nn.Linear, config: ToastConfig) -> None:
-        super().__init__()
-        width, rank, weight = base_layer.in_features, config.lora_rank, base_layer.weight
-        self.base_layer = base_layer
-        self.lora_A = nn.Linear(width, rank, bias=False, device=weight.device, dtype=weight.dtype)
-        self.lora_B = nn.Linear(rank, width, bias=False, device=weight.device, dtype=weight.dtype)
-        self.dropout = nn.Dropout(config.lora_dropout)
-        self.scaling = config.lora_alpha / rank
-        nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_B.weight)
+        rank, alpha = config.lora_rank, config.lora_alpha
+        lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=config.lora_dropout)
+        super().__init__(base_layer, FACTORS, config=lora, r=rank, lora_alpha=alpha)
 
     @property
     def weight(self) -> Tensor:
-        """The whole map, `(width, width)`, without dropout."""
-        return self.base_layer.weight + self.scaling * self.lora_B.weight @ self.lora_A.weight
+        """The whole map, `(width, width)`, without dropout; differentiable."""
+        delta: Tensor = self.get_delta_weight(FACTORS)
+        return self.base_layer.weight + delta
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `(..., width)` to the same shape."""
-        low_rank = self.lora_B(self.lora_A(self.dropout(x)))
-        return self.base_layer(x) + self.scaling * low_rank  # type: ignore[no-any-return]
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Does nothing: the feedback map's own adapter decides."""
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Does nothing: the feedback map's own adapter decides."""
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Does nothing: the feedback map's own adapter decides."""
 
 
 class ToastValue(ToastLayer):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from toast.config import ToastConfig
 from toast.families import Anatomy, find_anatomy
-from toast.layer import ToastSelector, ToastValue
+from toast.layer import FACTORS, ToastSelector, ToastValue
 from toast.model import find_steering
 from toast.saving import read_safetensors
 from toast.wrapping import wrap
@@ -178,4 +178,4 @@ def _parameter(selector: ToastSelector, values: list[ToastValue], place: _Place)
     linear: Any = maps[adapter]
     if part == "weight":
         return (linear.base_layer if hasattr(linear, "base_layer") else linear).weight
-    return getattr(linear, part).weight
+    return getattr(linear, part)[FACTORS].weight

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from toast.config import ToastConfig
 from toast.families import Anatomy, unwrapped
-from toast.layer import ToastLayer
+from toast.layer import FACTORS, ToastLayer
 from toast.layouts import is_transposed
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def _shapes_of_adapter(config: ToastConfig, anatomy: Anatomy) -> dict[str, tuple
     }
     parts: dict[str, tuple[int, ...]] = {"weight": square}
     if config.is_lite:
-        parts = {"lora_A.weight": (rank, width), "lora_B.weight": (width, rank)}
+        parts = {f"lora_A.{FACTORS}.weight": (rank, width), f"lora_B.{FACTORS}.weight": (width, rank)}
         parts |= {"base_layer.weight": square} if config.save_frozen else {}
     for name in anatomy.value_names:
         for kind in ("to_state", "to_signal"):
