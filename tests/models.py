@@ -54,8 +54,8 @@ def decoder(kind: str = "llama", dtype: torch.dtype = torch.float64, **options: 
     else:
         name, special = DECODERS[kind]
         sizes = {
-            "hidden_size": WIDTH, "intermediate_size": 40, "num_hidden_layers": DEPTH, "num_attention_heads": 3,
-            "vocab_size": VOCABULARY, "max_position_embeddings": 64,
+            "hidden_size": WIDTH, "intermediate_size": 40, "num_hidden_layers": DEPTH,
+            "num_attention_heads": 3, "vocab_size": VOCABULARY, "max_position_embeddings": 64,
             "bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0,
         }  # fmt: skip
         config = getattr(transformers, name)(**(sizes | special | options))

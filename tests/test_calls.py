@@ -508,3 +508,10 @@ def test_nothing_of_a_call_stays_on_the_model() -> None:
     assert held() == before
     assert not any(isinstance(held, Tensor) for module in model.modules() for held in vars(module).values())
     assert functools.reduce(lambda n, m: n + len(m._forward_hooks), model.modules(), 0) == 0
+
+
+def test_tokens_that_are_dropped_at_random_are_refused_in_training() -> None:
+    model = toast.wrap(vit(patch_drop_rate=0.5))
+    model(images())
+    with pytest.raises(ValueError, match=r"patch_drop_rate=0\.5"):
+        model.train()(images())

@@ -26,7 +26,7 @@ def test_docstring_examples(name: str) -> None:
 def test_readme_examples() -> None:
     torch.manual_seed(0)
     results = doctest.testfile(str(ROOT / "README.md"), module_relative=False, optionflags=FLAGS)
-    assert results.attempted > 5
+    assert results.attempted >= 4
     assert results.failed == 0
 
 

@@ -17,20 +17,16 @@ from toast.model import find_steering
 
 
 def plain_vit(sizes: dict[str, str]) -> nn.Module:
-    return timm.models.vision_transformer.VisionTransformer(
-        img_size=int(sizes["img_size"]), patch_size=int(sizes["patch_size"]), embed_dim=int(sizes["embed_dim"]),
-        depth=int(sizes["depth"]), num_heads=int(sizes["num_heads"]), num_classes=int(sizes["num_classes"]),
-    ).double()  # fmt: skip
+    names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "num_classes")
+    options = {name: int(sizes[name]) for name in names}
+    return timm.models.vision_transformer.VisionTransformer(**options).double()
 
 
 def plain_llama(sizes: dict[str, str]) -> nn.Module:
-    config = transformers.LlamaConfig(
-        hidden_size=int(sizes["hidden_size"]), intermediate_size=int(sizes["intermediate_size"]),
-        num_hidden_layers=int(sizes["num_hidden_layers"]), num_attention_heads=int(sizes["num_attention_heads"]),
-        vocab_size=int(sizes["vocab_size"]), max_position_embeddings=int(sizes["max_position_embeddings"]),
-        rms_norm_eps=float(sizes["rms_norm_eps"]), rope_theta=float(sizes["rope_theta"]),
-        bos_token_id=1, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
+    whole = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    options = {name: int(sizes[name]) for name in (*whole, "max_position_embeddings")}
+    options |= {name: float(sizes[name]) for name in ("rms_norm_eps", "rope_theta")}
+    config = transformers.LlamaConfig(**options, bos_token_id=1, eos_token_id=None, pad_token_id=0)
     return transformers.LlamaForCausalLM(config).double()
 
 

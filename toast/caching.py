@@ -135,7 +135,10 @@ def _check_lengths(second: Sequence[Any], first: Sequence[Any]) -> None:
     """Refuses a cache that a call left half filled: its ends, in the order in which a call fills them."""
     if torch.compiler.is_compiling():
         return
-    lengths = [int(layer.get_seq_length()) for layer in (first[0], first[-1], second[0], second[-1])]
+    lengths = [layer.get_seq_length() for layer in (first[0], first[-1], second[0], second[-1])]
+    if any(isinstance(length, torch.Tensor) and not length.is_cpu for length in lengths):
+        return  # reading a counter that an accelerator keeps would make the host wait at every step
+    lengths = [int(length) for length in lengths]
     if len(set(lengths)) > 1:
         raise ValueError(
             f"past_key_values: the first and last layers of this cache hold {lengths[0]} and {lengths[1]} "

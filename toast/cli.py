@@ -49,13 +49,19 @@ def demo(
     run(out, Size(train, test, generic, share), seed)
 
 
+_Folder = Annotated[
+    Path, typer.Argument(exists=True, file_okay=False, help="Causal language model with its tokenizer.")
+]
+_Adapter = Annotated[
+    Path | None, typer.Option(exists=True, file_okay=False, help="TOAST adapter; without it a new one.")
+]
+
+
 @app.command()
 def generate(
-    model: Annotated[Path, typer.Argument(help="Folder of a causal language model with its tokenizer.")],
+    model: _Folder,
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
-    adapter: Annotated[
-        Path | None, typer.Option(help="Folder of a TOAST adapter; without it a new one.")
-    ] = None,
+    adapter: _Adapter = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 40,
     seed: Annotated[int | None, typer.Option(help="Sample with this seed; without it, greedy.")] = None,
 ) -> None:

@@ -100,9 +100,8 @@ def value_matrices(values: Sequence[ToastValue]) -> list[Tensor]:
     """
     composed: list[Tensor] = []
     chain: Tensor | None = None
-    with torch.autocast(
-        values[0].base_layer.weight.device.type, enabled=False
-    ):  # rounding would pile up along the chain
+    # Without autocast: rounding would pile up along the chain.
+    with torch.autocast(whole_weight(values[0].maps[0]).device.type, enabled=False):
         for value in reversed(values):
             to_state, to_signal = (whole_weight(linear) for linear in value.maps)
             weight = value.layout.value_weight(value.base_layer)

@@ -25,13 +25,7 @@ def continue_prompt(
 
     Returns:
         The prompt and its continuation.
-
-    Raises:
-        ValueError: If a folder is not there.
     """
-    for place in (folder, adapter):
-        if place is not None and not place.is_dir():
-            raise ValueError(f"{place} is no folder; needs one that save_pretrained wrote.")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     base = AutoModelForCausalLM.from_pretrained(folder)
     model = toast.wrap(base) if adapter is None else PeftModel.from_pretrained(base, str(adapter))

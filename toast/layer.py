@@ -187,8 +187,8 @@ class LowRankMap(LoraLinear):
     @property
     def weight(self) -> Tensor:
         """The whole map, `(width, width)`, without dropout; differentiable."""
-        delta: Tensor = self.get_delta_weight(FACTORS)
-        return self.base_layer.weight + delta
+        whole: Tensor = self.base_layer.weight + self.get_delta_weight(FACTORS)
+        return whole
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Does nothing: the feedback map's own adapter decides."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from toast.caching import pass_caches
 from toast.families import Family
@@ -55,6 +55,7 @@ class Steering:
         Equations 1 to 4 of arXiv 2305.15542 in the order in which they are computed.
         """
         self._refuse_wrapped_values()
+        self._refuse_dropped_tokens()
         observer = current_observer(self)
         checkpointing = torch.is_grad_enabled() and self._carry_passes()
         first_inputs, inputs = pass_caches(self, method.named(args, kwargs))
@@ -156,6 +157,15 @@ class Steering:
                         "x + s. Leave that module out of its target_modules, merge it before wrapping, or "
                         "make one of the two active."
                     )
+
+    def _refuse_dropped_tokens(self) -> None:
+        """Refuses random token dropping: each pass would drop its own, and signals reach other tokens."""
+        rate = getattr(getattr(self.trunk, "patch_drop", None), "prob", 0.0)
+        if self.trunk.training and rate > 0:
+            raise ValueError(
+                f"the trunk drops tokens at random in training (patch_drop_rate={rate}), and would drop "
+                "others in each of the two passes. Create the model with patch_drop_rate=0."
+            )
 
     def attach(self) -> None:
         """Puts steered methods in the place of the trunk's."""

@@ -40,7 +40,7 @@ def wrap(
         >>> vit = timm.create_model("vit_tiny_patch16_224", num_classes=10)
         >>> model = toast.wrap(vit, lora_rank=4, modules_to_save=["head"])
         >>> model.print_trainable_parameters()
-        trainable params: 75,850 || all params: 6,527,498 || trainable%: 1.1620
+        trainable params: 75,850 || all params: 6,486,932 || trainable%: 1.1693
     """
     if isinstance(model, PeftModel) or any(isinstance(module, ToastLayer) for module in model.modules()):
         raise ValueError(

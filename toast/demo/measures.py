@@ -52,7 +52,7 @@ def class_attention(attention: Tensor) -> Tensor:
     """
     over_patches = attention[:, :, 0, 1:].mean(1)
     side = round(over_patches.shape[1] ** 0.5)
-    return (over_patches / over_patches.sum(-1, keepdim=True)).unflatten(-1, (side, side))
+    return (over_patches / over_patches.sum(-1, keepdim=True)).view(-1, side, side)
 
 
 def share_in_boxes(maps: Tensor, boxes: Tensor) -> Tensor:

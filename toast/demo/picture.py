@@ -42,7 +42,7 @@ def look(model: nn.Module, pictures: Pictures, rows: Tensor) -> Views:
     side = round(weights.shape[1] ** 0.5)
     return Views(
         frozen=class_attention(first.float().cpu()),
-        selection=weights.unflatten(-1, (side, side)),
+        selection=weights.view(-1, side, side),
         refocused=class_attention(second.float().cpu()),
         predicted=traced.output.argmax(-1).cpu(),
     )
