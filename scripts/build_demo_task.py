@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "toast" / "demo" / "assets" / "task.safetensors"
 SPRITE_SIDE = 48
 MAX_PIXELS = 4_000_000
+Image.MAX_IMAGE_PIXELS = None  # the largest pictures are skipped by their header
 # folders of objects; clothing is left out, so that the answer is never among the distractors
 FOLDERS = (
     "animals/birds",
