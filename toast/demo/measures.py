@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from einops import einsum, rearrange, reduce
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -50,9 +51,15 @@ def class_attention(attention: Tensor) -> Tensor:
     Returns:
         `(batch, rows, columns)` of the square grid of patches.
     """
-    over_patches = attention[:, :, 0, 1:].mean(1)
-    side = round(over_patches.shape[1] ** 0.5)
-    return (over_patches / over_patches.sum(-1, keepdim=True)).view(-1, side, side)
+    over_patches = reduce(attention[:, :, 0, 1:], "batch heads patches -> batch patches", "mean")
+    return as_grid(over_patches / over_patches.sum(-1, keepdim=True))
+
+
+def as_grid(patches: Tensor) -> Tensor:
+    """Lays values of patches, `(batch, patches)`, out on their square grid, `(batch, rows, columns)`."""
+    rows = round(patches.shape[1] ** 0.5)
+    grid: Tensor = rearrange(patches, "batch (rows columns) -> batch rows columns", rows=rows)
+    return grid
 
 
 def share_in_boxes(maps: Tensor, boxes: Tensor) -> Tensor:
@@ -73,7 +80,9 @@ def share_in_boxes(maps: Tensor, boxes: Tensor) -> Tensor:
         ).clamp(min=0)
         for start, end in ((1, 3), (0, 2))
     ]
-    return torch.einsum("brc,br,bc->b", maps, covered[0] / patch, covered[1] / patch)
+    down, across = covered[0] / patch, covered[1] / patch
+    shares: Tensor = einsum(maps, down, across, "batch rows columns, batch rows, batch columns -> batch")
+    return shares
 
 
 def box_share_of_area(pictures: Pictures) -> float:

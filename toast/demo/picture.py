@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import toast
-from toast.demo.measures import class_attention, share_in_boxes
+from toast.demo.measures import as_grid, class_attention, share_in_boxes
 from toast.demo.task import CLASSES, SIDE, Pictures, normalise
 
 
@@ -39,10 +39,9 @@ def look(model: nn.Module, pictures: Pictures, rows: Tensor) -> Views:
     traced = toast.trace(model, normalise(pictures.images[rows]).to(device), attention_blocks=[-1])
     (first,), (second,) = traced.first_attention.values(), traced.attention.values()
     weights = traced.selection_weights[:, 1:].float().cpu()
-    side = round(weights.shape[1] ** 0.5)
     return Views(
         frozen=class_attention(first.float().cpu()),
-        selection=weights.view(-1, side, side),
+        selection=as_grid(weights),
         refocused=class_attention(second.float().cpu()),
         predicted=traced.output.argmax(-1).cpu(),
     )
