@@ -50,7 +50,7 @@ def main() -> None:
             set_seed(args.seed)
         method = "toast" if args.method == "pre-tuning" else args.method
         recipe = RECIPES["toast"] if args.method == "pre-tuning" else recipe
-        trained = METHODS[method](train, args.pretrained, recipe)
+        trained = METHODS[method](train, args.pretrained, recipe, args.seed)
         accuracy, on_target = measures.evaluate(trained.model, validation)
         print(
             f"{args.method}  rate {rate:g}  epochs {recipe.epochs}  accuracy {accuracy:.3f}  "

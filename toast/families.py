@@ -33,6 +33,7 @@ class Family:
         norm: Path of the final norm, in the trunk.
         methods: Methods of the trunk that run it, and that are steered.
         select_features: What the selector reads, if the configuration does not say.
+        official: Which of the official variants its checkpoints are, `vision` or `language`.
     """
 
     name: str
@@ -42,7 +43,8 @@ class Family:
     layout: str
     norm: str
     methods: tuple[str, ...] = ("forward",)
-    select_features: str = "unnormed"
+    select_features: str = "normed"
+    official: str = "language"
 
 
 def _decoder(name: str, trunk: str) -> Family:
@@ -59,7 +61,7 @@ FAMILIES: tuple[Family, ...] = (
         layout="last_third",
         norm="norm",
         methods=("forward_features", "forward_intermediates"),
-        select_features="normed",
+        official="vision",
     ),
     _decoder("llama", "transformers.models.llama.modeling_llama.LlamaModel"),
     _decoder("mistral", "transformers.models.mistral.modeling_mistral.MistralModel"),

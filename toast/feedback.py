@@ -84,7 +84,7 @@ def signals(values: Sequence[ToastValue], selected: Tensor) -> list[Tensor]:
     state, found = selected, []
     for value in reversed(values):
         to_state, to_signal = value.maps
-        state = to_state(state)
+        state = to_state(state.to(next(to_state.parameters()).device))
         found.append(to_signal(state))
     return found[::-1]
 

@@ -96,6 +96,12 @@ def refuse_several(names: Iterable[str]) -> None:
         )
 
 
+OUTSIDE = (
+    "a steered block runs outside of a call of its trunk, so it has no signal. If activation checkpointing "
+    "recomputes it, checkpoint with the library's own switch (gradient_checkpointing_enable of transformers, "
+    "set_grad_checkpointing of timm), not re-entrant; to run blocks by themselves, disable the adapter."
+)
+
 CANNOT_MERGE = (
     "TOAST cannot be merged into the weights: its signal depends on a first pass over each input. "
     "Keep the adapter (save_pretrained), or take it off with unload()."
@@ -158,7 +164,7 @@ class ToastSelector(ToastLayer):
             "unnormed": (unnormed, unnormed),
             "mixed": (normed, unnormed),
         }[self.config.select_features or "normed"]
-        compared, features = compared.to(task_embedding.dtype), features.to(task_embedding.dtype)
+        compared, features = compared.to(task_embedding), features.to(task_embedding)
         weights = F.cosine_similarity(compared, task_embedding, dim=-1).clamp(0, 1)
         selected = (weights[..., None] * features) @ self.toast_channel_transform[self.adapter]
         return features, weights, selected
@@ -248,6 +254,8 @@ class ToastValue(ToastLayer):
         """Runs the projection; in a pass that holds a signal for this block, with the values of `x + s`."""
         call = current_pass()
         if call is None:
+            if self.adapter is not None:
+                raise RuntimeError(OUTSIDE)
             return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
         call.enter(self)
         signal = call.signals.get(self)

@@ -74,10 +74,13 @@ class Layout:
         out: Tensor = projection(x)
         start = out.shape[-1] - out.shape[-1] // self.parts
         bias = getattr(projection, "bias", None)
-        # The output is fresh and no backward of a linear map needs it: writing in place saves a copy.
-        out[..., start:] += shift.to(out.dtype)
         if bias_twice and bias is not None:
-            out[..., start:] += bias[start:]
+            shift = shift + bias[start:]
+        if self.value_weight(projection) is None or projection._forward_hooks:
+            # Somebody may hold on to this output.
+            return torch.cat([out[..., :start], out[..., start:] + shift.to(out.dtype)], dim=-1)
+        # The output is fresh and no backward of a plain linear map needs it: adding in place saves a copy.
+        out[..., start:] += shift.to(out.dtype)
         return out
 
     def steer(self, projection: Any, x: Tensor, signal: Tensor, bias_twice: bool) -> Tensor:
@@ -92,7 +95,7 @@ class Layout:
         Returns:
             `(batch, tokens, parts * value_width)`.
         """
-        signal = signal.to(x.dtype)
+        signal = signal.to(x.device, x.dtype)
         if self.parts == 1:
             out: Tensor = projection(x + signal)
             bias = getattr(projection, "bias", None)
@@ -102,11 +105,8 @@ class Layout:
             return self.shift(projection, x, F.linear(signal, weight), bias_twice)
         out = projection(x)
         start = out.shape[-1] - out.shape[-1] // self.parts
-        if bias_twice:
-            out[..., start:] += projection(signal)[..., start:]
-        else:
-            out[..., start:] = projection(x + signal)[..., start:]
-        return out
+        steered = out + projection(signal) if bias_twice else projection(x + signal)
+        return torch.cat([out[..., :start], steered[..., start:]], dim=-1)
 
 
 def is_transposed(projection: nn.Module) -> bool:

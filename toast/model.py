@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from peft import PeftConfig
@@ -62,11 +64,11 @@ class ToastModel(BaseTuner):
         config = self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
         assert isinstance(config, ToastConfig)
         anatomy = find_anatomy(model, config.anatomy)
-        claimed = config.backbone
+        saving.follow_pretrained(config)
         saving.check_config(config, anatomy)
         _refuse_unknown_modules(model, config.modules_to_save)
-        if claimed is not None:
-            saving.check_saved(model, config, anatomy)
+        _refuse_steered_modules(anatomy, config.modules_to_save)
+        saving.check_saved(model, config, anatomy)
         frozen = saving.pretrained_tensors(config, anatomy)
         had_layers = any(isinstance(module, ToastLayer) for module in model.modules())
         self._anatomy = anatomy
@@ -135,6 +137,15 @@ class ToastModel(BaseTuner):
     ) -> None:
         # PEFT's own looks for a device at the weights of `child`; a norm may have none, and ours are placed.
         setattr(parent, child_name, new_module)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT's way to use several adapters in one batch, which needs a first pass for each."""
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "adapter_names: TOAST cannot use several adapters in one batch; call once for each."
+            )
+        yield
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(CANNOT_MERGE)
@@ -237,6 +248,19 @@ def _refuse_unknown_modules(model: nn.Module, modules_to_save: list[str] | None)
             f"{' or '.join(map(repr, modules_to_save))}; its children are "
             f"{', '.join(name for name, _ in model.named_children())}."
         )
+
+
+def _refuse_steered_modules(anatomy: Anatomy, modules_to_save: list[str] | None) -> None:
+    """Refuses to keep modules that are, or hold, what TOAST wraps."""
+    for steered in (anatomy.norm_name, *anatomy.value_names):
+        parts = steered.split(".")
+        holders = [".".join(parts[: end + 1]) for end in range(len(parts))]
+        for wanted in modules_to_save or ():
+            if any(holder.endswith(wanted) for holder in holders):
+                raise ValueError(
+                    f"modules_to_save: {wanted!r} is or holds {steered!r}, which TOAST wraps and needs "
+                    "frozen. Name other modules, such as the head."
+                )
 
 
 def _refuse_foreign_adapters(model: nn.Module) -> None:

@@ -23,6 +23,8 @@ _DECODER = re.compile(
     r"(?P<prefix>.*?)decoders\.(?P<block>\d+)\.(?P<map>linear2?)\.(?P<part>weight|lora_[AB])$"
 )
 _SELECTOR = re.compile(r"(?P<prefix>.*?)(?P<part>prompt|top_down_transform)$")
+# What PEFT puts into the names of wrapped modules; `modules_to_save` keeps two copies, both are filled.
+_WRAPPED = re.compile(r"(?<=\.)(base_layer|original_module|modules_to_save\.[^.]+)\.")
 # Tables that old releases of transformers stored and newer ones compute.
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 
@@ -68,9 +70,7 @@ def load_official(
             own.pop("lm_head.weight", None)
         _compare("backbone", own, backbone)
 
-    variant = ("vision" if anatomy.family.select_features == "normed" else "language") + (
-        "-lite" if rank else ""
-    )
+    variant = anatomy.family.official + ("-lite" if rank else "")
     wrapped = wrap(model, ToastConfig.official(variant, **({"lora_rank": rank} | options)))
     if backbone:
         _load_backbone(wrapped, backbone)
@@ -157,14 +157,11 @@ def _tied(model: nn.Module) -> bool:
 
 
 def _load_backbone(wrapped: PeftModel, backbone: Mapping[str, Tensor]) -> None:
-    """Copies the backbone's weights; the names in the wrapped model have `base_layer` in them."""
-    own = {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in wrapped.get_base_model().state_dict().items()
-        if ".toast_" not in name
-    }
-    for name, tensor in backbone.items():
-        own[name].copy_(tensor)
+    """Copies the backbone's weights; what stands around a module of the wrapped model shows in its name."""
+    for name, own in wrapped.get_base_model().state_dict().items():
+        plain = _WRAPPED.sub("", name)
+        if ".toast_" not in name and plain in backbone:
+            own.copy_(backbone[plain])
 
 
 def _parameter(selector: ToastSelector, values: list[ToastValue], place: _Place) -> Any:

@@ -25,16 +25,21 @@ METHOD = "toast"
 class _RegisterAfterPeft(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Import hook that lets PEFT load as usual and registers TOAST afterwards."""
 
+    searching = False
+
     loader: importlib.abc.Loader
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """Wraps the loader of `peft`; says nothing about any other module."""
-        if fullname != "peft":
+        if fullname != "peft" or self.searching:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self.searching = True  # the search below comes by here again
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self.searching = False
         if spec is None or spec.loader is None:
             return None
         self.loader = spec.loader
@@ -46,7 +51,12 @@ class _RegisterAfterPeft(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Runs PEFT, gives it back its own loader, then registers TOAST."""
+        """Runs PEFT, gives it back its own loader, then registers TOAST.
+
+        Only now is the hook done: libraries look for PEFT's spec to see whether it is installed.
+        """
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
         self.loader.exec_module(module)
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader

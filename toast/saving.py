@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +38,8 @@ def save_adapter(model: PeftModel, folder: str | Path, **options: Any) -> Path:
 
     Args:
         model: The wrapped model.
-        folder: Where the adapter goes; an earlier adapter there is replaced once the new one is complete.
+        folder: Where the adapter goes. Its files replace those of an earlier one, each at once and only when
+            all are written; other files there stay.
         **options: Further options of `save_pretrained`.
 
     Returns:
@@ -48,11 +48,13 @@ def save_adapter(model: PeftModel, folder: str | Path, **options: Any) -> Path:
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
-        fresh, old = Path(beside, "new"), Path(beside, "old")
-        model.save_pretrained(str(fresh), **options)
-        if folder.exists():
-            shutil.move(folder, old)
-        shutil.move(fresh, folder)
+        model.save_pretrained(beside, **options)
+        written = [path for path in Path(beside).rglob("*") if path.is_file()]
+        # The configuration comes last: until it is there, nothing loads what is not complete.
+        for path in sorted(written, key=lambda path: path.name == CONFIG_NAME):
+            target = folder / path.relative_to(beside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
     return folder
 
 
@@ -285,6 +287,27 @@ _HOW_TO_MOVE = (
     "If the pre-tuned adapter is elsewhere now, load the configuration with ToastConfig.from_pretrained, set "
     "its `pretrained` to the folder and pass it as config."
 )
+
+
+def follow_pretrained(config: ToastConfig) -> None:
+    """Takes over how a pre-tuned module was used: feedback learnt on some features is no use on others.
+
+    Raises:
+        ValueError: If the configuration asks for something else than the pre-tuned adapter's.
+    """
+    place = None if config.pretrained is None else Path(config.pretrained, CONFIG_NAME)
+    if place is None or not place.is_file():
+        return
+    made_with = json.loads(place.read_text())
+    for name in ("select_from", "select_features", "value_bias"):
+        own, saved = getattr(config, name), made_with.get(name)
+        if own is None:
+            setattr(config, name, saved)
+        elif name in made_with and own != saved:
+            raise ValueError(
+                f"{name}: the pre-tuned adapter in {config.pretrained} was made with {saved!r}, this "
+                f"configuration says {own!r}. Pass {name}={saved!r}, or pre-tune again."
+            )
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

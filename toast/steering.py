@@ -60,10 +60,10 @@ class Steering:
         checkpointing = torch.is_grad_enabled() and self._carry_passes()
         first_inputs, inputs = pass_caches(self, method.named(args, kwargs))
 
-        # 1. First pass: frozen, so it needs no graph.
+        # 1. First pass: frozen, so it needs no graph, unless something else in the trunk is trained.
         first = Pass(1, signals={}, reads=self.selector, observer=observer)
-        with torch.no_grad():
-            first_output = self.first_pass(first, first_inputs)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_beside()):
+            first_output = self.first_pass(first, first_inputs, checkpointing)
 
         # 2. Selection: tokens that resemble the task embedding, then channels.
         assert first.features is not None
@@ -88,11 +88,11 @@ class Steering:
         """The blocks, bottom first."""
         return list(self.trunk.get_submodule(self.family.blocks).children())
 
-    def first_pass(self, this: Pass, inputs: dict[str, Any]) -> Any:
+    def first_pass(self, this: Pass, inputs: dict[str, Any], checkpointing: bool) -> Any:
         """Runs the trunk up to the block that the selector reads, through the final norm."""
         last = self.selector.config.select_from
         bound: Blocks | None = None
-        if this.observer is not None and this.observer.wants_states:
+        if checkpointing or (this.observer is not None and this.observer.wants_states):
             bound = bind_blocks(self.blocks, this)
         if last is not None and last != len(self.values) - 1:
             bound = Blocks((bound or self.blocks)[: last + 1])
@@ -117,8 +117,18 @@ class Steering:
         if blocks is None:
             method: SteeredMethod = self.trunk.__dict__[name]
             return method.before or functools.partial(getattr(type(self.trunk), name), self.trunk)
+        if self.trunk.__dict__[name].before is not None:
+            raise ValueError(
+                f"{type(self.trunk).__name__}.{name} was replaced on this instance (by a device hook of "
+                "Accelerate, for example), which select_from, the checkpointing of timm and traced block "
+                "states do not go together with."
+            )
         view = with_blocks(self.trunk, self.family.blocks, blocks, hidden=self.family.methods)
         return functools.partial(getattr(type(self.trunk), name), view)
+
+    def _trains_beside(self) -> bool:
+        """Whether a parameter of the trunk is trained that is not TOAST's: a LoRA factor, an embedding."""
+        return any(p.requires_grad and ".toast_" not in f".{n}" for n, p in self.trunk.named_parameters())
 
     def _carry_passes(self) -> bool:
         """Lets checkpointing functions of blocks carry the pass; True if the trunk checkpoints its blocks.

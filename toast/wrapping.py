@@ -72,7 +72,8 @@ def calibrate(model: nn.Module, *inputs: Any, **kwargs: Any) -> None:
 
     A random embedding is nearly orthogonal to every feature, so about half of the tokens are cut off and the
     others pass with weights of a few hundredths. The mean lets tokens pass from the start; what the task
-    needs is then learned. For models with a class token the mean is over class tokens, else over all tokens.
+    needs is then learned. The mean is over class tokens, or, without them, over all tokens but registers and
+    padding.
 
     Args:
         model: A wrapped model.
@@ -85,7 +86,13 @@ def calibrate(model: nn.Module, *inputs: Any, **kwargs: Any) -> None:
             "calibrate needs a model with an active TOAST adapter; wrap it with toast.wrap first."
         )
     features = trace(model, *inputs, **kwargs).features
-    prefix = int(getattr(steering.trunk, "num_prefix_tokens", 0))
-    read = features[:, 0] if prefix else features.flatten(0, 1)
+    mask = kwargs.get("attention_mask")
+    if getattr(steering.trunk, "cls_token", None) is not None:
+        read = features[:, 0]
+    elif mask is not None:
+        read = features[mask.bool()]
+    else:
+        prefix = int(getattr(steering.trunk, "num_prefix_tokens", 0))
+        read = features[:, prefix:].flatten(0, 1)
     embedding = steering.selector.toast_task_embedding[steering.selector.adapter]
     embedding.copy_(torch.nn.functional.normalize(read, dim=-1).mean(0) * embedding.shape[0] ** 0.5)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from peft import PeftModel
+from torch import Tensor
 from torch.nn import functional as F
 
 import toast
-from toast.demo.measures import as_grid, class_attention, share_in_boxes
+from toast.demo.measures import LastAttention, as_grid, class_attention, share_in_boxes
 from toast.demo.task import CLASSES, SIDE, Pictures, normalise
 
 
@@ -31,23 +33,36 @@ class Views:
     predicted: Tensor
 
 
+def require_matplotlib() -> None:
+    """Says how to install matplotlib if it is not there.
+
+    Raises:
+        ImportError: If it is not there.
+    """
+    if find_spec("matplotlib") is None:
+        raise ImportError("drawing needs matplotlib: pip install 'toast-steering[demo]'")
+
+
 @torch.no_grad()
-def look(model: nn.Module, pictures: Pictures, rows: Tensor) -> Views:
-    """Runs a steered model once over some pictures and returns what it looked at."""
+def look(model: PeftModel, pictures: Pictures, rows: Tensor) -> Views:
+    """Runs a steered model over some pictures, with and without steering, and returns what it looked at."""
     model.eval()
-    device = next(model.parameters()).device
-    traced = toast.trace(model, normalise(pictures.images[rows]).to(device), attention_blocks=[-1])
-    (first,), (second,) = traced.first_attention.values(), traced.attention.values()
+    images = normalise(pictures.images[rows]).to(next(model.parameters()).device)
+    # The selector may read a block below the last, where the first pass then ends.
+    with model.disable_adapter(), LastAttention() as frozen:
+        model(images)
+    traced = toast.trace(model, images, attention_blocks=[-1])
+    (second,) = traced.attention.values()
     weights = traced.selection_weights[:, 1:].float().cpu()
     return Views(
-        frozen=class_attention(first.float().cpu()),
+        frozen=class_attention(frozen.attention.float().cpu()),
         selection=as_grid(weights),
         refocused=class_attention(second.float().cpu()),
         predicted=traced.output.argmax(-1).cpu(),
     )
 
 
-def draw(model: nn.Module, pictures: Pictures, rows: Tensor, path: Path, title: str) -> Path:
+def draw(model: PeftModel, pictures: Pictures, rows: Tensor, path: Path, title: str) -> Path:
     """Draws some pictures with what the model looked at.
 
     Columns: the picture, the frozen model's attention, the selection weights, the refocused attention. Both
@@ -67,11 +82,9 @@ def draw(model: nn.Module, pictures: Pictures, rows: Tensor, path: Path, title: 
     Raises:
         ImportError: If matplotlib is not there, with how to install it.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Rectangle
-    except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install 'toast-steering[demo]'") from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     views = look(model, pictures, rows)
     boxes = pictures.boxes[rows]

@@ -34,9 +34,9 @@ class Size:
         share: Share of the epochs of every recipe.
     """
 
-    train: int = 2000
-    test: int = 1000
-    generic: int = 2000
+    train: int = 1000
+    test: int = 500
+    generic: int = 1000
     share: float = 1.0
 
 
@@ -53,6 +53,7 @@ def run(out: Path, size: Size | None = None, seed: int = 0, console: Console | N
         What `result.json` holds.
     """
     size, console = size or Size(), console or Console()
+    picture.require_matplotlib()
     began = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     console.print(
@@ -64,13 +65,12 @@ def run(out: Path, size: Size | None = None, seed: int = 0, console: Console | N
 
     set_seed(seed)
     pretrained = out / "toast-pretrained"
-    stage_one = pre_tune(
-        load_generic(size.generic, seed), pretrained, shortened(RECIPES["pre-tuning"], size.share)
-    )
+    generic = load_generic(size.generic, seed)
+    stage_one = pre_tune(generic, pretrained, shortened(RECIPES["pre-tuning"], size.share), seed)
     results: dict[str, dict[str, Any]] = {}
     for name, train_method in METHODS.items():
         set_seed(seed)
-        trained = train_method(train, pretrained, shortened(RECIPES[name], size.share))
+        trained = train_method(train, pretrained, shortened(RECIPES[name], size.share), seed)
         accuracy, on_target = measures.evaluate(trained.model, test)
         results[name] = {
             "accuracy": round(accuracy, 4),
@@ -81,8 +81,7 @@ def run(out: Path, size: Size | None = None, seed: int = 0, console: Console | N
         if isinstance(trained.model, PeftModel):
             toast.save_adapter(trained.model, out / name)
         if name == "toast":
-            title = "Class-token attention of the last block, before and after steering (held-out pictures)"
-            picture.draw(trained.model, test, torch.arange(6), out / "attention.png", title)
+            steered = trained.model
     result = {
         "methods": results,
         "box_share_of_area": round(area, 4),
@@ -99,6 +98,9 @@ def run(out: Path, size: Size | None = None, seed: int = 0, console: Console | N
     beside = out / ".result.json"
     beside.write_text(json.dumps(result, indent=2) + "\n")
     beside.replace(out / "result.json")
+    assert isinstance(steered, PeftModel)
+    title = "Class-token attention of the last block, before and after steering (held-out pictures)"
+    picture.draw(steered, test, torch.arange(6), out / "attention.png", title)
     console.print(as_table(result))
     console.print(
         f"The item's box is {area:.3f} of the area. Pre-tuning took {stage_one:.0f} s, everything "

@@ -21,10 +21,11 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 class Recipe:
     """How something is trained: AdamW, one cycle (warm-up over a tenth of the steps, then cosine).
 
+    The head of a network needs a rate of its own: it starts at zero, what is pre-trained does not.
+
     Args:
         learning_rate: Peak of the cycle.
-        head_rate: Peak for the head, which starts at zero and needs more than what is pre-trained; None is
-            the same.
+        head_rate: Peak for the head; None is the same.
         epochs: Passes over the data.
         batch: Pictures a step.
         weight_decay: Of AdamW.
@@ -79,7 +80,7 @@ def fit(
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
     steps = recipe.epochs * len(loader)
-    cycle = OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
+    cycle = OneCycleLR(optimizer, rates, total_steps=steps, pct_start=max(0.1, min(1.0, 2 / steps)))
     model, optimizer, loader, cycle = accelerator.prepare(model, optimizer, loader, cycle)
     model.train()
     start = time.perf_counter()
