@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 
 import toast
 from tests.models import decoder, vit
@@ -162,3 +163,17 @@ def test_unloading_gives_blocks_their_checkpointing_back() -> None:
     assert blocks[0]._gradient_checkpointing_func is not own
     model.unload()
     assert blocks[0]._gradient_checkpointing_func is own
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")  # the first pass
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_that_loses_the_pass_is_an_error_and_no_wrong_gradient(reentrant: bool) -> None:
+    model = steered("llama")
+    layers = model.get_base_model().model.layers
+    kind = CheckpointImpl.REENTRANT if reentrant else CheckpointImpl.NO_REENTRANT
+    for index, layer in enumerate(layers):
+        layers[index] = checkpoint_wrapper(layer, checkpoint_impl=kind)
+    model.train().enable_input_require_grads()
+    (x,) = inputs("llama")
+    with pytest.raises(RuntimeError, match="outside of a call of its trunk"):
+        call(model, x).square().mean().backward()

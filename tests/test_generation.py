@@ -20,7 +20,7 @@ KINDS = [*DECODERS, "gpt2"]
 
 def steer(bare: Any, **options: Any) -> Any:
     """A wrapped model whose signals are far from zero: the task embedding resembles what is read."""
-    model = awaken(toast.wrap(bare, **options)).eval()
+    model = awaken(toast.wrap(bare, **({"select_features": "unnormed"} | options))).eval()
     toast.calibrate(model, input_ids=tokens(), use_cache=False)
     return model
 
@@ -48,7 +48,8 @@ def by_hand(model: Any, plain: Any, prompt: Tensor) -> Tensor:
     blocks = plain.transformer.h if gpt2 else plain.model.layers
     norm = plain.transformer.ln_f if gpt2 else plain.model.norm
     seen: list[Tensor] = []
-    handle = norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    normed = find_steering(model).selector.config.select_features == "normed"
+    handle = norm.register_forward_hook(lambda _, args, out: seen.append(out if normed else args[0]))
     plain(input_ids=prompt)
     handle.remove()
 
@@ -81,11 +82,12 @@ def by_hand(model: Any, plain: Any, prompt: Tensor) -> Tensor:
     return plain(input_ids=prompt).logits
 
 
+@pytest.mark.parametrize("features", ["normed", "unnormed"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_logits_are_those_of_two_passes_by_hand(kind: str) -> None:
+def test_the_logits_are_those_of_two_passes_by_hand(kind: str, features: str) -> None:
     bare = decoder(kind)
     weights = {name: tensor.clone() for name, tensor in bare.state_dict().items()}
-    model = steer(bare)
+    model = steer(bare, select_features=features)
     plain = decoder(kind)
     plain.load_state_dict(weights)
     prompt = tokens()

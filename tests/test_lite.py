@@ -16,6 +16,7 @@ import toast
 from tests.models import awaken, decoder, images, tokens, vit
 from tests.snapshots import refused
 from toast.config import ToastConfig
+from toast.model import find_steering
 
 MAKERS = pytest.mark.parametrize("make", [vit, decoder])
 
@@ -172,3 +173,15 @@ def test_the_checksum_does_not_depend_on_the_precision_of_the_base(tmp_path) -> 
     full = load_file(tmp_path / "full" / "adapter_model.safetensors")
     stored = full["base_model.model.blocks.0.attn.qkv.toast_to_state.weight"]
     assert torch.equal(layer.base_layer.weight, stored)
+
+
+def test_it_follows_how_the_pretuned_adapter_was_used(tmp_path) -> None:
+    base = vit()
+    toast.save_adapter(toast.wrap(copy.deepcopy(base), select_from=1, select_features="mixed"), tmp_path)
+    config = find_steering(toast.wrap(copy.deepcopy(base), pretrained=tmp_path)).selector.config
+    assert (config.select_from, config.select_features) == (1, "mixed")
+    for option in ({"select_from": 0}, {"select_features": "normed"}, {"value_bias": "twice"}):
+        with pytest.raises(
+            ValueError, match=f"{next(iter(option))}: the pre-tuned adapter in .* was made with"
+        ):
+            toast.wrap(copy.deepcopy(base), pretrained=tmp_path, **option)

@@ -138,6 +138,14 @@ def test_without_the_backbone_it_stays(official) -> None:
     assert torch.equal(steering.selector.toast_task_embedding["default"], run["weight.prompt"])
 
 
+def test_a_head_that_is_kept_is_loaded_too(official) -> None:
+    run, sizes = official("toast_vit")
+    model = toast.load_official(plain_vit(sizes), weights(run), modules_to_save=["head"])
+    torch.testing.assert_close(model(run["input"]), run["logits"], rtol=0, atol=1e-9)
+    with model.disable_adapter():
+        torch.testing.assert_close(model(run["input"]), run["first_logits"], rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -35,6 +35,7 @@ def trainable(model: nn.Module) -> set[str]:
 
 ORDERS = [
     "import toast, peft",
+    "import toast, importlib.util; importlib.util.find_spec('peft')",
     "import peft, toast",
     "from toast.config import ToastConfig",
     "from toast.layer import ToastLayer; from toast.config import ToastConfig; ToastConfig()",
@@ -342,7 +343,7 @@ def test_saving_replaces_a_folder_only_when_complete(tmp_path, monkeypatch) -> N
     awaken(model)
 
     def fail(fresh: str) -> None:
-        Path(fresh).mkdir()
+        Path(fresh).mkdir(exist_ok=True)
         Path(fresh, "adapter_model.safetensors").write_bytes(b"half of")
         raise OSError("no space left")
 
@@ -354,3 +355,22 @@ def test_saving_replaces_a_folder_only_when_complete(tmp_path, monkeypatch) -> N
     toast.save_adapter(model, folder)
     assert (folder / "adapter_model.safetensors").read_bytes() != before
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_saving_leaves_other_files_alone_and_other_processes_write_nothing(tmp_path) -> None:
+    model = toast.wrap(vit())
+    toast.save_adapter(model, tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    before = (tmp_path / "adapter_model.safetensors").read_bytes()
+    awaken(model)
+    toast.save_adapter(model, tmp_path, is_main_process=False)
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == before
+    toast.save_adapter(model, tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() != before
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_several_adapters_in_one_batch_are_refused() -> None:
+    model = toast.wrap(vit())
+    with pytest.raises(ValueError, match="several adapters in one batch"):
+        model(images(), adapter_names=["default"] * 4)

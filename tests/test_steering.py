@@ -141,3 +141,41 @@ def test_tokens_that_are_dropped_at_random_are_refused_in_training() -> None:
     model(images())
     with pytest.raises(ValueError, match=r"patch_drop_rate=0\.5"):
         model.train()(images())
+
+
+def test_what_is_trained_beside_has_the_gradient_of_both_passes() -> None:
+    model = steer(vit(), "vit", modules_to_save=["patch_embed"])
+    (x,) = inputs("vit")
+    bias = model.get_base_model().patch_embed.modules_to_save["default"].proj.bias
+    (gradient,) = torch.autograd.grad(call(model, x).square().mean(), bias)
+    step = 1e-5
+    with torch.no_grad():
+        for channel in (0, 7, 20):
+            around = []
+            for sign in (1, -1):
+                bias[channel] += sign * step
+                around.append(call(model, x).square().mean())
+                bias[channel] -= sign * step
+            slope = (around[0] - around[1]) / (2 * step)
+            assert gradient[channel] == pytest.approx(slope.item(), rel=1e-5)
+
+
+def test_a_frozen_trunk_keeps_no_graph_of_the_first_pass() -> None:
+    traced = toast.trace(steered("vit"), *inputs("vit"))
+    assert not traced.features.requires_grad
+    assert traced.output.requires_grad
+
+
+@pytest.mark.parametrize("form", ["per_token", "composed"])
+def test_a_hook_on_a_projection_may_hold_on_to_its_output(form: str) -> None:
+    model = steered("vit", feedback_form=form)
+    seen: list[Tensor] = []
+    inner = find_steering(model).values[1].base_layer
+    (x,) = inputs("vit")
+    expected = call(model, x)
+    handle = inner.register_forward_hook(lambda module, args, out: seen.append(out))
+    output = call(model, x)
+    torch.testing.assert_close(output, expected)
+    (output.square().mean() + seen[-1].square().mean()).backward()
+    handle.remove()
+    assert seen[-1].shape[-1] == 3 * 24

