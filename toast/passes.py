@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -94,36 +94,28 @@ def replayed_output(model: object) -> Any:
 
 
 @contextmanager
-def running(this: Pass | None) -> Iterator[None]:
+def _holding(name: str, value: Any) -> Iterator[None]:
+    before = getattr(_thread, name)
+    setattr(_thread, name, value)
+    try:
+        yield
+    finally:
+        setattr(_thread, name, before)
+
+
+def running(this: Pass | None) -> AbstractContextManager[None]:
     """Makes a pass the one that runs in this thread; None lets the plain model run."""
-    before = _thread.running
-    _thread.running = this
-    try:
-        yield
-    finally:
-        _thread.running = before
+    return _holding("running", this)
 
 
-@contextmanager
-def observing(model: object, observer: Observer) -> Iterator[None]:
+def observing(model: object, observer: Observer) -> AbstractContextManager[None]:
     """Makes an observer see the calls of one model, known by its `Steering`, in this thread."""
-    before = _thread.observer
-    _thread.observer = (model, observer)
-    try:
-        yield
-    finally:
-        _thread.observer = before
+    return _holding("observer", (model, observer))
 
 
-@contextmanager
-def replaying(model: object, output: Any) -> Iterator[None]:
+def replaying(model: object, output: Any) -> AbstractContextManager[None]:
     """Makes one model's trunk return `output`, so that only what stands around it (the head) runs."""
-    before = _thread.replayed
-    _thread.replayed = (model, output)
-    try:
-        yield
-    finally:
-        _thread.replayed = before
+    return _holding("replayed", (model, output))
 
 
 class Carrying:

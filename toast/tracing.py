@@ -30,8 +30,8 @@ class Trace:
         feed_back: Computes `signals`.
         first_output: What the model would have returned after the first pass.
         output: What the model returned.
-        first_attention: By block, attention of the first pass, `(batch, heads, tokens, tokens)`; of the blocks
-            that it runs, which `select_from` may cut short.
+        first_attention: By block, attention of the first pass, `(batch, heads, tokens, tokens)`; only of the
+            blocks that it runs, which `select_from` may cut short.
         attention: By block, attention of the second pass.
         states: By block, what entered and what left it in the second pass, each `(batch, tokens, width)`.
     """
