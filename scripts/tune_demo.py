@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from toast.demo import measures
-from toast.demo.methods import METHODS, RECIPES, pre_tune
+from toast.demo.methods import METHODS, RECIPES, SELECT_FROM, pre_tune
 from toast.demo.task import Pictures, load_generic, load_task
 
 
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--pretrained", type=Path, default=Path("toast-tuning/pretrained"))
     parser.add_argument("--generic", type=int, default=1000, help="pictures of the pre-tuning")
+    parser.add_argument("--select-from", type=int, default=SELECT_FROM, help="block of the pre-tuning")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -46,7 +47,8 @@ def main() -> None:
         set_seed(args.seed)
         if args.method == "pre-tuning" or not args.pretrained.is_dir():
             stage_one = recipe if args.method == "pre-tuning" else RECIPES["pre-tuning"]
-            pre_tune(load_generic(args.generic, args.seed), args.pretrained, stage_one)
+            generic = load_generic(args.generic, args.seed)
+            pre_tune(generic, args.pretrained, stage_one, select_from=args.select_from)
             set_seed(args.seed)
         method = "toast" if args.method == "pre-tuning" else args.method
         recipe = RECIPES["toast"] if args.method == "pre-tuning" else recipe

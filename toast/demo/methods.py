@@ -46,7 +46,13 @@ def trainable_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def pre_tune(generic: Pictures, folder: Path, recipe: Recipe = RECIPES["pre-tuning"], seed: int = 0) -> float:
+def pre_tune(
+    generic: Pictures,
+    folder: Path,
+    recipe: Recipe = RECIPES["pre-tuning"],
+    seed: int = 0,
+    select_from: int = SELECT_FROM,
+) -> float:
     """Stage one: trains the top-down module on generic pictures and saves it.
 
     The loss is the reconstruction loss, plus cross-entropy of both passes on the folder that the main picture
@@ -57,12 +63,13 @@ def pre_tune(generic: Pictures, folder: Path, recipe: Recipe = RECIPES["pre-tuni
         folder: Where the adapter goes, in PEFT's format.
         recipe: How to train.
         seed: Of the order of the data.
+        select_from: Block that the selector reads, in the second stage too.
 
     Returns:
         Seconds that it took.
     """
     backbone = load_backbone(len(load_materials().folders))
-    model = toast.wrap(backbone, select_from=SELECT_FROM, modules_to_save=["head"])
+    model = toast.wrap(backbone, select_from=select_from, modules_to_save=["head"])
     toast.calibrate(model, normalise(generic.images[:64]))
 
     def loss(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
