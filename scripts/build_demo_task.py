@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from demo_views import open_visible
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor
@@ -32,8 +33,6 @@ from toast.demo.task import CLASSES, Pictures, load_generic, load_materials, loa
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "toast" / "demo" / "assets" / "task.safetensors"
 SPRITE_SIDE = 48
-MAX_PIXELS = 4_000_000
-Image.MAX_IMAGE_PIXELS = None  # the largest pictures are skipped by their header
 # folders of objects; clothing is left out, so that the answer is never among the distractors
 FOLDERS = (
     "animals/birds",
@@ -86,17 +85,9 @@ def read_sprite(path: Path) -> Image.Image | None:
     """Read one clip-art, cropped to what is visible; None where it would not do as an object."""
     if any(word in path.stem.lower() for word in WORN):
         return None
-    try:
-        with Image.open(path) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                return None
-            picture = opened.convert("RGBA")
-    except (OSError, ValueError):
+    picture = open_visible(path)
+    if picture is None:
         return None
-    box = picture.getchannel("A").point(lambda a: 255 if a > 16 else 0).getbbox()
-    if box is None:
-        return None
-    picture = picture.crop(box)
     solid = (np.asarray(picture)[..., 3] > 128).mean()
     # slivers vanish at this size, and a full rectangle is a scene with a ground of its own
     if max(picture.size) < 40 or max(picture.size) > 2.5 * min(picture.size) or not 0.12 < solid < 0.97:

@@ -21,19 +21,29 @@ MAX_PER_FOLDER = 160
 Image.MAX_IMAGE_PIXELS = None  # the largest pictures are skipped by their header
 
 
-def read_picture(path: Path) -> np.ndarray | None:
-    """Read one clip-art as RGBA, cropped to what is visible, its longer side at most PICTURE_SIDE."""
+def open_visible(path: Path, smallest: int = 0) -> Image.Image | None:
+    """Open one clip-art as RGBA, cropped to what is visible; None if damaged, empty, too large or too small.
+
+    Args:
+        path: A picture with transparency.
+        smallest: Least width and height of the file in pixels.
+    """
     try:
         with Image.open(path) as opened:
-            if opened.width * opened.height > MAX_PIXELS or min(opened.size) < 16:
+            if opened.width * opened.height > MAX_PIXELS or min(opened.size) < smallest:
                 return None
             picture = opened.convert("RGBA")
     except (OSError, ValueError):
         return None
     box = picture.getchannel("A").point(lambda a: 255 if a > 16 else 0).getbbox()
-    if box is None:
+    return None if box is None else picture.crop(box)
+
+
+def read_picture(path: Path) -> np.ndarray | None:
+    """Read one clip-art as RGBA, cropped to what is visible, its longer side at most PICTURE_SIDE."""
+    picture = open_visible(path, smallest=16)
+    if picture is None:
         return None
-    picture = picture.crop(box)
     if max(picture.size) > 5 * min(picture.size):
         return None
     picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)

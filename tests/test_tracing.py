@@ -16,7 +16,7 @@ import toast
 from tests.models import DECODERS, DEPTH, VITS, WIDTH, awaken, decoder, images, tokens, vit
 from toast.model import find_steering
 from toast.passes import current_observer, observing
-from toast.tracing import _AttentionMode, _Recorder, attention_map
+from toast.tracing import AttentionMode, _Recorder, attention_map
 
 DECODER_KINDS = [*DECODERS, "gpt2"]
 # The kinds of VITS whose blocks differ in what attention sees.
@@ -270,7 +270,7 @@ def test_a_plain_call_has_no_observer() -> None:
     toast.trace(model, x)
     assert all(isinstance(observer, _Recorder) for observer in observers[2:])
     recorder = _Recorder(steering.values, {0}, False)
-    with observing(steering, recorder), _AttentionMode(recorder):
+    with observing(steering, recorder), AttentionMode(recorder.keep):
         assert current_observer(object()) is None
     assert current_observer(steering) is None
 

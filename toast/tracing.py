@@ -88,7 +88,7 @@ def trace(
     if wrong:
         raise ValueError(f"attention_blocks: the model has blocks 0 to {count - 1}; got {wrong}.")
     recorder = _Recorder(steering.values, {block % count for block in wanted}, block_states)
-    with observing(steering, recorder), _AttentionMode(recorder) if recorder.wanted else nullcontext():
+    with observing(steering, recorder), AttentionMode(recorder.keep) if recorder.wanted else nullcontext():
         output = model(*inputs, **kwargs)
     if recorder.outputs.keys() != {1, 2}:
         raise ValueError("the call did not run the steered trunk, so there is nothing to show.")
@@ -148,7 +148,7 @@ class _Recorder(Observer):
         self.outputs[number] = output
 
     def keep(self, attention: Callable[[], Tensor]) -> None:
-        """Keeps how to compute the attention of the block that runs.
+        """Keeps how to compute the attention of the block that runs: the first after its value projection.
 
         It is computed after the call: within it, activation checkpointing would count what the map saves for
         backward, which a recomputation then misses.
@@ -164,16 +164,19 @@ class _Recorder(Observer):
             return {block: attention() for block, attention in sorted(self.attention[number].items())}
 
 
-class _AttentionMode(TorchFunctionMode):
-    """Sees the attention of the blocks as it is computed, in this thread only.
+class AttentionMode(TorchFunctionMode):
+    """Sees attention as it is computed, in this thread only.
 
-    Between a block's value projection and its output there is one attention: a call of PyTorch's
-    `scaled_dot_product_attention`, or a softmax over keys in an implementation by hand.
+    An attention is a call of PyTorch's `scaled_dot_product_attention`, or a softmax over keys in an
+    implementation by hand.
+
+    Args:
+        keep: Is given what computes each attention, `(batch, heads, queries, keys)`, when it is called.
     """
 
-    def __init__(self, recorder: _Recorder) -> None:
+    def __init__(self, keep: Callable[[Callable[[], Tensor]], None]) -> None:
         super().__init__()
-        self.recorder = recorder
+        self.keep = keep
 
     def __torch_function__(
         self,
@@ -184,11 +187,10 @@ class _AttentionMode(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if self.recorder.expects is not None:
-            if func is torch.nn.functional.scaled_dot_product_attention:
-                self.recorder.keep(partial(attention_map, *args, **kwargs))
-            elif getattr(func, "__name__", "") == "softmax" and out.ndim == 4:
-                self.recorder.keep(lambda: out)
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            self.keep(partial(attention_map, *args, **kwargs))
+        elif getattr(func, "__name__", "") == "softmax" and out.ndim == 4:
+            self.keep(lambda: out)
         return out
 
 

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from einops import einsum, rearrange, reduce
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from toast.demo.task import SIDE, Pictures, normalise
-from toast.tracing import attention_map
+from toast.tracing import AttentionMode
 
 
-class LastAttention(TorchFunctionMode):
+class LastAttention(AttentionMode):
     """Sees the attention that a model computes last: in one call, that of its last block."""
+
+    def __init__(self) -> None:
+        super().__init__(self._replace)
+
+    def _replace(self, attention: Callable[[], Tensor]) -> None:
+        self._last = attention
 
     @property
     def attention(self) -> Tensor:
         """The attention, `(batch, heads, tokens, tokens)`."""
-        args, kwargs = self.last
-        return attention_map(*args, **kwargs)
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            self.last = (args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+        return self._last()
 
 
 def batches(pictures: Pictures, size: int = 100) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
