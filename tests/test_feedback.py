@@ -73,7 +73,7 @@ def test_the_cheaper_form_is_taken() -> None:
 
 def test_composing_is_refused_where_it_cannot_be() -> None:
     model = toast.wrap(vit(), lora_rank=2, lora_dropout=0.5, feedback_form="composed").train()
-    with pytest.raises(ValueError, match="plain weights and no LoRA dropout"):
+    with pytest.raises(ValueError, match="plain weights, and no LoRA dropout"):
         model(images())
     model.eval()(images())
 

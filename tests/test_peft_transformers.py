@@ -163,7 +163,7 @@ def test_lora_around_a_steered_projection_acts_alone_or_is_refused() -> None:
     base.set_adapter("steering")
     assert torch.equal(output(base, same_tokens()), steered)
     base.set_adapter(["steering", "low_rank"])
-    with refused(base, "adapter low_rank .* around the steered projection 'self_attn.v_proj' of block 0"):
+    with refused(base, "adapter low_rank .* around the steered projection 'layers.0.self_attn.v_proj'"):
         base(same_tokens())
 
 

@@ -20,7 +20,9 @@ _EXPORTS = {
     "calibrate": "toast.wrapping",
     "load_official": "toast.official",
     "pretraining_loss": "toast.objectives",
+    "probe": "toast.probing",
     "reconstruction_loss": "toast.objectives",
+    "register_family": "toast.families",
     "save_adapter": "toast.saving",
     "trace": "toast.tracing",
     "wrap": "toast.wrapping",
@@ -30,10 +32,12 @@ __all__ = [*sorted(_EXPORTS), "__version__"]
 
 if TYPE_CHECKING:
     from toast.config import ToastConfig as ToastConfig
+    from toast.families import register_family as register_family
     from toast.model import ToastModel as ToastModel
     from toast.objectives import pretraining_loss as pretraining_loss
     from toast.objectives import reconstruction_loss as reconstruction_loss
     from toast.official import load_official as load_official
+    from toast.probing import probe as probe
     from toast.saving import save_adapter as save_adapter
     from toast.tracing import Trace as Trace
     from toast.tracing import trace as trace

@@ -43,10 +43,10 @@ def pass_caches(steering: Steering, inputs: dict[str, Any]) -> tuple[dict[str, A
     takes_more = any(p.kind is p.VAR_KEYWORD for p in known.values())
     first = {name: value for name, value in inputs.items() if takes_more or name in known}
     first = {name: value for name, value in first.items() if not name.startswith("output_")}
-    if "past_key_values" not in known:
+    config: Any = getattr(trunk, "config", None)
+    if "past_key_values" not in known or not getattr(config, "is_decoder", True):
         return first, inputs
     # Configured extra outputs would be computed for the first pass too.
-    config = trunk.config
     first |= {
         f"output_{name}": False
         for name in ("attentions", "hidden_states")
@@ -95,7 +95,7 @@ def first_pass_cache(cache: Cache, steering: Steering) -> Cache:
             "past_key_values: TOAST does not work with offloaded caches, whose layers are fetched in the "
             "order of one pass. Use cache_implementation='dynamic' or 'static'."
         )
-    blocks = len(steering.values)
+    blocks = len(steering.block_names)
     adapter = steering.selector.adapter
     filled = cache.get_seq_length() > 0
     mark: str | None = getattr(cache, _MARK, None)

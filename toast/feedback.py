@@ -43,14 +43,16 @@ class ComposedSignal:
         return self.selected.to(dtype) @ self.matrix.to(dtype)
 
 
-def feed_back(
-    values: Sequence[ToastValue], selected: Tensor, form: str = "auto"
-) -> dict[ToastValue, Tensor | ComposedSignal]:
+#: What a block gets: a signal for every token, with the channels last, or the composed form of it.
+Signal = Tensor | ComposedSignal
+
+
+def feed_back(values: Sequence[ToastValue], selected: Tensor, form: str = "auto") -> dict[ToastValue, Signal]:
     """Feeds the selected features back to every block.
 
     Args:
         values: The steered value projections, bottom block first.
-        selected: The selected features, `(batch, tokens, width)`.
+        selected: The selected features, `(batch, tokens, width)`, or a grid of tokens, channels last.
         form: `per_token`, `composed`, or `auto` for the cheaper one.
 
     Returns:
@@ -61,8 +63,8 @@ def feed_back(
     """
     if form == "composed" and not can_compose(values):
         raise ValueError(
-            "feedback_form='composed' needs value projections with plain weights and no LoRA dropout in "
-            "training; use 'auto' or 'per_token'."
+            "feedback_form='composed' needs blocks of the same tokens and width, value projections with "
+            "plain weights, and no LoRA dropout in training; use 'auto' or 'per_token'."
         )
     tokens = selected.shape[:-1].numel()
     if form == "composed" or (form == "auto" and can_compose(values) and composing_pays(values, tokens)):
@@ -79,12 +81,13 @@ def signals(values: Sequence[ToastValue], selected: Tensor) -> list[Tensor]:
         selected: The selected features, `(batch, tokens, width)`.
 
     Returns:
-        A signal for each block, bottom first, each `(batch, tokens, width)`.
+        A signal for each block, bottom first, each `(batch, tokens, width)`; where the grid of tokens gets
+        coarser on the way up, it gets finer on the way down.
     """
     state, found = selected, []
     for value in reversed(values):
-        to_state, to_signal = value.maps
-        state = to_state(state.to(next(to_state.parameters()).device))
+        to_signal = value.maps[1]
+        state = value.bring_down(state)
         found.append(to_signal(state))
     return found[::-1]
 
@@ -121,9 +124,13 @@ def whole_weight(linear: torch.nn.Module) -> Tensor:
 def can_compose(values: Sequence[ToastValue]) -> bool:
     """Whether the feedback can be composed.
 
-    Not with dropout between the LoRA factors, nor if a value projection's weight does not say what it
-    computes (quantised, wrapped, fetched from elsewhere), nor across devices.
+    Not where blocks differ in tokens or width, nor with dropout between the LoRA factors, nor if a value
+    projection's weight does not say what it computes (quantised, wrapped, fetched from elsewhere), nor across
+    devices.
     """
+    top = values[-1].unit.above
+    if any(v.tokens != "sequence" or v.unit.scale != 1 or v.unit.above != top for v in values):
+        return False
     if values[0].config.lora_dropout > 0 and values[0].training:
         return False
     weights = [value.layout.value_weight(value.base_layer) for value in values]
@@ -138,7 +145,7 @@ def composing_pays(values: Sequence[ToastValue], tokens: int) -> bool:
     for value in values:
         value_width = value.value_width
         # a separate projection takes x + s in the product that it does anyway
-        own_product = value.layout.parts > 1
+        own_product = not value.layout.whole
         per_token += tokens * width * (2 * width + own_product * value_width)
         composed += width * (tokens * value_width + width * (width + 2 * value_width))
     return composed < per_token

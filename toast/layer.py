@@ -9,16 +9,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from toast.anatomy import Unit
 from toast.config import ToastConfig
-from toast.feedback import ComposedSignal
+from toast.feedback import ComposedSignal, Signal
+from toast.functional import SteeredWeight
 from toast.layouts import Layout
-from toast.passes import current_pass
+from toast.passes import Pass, current_pass
+from toast.tokens import channels_last, like_map
 
 
 class ToastLayer(nn.Module, BaseTunerLayer):
@@ -112,12 +116,20 @@ class ToastSelector(ToastLayer):
     """Wraps the final norm: reads the features of the first pass and selects what matters for the task.
 
     Eq. of arXiv 2305.15542, section 3:  w = clamp(cos(h, ξ), 0, 1),  z = (w · h) P.
+
+    Args:
+        base_layer: The final norm.
+        width: Channels of the features.
+        reads: How the norm takes part, see `Family.reads`.
+        tokens: The family's order of tokens, see `toast.tokens`.
     """
 
     adapter_layer_names = ("toast_task_embedding", "toast_channel_transform")
 
-    def __init__(self, base_layer: nn.Module, width: int) -> None:
+    def __init__(self, base_layer: nn.Module, width: int, reads: str, tokens: str) -> None:
         super().__init__(base_layer, width)
+        self.reads = reads
+        self.tokens = tokens
         self.toast_task_embedding = nn.ParameterDict()
         self.toast_channel_transform = nn.ParameterDict()
 
@@ -142,9 +154,20 @@ class ToastSelector(ToastLayer):
         """Runs the norm; in the first pass of this model it leaves input and output with the call."""
         out: Tensor = self.base_layer(x, *args, **kwargs)
         call = current_pass()
-        if call is not None and call.reads is self:
-            call.features = (x, out)
+        if call is not None and call.reads is self and self.reads == "norm":
+            call.features = self.read(x, out)
         return out
+
+    def read(self, unnormed: Tensor, normed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns un-normed and normed features, channels last.
+
+        Args:
+            unnormed: What the blocks gave, in the family's order of tokens.
+            normed: What the norm made of it; None if it was not given all of it.
+        """
+        if normed is None:
+            normed = self.base_layer(unnormed) if self.reads == "block" else unnormed
+        return channels_last(unnormed, self.tokens), channels_last(normed, self.tokens)
 
     def select(self, unnormed: Tensor, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Selects tokens, then channels.
@@ -210,16 +233,33 @@ class ToastValue(ToastLayer):
     """Wraps what makes the values of one block, and holds that block's two maps of the feedback path.
 
     y_l = A_l y_{l+1} (`to_state`),  s_l = B_l y_l (`to_signal`),  V_l = W_V (x_l + s_l).
+
+    Args:
+        base_layer: The module that makes the values.
+        unit: Its place in the feedback path.
+        tokens: The family's order of tokens, see `toast.tokens`.
+        functional: Whether the attention takes the weight of the module and does not call it.
     """
 
     adapter_layer_names = ("toast_to_state", "toast_to_signal")
 
-    def __init__(self, base_layer: nn.Module, width: int, layout: Layout) -> None:
-        super().__init__(base_layer, width)
-        self.layout = layout
-        self.value_width = layout.widths(base_layer, "value projection")[1]
+    def __init__(self, base_layer: nn.Module, unit: Unit, tokens: str, functional: bool) -> None:
+        super().__init__(base_layer, unit.width)
+        self.unit = unit
+        self.tokens = tokens
+        self.functional = functional
         self.toast_to_state = nn.ModuleDict()
         self.toast_to_signal = nn.ModuleDict()
+
+    @property
+    def layout(self) -> Layout:
+        """Where the values lie in the module's output."""
+        return self.unit.layout
+
+    @property
+    def value_width(self) -> int:
+        """Channels of the values."""
+        return self.unit.layout.value_width
 
     def update_layer(self, adapter: str, config: ToastConfig, fresh: dict[str, Any]) -> None:
         """Adds the two linear maps of an adapter, each with LoRA factors for TOAST-Lite.
@@ -230,8 +270,14 @@ class ToastValue(ToastLayer):
             fresh: `device` and `dtype` of new parameters.
         """
         self.configs[adapter] = config
-        for maps, identity in ((self.toast_to_state, nn.init.eye_), (self.toast_to_signal, nn.init.zeros_)):
-            linear = nn.Linear(self.width, self.width, bias=False, **fresh)
+        # Between blocks that differ in tokens or width there is no identity: an isometry stands for it.
+        rows, above = self.unit.to_state_shape
+        start = nn.init.eye_ if rows == above else _isometry_
+        for maps, shape, identity in (
+            (self.toast_to_state, (above, rows), start),
+            (self.toast_to_signal, (self.width, self.width), nn.init.zeros_),
+        ):
+            linear = nn.Linear(*shape, bias=False, **fresh)
             if config.init == "official":
                 nn.init.trunc_normal_(linear.weight, std=0.02)
             else:
@@ -239,7 +285,7 @@ class ToastValue(ToastLayer):
             maps[adapter] = LowRankMap(linear, config) if config.is_lite else linear
 
     def groups(self, adapter: str) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yields the feedback maps, `(width, width)`, and their LoRA factors."""
+        """Yields the feedback maps and their LoRA factors."""
         for group, maps in (("to_state", self.toast_to_state), ("to_signal", self.toast_to_signal)):
             for name, parameter in maps[adapter].named_parameters():
                 yield ("lora" if "lora_" in name else group), parameter
@@ -250,6 +296,23 @@ class ToastValue(ToastLayer):
         assert self.adapter is not None
         return self.toast_to_state[self.adapter], self.toast_to_signal[self.adapter]
 
+    def bring_down(self, state: Tensor) -> Tensor:
+        """Returns y_l = A_l y_{l+1}.
+
+        Where the grid of tokens is finer here, A_l is a transposed convolution whose stride is its size: each
+        coarse token gives the fine ones that it was made of.
+
+        Args:
+            state: y_{l+1}, `(batch, tokens, above)` or `(batch, rows, columns, above)`.
+        """
+        to_state = self.maps[0]
+        weight = next(to_state.parameters())
+        down: Tensor = to_state(state.to(weight.device))
+        if self.unit.scale > 1:
+            scale = self.unit.scale
+            down = rearrange(down, "b h w (sh sw c) -> b (h sh) (w sw) c", sh=scale, sw=scale)
+        return down
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Runs the projection; in a pass that holds a signal for this block, with the values of `x + s`."""
         call = current_pass()
@@ -258,10 +321,55 @@ class ToastValue(ToastLayer):
                 raise RuntimeError(OUTSIDE)
             return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
         call.enter(self)
-        signal = call.signals.get(self)
+        if call.wants_states and self.layout.name == "input":
+            assert call.observer is not None
+            call.observer.on_states(call.number, self.unit.number, channels_last(x, self.tokens))
+        signal = self._signal(call, x)
         if signal is None:
             return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
         bias_twice = self.config.value_bias == "twice"
         if isinstance(signal, ComposedSignal):
-            return self.layout.shift(self.base_layer, x, signal.value_shift(x.dtype), bias_twice)
+            return self.layout.run_and_shift(self.base_layer, x, signal.value_shift(x.dtype), bias_twice)
         return self.layout.steer(self.base_layer, x, signal, bias_twice)
+
+    @property
+    def weight(self) -> Tensor:
+        """Weight of the module; for an attention that does not call it, one that steers its product."""
+        weight: Any = self.base_layer.weight
+        call = current_pass()
+        if not self.functional or call is None:
+            return weight  # type: ignore[no-any-return]
+        call.enter(self)
+        if self not in call.signals:
+            return weight  # type: ignore[no-any-return]
+        if type(weight) not in (Tensor, nn.Parameter):
+            raise ValueError(
+                f"the attention multiplies with a {type(weight).__name__} by itself, which cannot be "
+                "steered. Let it call the projection: set qkv_bias_separate=True on every attention."
+            )
+        return SteeredWeight.of(weight, self, call)
+
+    def steer_product(self, call: Pass, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Returns `F.linear(x, weight, bias)` with the values of `x + s`."""
+        out = F.linear(x, weight, bias)
+        signal = self._signal(call, x)
+        assert signal is not None
+        if isinstance(signal, ComposedSignal):
+            shift = signal.value_shift(x.dtype)
+        else:
+            shift = F.linear(signal.to(x.device, x.dtype), self.layout.rows(weight))
+        if self.config.value_bias == "twice" and bias is not None:
+            shift = shift + self.layout.rows(bias)
+        return self.layout.shift(out, shift, fresh=True)
+
+    def _signal(self, call: Pass, x: Tensor) -> Signal | None:
+        """Returns the signal of a pass in the order of tokens of what comes in."""
+        signal = call.arranged.get(self, call.signals.get(self))
+        return like_map(signal, x) if self.tokens == "map" and isinstance(signal, Tensor) else signal
+
+
+@torch.no_grad()
+def _isometry_(weight: Tensor) -> None:
+    """Fills a weight with orthonormal rows or columns; in float32, which is as low as the library goes."""
+    if not weight.is_meta:
+        weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape, device=weight.device)))

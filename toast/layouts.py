@@ -5,6 +5,8 @@ Shapes: `width` input channels of the projection, `value_width` channels of the 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,76 +14,92 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+#: Name of a layout -> which output channels are values, from the number of output channels, of key and value
+#: heads and of channels a head: the groups that the channels fall into, and the slice of each group.
+LAYOUTS: dict[str, Callable[[int, int, int], tuple[int, int, int]]] = {
+    # a projection of its own
+    "separate": lambda out, heads, size: (1, 0, out),
+    # queries, keys, values, as wide as each other
+    "last_third": lambda out, heads, size: (1, out - out // 3, out),
+    # anything, then as many channels as the value heads have
+    "last_heads": lambda out, heads, size: (1, out - heads * size, out),
+    # for each key and value head: its queries, its key, its value
+    "grouped": lambda out, heads, size: (heads, out // heads - size, out // heads),
+    # four groups of heads, each with its queries, values, keys
+    "four_groups_q_v_k": lambda out, heads, size: (4, out // 12, out // 6),
+    # no values: what is added goes into the input of a module that need not be linear
+    "input": lambda out, heads, size: (1, 0, out),
+}
+
+#: Layouts that ask for the number of heads.
+COUNT_HEADS = ("last_heads", "grouped")
+
 
 @dataclass(frozen=True)
 class Layout:
-    """The values are the last `1 / parts` of the output channels of a linear map.
+    """The values are the channels `start` to `stop` of each of `groups` groups of output channels.
 
     Args:
-        name: Name of the layout.
-        parts: 1 for a projection of its own; 3 for queries, keys and values fused in this order.
+        name: Name of the layout, a key of `LAYOUTS`.
+        width: Input channels.
+        out: Output channels.
+        groups: Number of groups of equal size.
+        start: First value channel in a group.
+        stop: Last value channel in a group, exclusive.
     """
 
     name: str
-    parts: int
+    width: int
+    out: int
+    groups: int
+    start: int
+    stop: int
 
-    def widths(self, projection: nn.Module, name: str) -> tuple[int, int]:
-        """Returns `(width, value_width)` of a projection.
+    @property
+    def value_width(self) -> int:
+        """Channels of the values."""
+        return self.groups * (self.stop - self.start)
 
-        Raises:
-            ValueError: If it is not a linear map, or its output does not divide into `parts`.
-        """
-        weight: Any = getattr(projection, "weight", None)
-        if weight is None:
-            raise ValueError(f"{name} is a {type(projection).__name__} with no weight; needs a linear map.")
-        if hasattr(projection, "in_features") and hasattr(projection, "out_features"):
-            width, out = int(projection.in_features), int(projection.out_features)  # type: ignore[arg-type]
-        elif weight.ndim == 2 and is_transposed(projection):
-            width, out = weight.shape
-        else:
-            raise ValueError(
-                f"{name} is a {type(projection).__name__} with a weight of shape {tuple(weight.shape)}; "
-                "needs nn.Linear, or Conv1D of transformers."
-            )
-        if out % self.parts or (self.parts > 1 and out < self.parts):
-            raise ValueError(f"{name} has {out} outputs, which do not divide into {self.parts} parts.")
-        return width, out // self.parts
+    @property
+    def whole(self) -> bool:
+        """Whether all of the output are values."""
+        return self.value_width == self.out
 
     def value_weight(self, projection: Any) -> Tensor | None:
         """Returns `W_V`, `(value_width, width)`; None if the weight does not say what the map computes.
 
-        So it is with wrapped and quantised maps, and with one whose weight Accelerate fetches in a `forward`
-        of its own.
+        So it is with wrapped, quantised and sharded maps, and with one whose weight Accelerate fetches in a
+        `forward` of its own.
         """
         linear = isinstance(projection, nn.Linear) and type(projection).forward is nn.Linear.forward
         if not (linear or is_transposed(projection)) or "forward" in vars(projection):
             return None
-        weight: Tensor = projection.weight.T if is_transposed(projection) else projection.weight
-        return weight[weight.shape[0] - weight.shape[0] // self.parts :]
+        if type(projection.weight) not in (Tensor, nn.Parameter):
+            return None
+        return self.rows(projection.weight.T if is_transposed(projection) else projection.weight)
 
-    def shift(self, projection: Any, x: Tensor, shift: Tensor, bias_twice: bool) -> Tensor:
-        """Runs a projection and adds to its values.
+    def rows(self, whole: Tensor) -> Tensor:
+        """Returns the values' part of a weight, `(out, width)`, or of a bias, `(out,)`."""
+        return self._values(whole, dim=0).reshape(self.value_width, *whole.shape[1:])
+
+    def shift(self, out: Tensor, shift: Tensor, fresh: bool) -> Tensor:
+        """Adds to the values in the output of a projection.
 
         Args:
-            projection: The projection.
-            x: Its input, `(batch, tokens, width)`.
+            out: The output, `(batch, tokens, out)`.
             shift: What the values get, `(batch, tokens, value_width)`.
-            bias_twice: Whether the values get the bias a second time, as in the official ViT code.
+            fresh: Whether nobody else holds on to `out`: adding in place then saves a copy.
 
         Returns:
-            `(batch, tokens, parts * value_width)`.
+            `(batch, tokens, out)`.
         """
-        out: Tensor = projection(x)
-        start = out.shape[-1] - out.shape[-1] // self.parts
-        bias = getattr(projection, "bias", None)
-        if bias_twice and bias is not None:
-            shift = shift + bias[start:]
-        if self.value_weight(projection) is None or projection._forward_hooks:
-            # Somebody may hold on to this output.
-            return torch.cat([out[..., :start], out[..., start:] + shift.to(out.dtype)], dim=-1)
-        # The output is fresh and no backward of a plain linear map needs it: adding in place saves a copy.
-        out[..., start:] += shift.to(out.dtype)
-        return out
+        shift = shift.to(out.dtype)
+        if self.groups > 1:
+            shift = shift.view(*shift.shape[:-1], self.groups, -1)
+        if fresh:
+            self._values(out).add_(shift)
+            return out
+        return self._put(out, self._values(out) + shift)
 
     def steer(self, projection: Any, x: Tensor, signal: Tensor, bias_twice: bool) -> Tensor:
         """Runs a projection so that its values are those of `x + signal`; queries and keys those of `x`.
@@ -89,24 +107,102 @@ class Layout:
         Args:
             projection: The projection, which may itself be wrapped or quantised.
             x: Its input, `(batch, tokens, width)`.
-            signal: The top-down signal, `(batch, tokens, width)`.
+            signal: The top-down signal, of the same shape.
             bias_twice: Whether the values get the bias a second time, as in the official ViT code.
 
         Returns:
-            `(batch, tokens, parts * value_width)`.
+            `(batch, tokens, out)`.
         """
         signal = signal.to(x.device, x.dtype)
-        if self.parts == 1:
+        if self.whole:
             out: Tensor = projection(x + signal)
             bias = getattr(projection, "bias", None)
             return out + bias if bias_twice and bias is not None else out
         weight = self.value_weight(projection)
         if weight is not None:
-            return self.shift(projection, x, F.linear(signal, weight), bias_twice)
+            return self.run_and_shift(projection, x, F.linear(signal, weight), bias_twice)
         out = projection(x)
-        start = out.shape[-1] - out.shape[-1] // self.parts
         steered = out + projection(signal) if bias_twice else projection(x + signal)
-        return torch.cat([out[..., :start], steered[..., start:]], dim=-1)
+        return self._put(out, self._values(steered))
+
+    def run_and_shift(self, projection: Any, x: Tensor, shift: Tensor, bias_twice: bool) -> Tensor:
+        """Runs a projection on `x` and adds `shift`, `(batch, tokens, value_width)`, to its values."""
+        out: Tensor = projection(x)
+        bias = getattr(projection, "bias", None)
+        if bias_twice and bias is not None:
+            shift = shift + self.rows(bias)
+        # No backward of a plain linear map needs its output, but a hook may hold on to it.
+        fresh = self.value_weight(projection) is not None and not projection._forward_hooks
+        return self.shift(out, shift, fresh)
+
+    def _values(self, tensor: Tensor, dim: int = -1) -> Tensor:
+        """Returns the values along a dimension of `out` channels; with several groups, one dimension more."""
+        if self.groups > 1:
+            at = dim % tensor.ndim
+            tensor = tensor.view(*tensor.shape[:at], self.groups, -1, *tensor.shape[at + 1 :])
+            dim += dim >= 0
+        return tensor.narrow(dim, self.start, self.stop - self.start)
+
+    def _put(self, out: Tensor, values: Tensor) -> Tensor:
+        """Returns the output with other values, in new memory."""
+        if self.groups > 1:
+            out = out.view(*out.shape[:-1], self.groups, -1)
+        whole = torch.cat([out[..., : self.start], values, out[..., self.stop :]], dim=-1)
+        return whole.flatten(-2) if self.groups > 1 else whole
+
+
+def find_layout(name: str, projection: nn.Module, place: str, heads: int = 1, head_width: int = 1) -> Layout:
+    """Returns where the values of one projection lie.
+
+    Args:
+        name: A key of `LAYOUTS`.
+        projection: The module that makes the values.
+        place: Its name in the model, for messages.
+        heads: Number of key and value heads, for the layouts that ask for it.
+        head_width: Channels of a head, for the same.
+
+    Raises:
+        ValueError: If it is no linear map, or its output does not divide as the layout says.
+    """
+    width, out = _convolution_widths(projection, place) if name == "input" else _widths(projection, place)
+    groups, start, stop = LAYOUTS[name](out, heads, head_width)
+    parts = {"last_third": 3, "four_groups_q_v_k": 12}.get(name, groups)
+    if out % parts or not 0 <= start < stop <= out // groups:
+        needs = f"{parts} parts" if parts > 1 else f"{heads} heads of {head_width} channels and the rest"
+        raise ValueError(f"{place} has {out} outputs, which do not divide into {needs} (layout {name!r}).")
+    return Layout(name, width, out, groups, start, stop)
+
+
+def _widths(projection: nn.Module, place: str) -> tuple[int, int]:
+    weight: Any = getattr(projection, "weight", None)
+    if weight is None:
+        raise ValueError(f"{place} is a {type(projection).__name__} with no weight; needs a linear map.")
+    if hasattr(projection, "in_features") and hasattr(projection, "out_features"):
+        return int(projection.in_features), int(projection.out_features)  # type: ignore[arg-type]
+    if weight.ndim == 2 and is_transposed(projection):
+        width, out = weight.shape
+        return int(width), int(out)
+    raise ValueError(
+        f"{place} is a {type(projection).__name__} with a weight of shape {tuple(weight.shape)}; "
+        "needs nn.Linear, or Conv1D of transformers."
+    )
+
+
+def _convolution_widths(module: nn.Module, place: str) -> tuple[int, int]:
+    layers = convolutions(module)
+    if not layers:
+        raise ValueError(f"{place} is a {type(module).__name__} without a convolution, which it needs.")
+    return layers[0].in_channels, layers[-1].out_channels
+
+
+def convolutions(module: nn.Module) -> list[nn.Conv2d]:
+    """Returns the convolutions of a module in their order."""
+    return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+
+
+def stride(module: nn.Module) -> int:
+    """Returns by which factor the convolutions of a module make the grid of tokens coarser."""
+    return math.prod(int(layer.stride[0]) for layer in convolutions(module))
 
 
 def is_transposed(projection: nn.Module) -> bool:
@@ -116,10 +212,8 @@ def is_transposed(projection: nn.Module) -> bool:
 
 def fresh_weight_like(projection: Any) -> dict[str, Any]:
     """Returns the device and the floating dtype that new parameters beside a projection should have."""
-    weight = projection.weight
+    weight = getattr(projection, "weight", None)
+    weight = next(projection.parameters()) if weight is None else weight
     dtype = getattr(projection, "compute_dtype", None) or weight.dtype
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
     return {"device": weight.device, "dtype": dtype}
-
-
-LAYOUTS = {layout.name: layout for layout in (Layout("separate", 1), Layout("last_third", 3))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -12,8 +13,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from toast import registration, saving
+from toast.anatomy import Anatomy, find_anatomy, unwrapped
 from toast.config import ToastConfig
-from toast.families import Anatomy, find_anatomy, unwrapped
 from toast.layer import (
     CANNOT_MERGE,
     ToastLayer,
@@ -23,6 +24,8 @@ from toast.layer import (
 )
 from toast.layouts import fresh_weight_like
 from toast.steering import SteeredMethod, Steering
+
+logger = logging.getLogger(__name__)
 
 
 class ToastModel(BaseTuner):
@@ -80,6 +83,9 @@ class ToastModel(BaseTuner):
             _attach(model, anatomy)
         saving.load_pretrained(model, adapter_name, frozen)
         self._pretrained = {adapter_name: frozen}
+        if anatomy.guessed is not None:
+            _prove(model, anatomy)
+            config.anatomy = anatomy.guessed
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Makes one adapter active.
@@ -125,9 +131,10 @@ class ToastModel(BaseTuner):
             return
         layer: ToastSelector | ToastValue
         if is_norm:
-            layer = ToastSelector(target, anatomy.width)
+            layer = ToastSelector(target, anatomy.width, anatomy.family.reads, anatomy.family.tokens)
         else:
-            layer = ToastValue(target, anatomy.width, anatomy.layout)
+            unit = next(unit for unit in anatomy.units if unit.name == current_key)
+            layer = ToastValue(target, unit, anatomy.family.tokens, anatomy.family.functional)
         layer.update_layer(adapter_name, peft_config, fresh)
         layer.train(target.training)
         self._replace_module(parent, target_name, layer, target)
@@ -200,7 +207,30 @@ def _attach(model: nn.Module, anatomy: Anatomy) -> None:
     values = [model.get_submodule(name) for name in anatomy.value_names]
     assert isinstance(selector, ToastSelector)
     assert all(isinstance(value, ToastValue) for value in values)
-    Steering(anatomy.trunk, anatomy.family, selector, values).attach()  # type: ignore[arg-type]
+    Steering(anatomy, selector, values).attach()  # type: ignore[arg-type]
+
+
+def _prove(model: nn.Module, anatomy: Anatomy) -> None:
+    """Shows on the live model that a guessed row is right.
+
+    Raises:
+        ValueError: If it is not, or that cannot be shown.
+    """
+    from toast.probing import probe
+
+    what = (
+        f"{type(model).__name__} is of no known family; by names and shapes its parts are {anatomy.guessed}"
+    )
+    instead = "Say where its parts are with toast.register_family or ToastConfig(anatomy={...})."
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(f"{what}, which cannot be proved while weights are on the meta device. {instead}")
+    try:
+        result = probe(model)
+    except (ValueError, RuntimeError, TypeError, AssertionError, StopIteration) as error:
+        raise ValueError(f"{what}, which could not be proved: {error} {instead}") from error
+    if not result.proved:
+        raise ValueError(f"{what}, which is wrong:\n{result}\n{instead}")
+    logger.warning("%s, as a probe shows:\n%s", what, result)
 
 
 class _Snapshot:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toast.model import find_steering
+from toast.tokens import fit
 from toast.tracing import Trace, trace
 
 
@@ -38,9 +39,9 @@ def reconstruction_loss(model: nn.Module, traced: Trace) -> Tensor:
     terms = []
     for index, value in enumerate(steering.values):
         entering, leaving = traced.states[index]
-        assert value.adapter is not None
-        to_state = value.toast_to_state[value.adapter]
-        guess = to_state(leaving.detach().to(next(to_state.parameters()).dtype))
+        guess = value.bring_down(leaving.detach().to(next(value.maps[0].parameters()).dtype))
+        if guess.ndim == 4:
+            guess = fit(guess, *entering.shape[1:3])
         terms.append(F.mse_loss(guess * scale, entering.detach().to(guess.dtype) * scale))
     return sum(terms[1:], start=terms[0])
 

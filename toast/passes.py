@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from toast.feedback import ComposedSignal
+    from toast.feedback import Signal
     from toast.layer import ToastSelector, ToastValue
 
 
@@ -27,8 +27,15 @@ class Observer:
     def on_block(self, number: int, layer: ToastValue) -> None:
         """The value projection of a block is about to run, in pass 1 or 2."""
 
-    def on_states(self, number: int, index: int, entering: Tensor, leaving: Tensor) -> None:
-        """A block ran, in pass 1 or 2; only if `wants_states`."""
+    def on_states(self, number: int, index: int, state: Tensor) -> None:
+        """What enters a unit, in pass 1 or 2; under the number of units, what leaves the last block.
+
+        Channels last. Only if `wants_states`.
+        """
+
+    def on_signals(self, signals: dict[ToastValue, Signal]) -> dict[ToastValue, Signal]:
+        """Signals were computed; what is returned is what the second pass gets."""
+        return signals
 
     def on_selection(self, features: Tensor, weights: Tensor, selected: Tensor) -> None:
         """Features were selected, and are fed back."""
@@ -41,25 +48,34 @@ class Pass:
     """What the layers of a model may know of the pass that runs.
 
     Args:
+        owner: The `Steering` of the model that runs.
         number: 1 or 2.
-        signals: Top-down signal of each steered projection, `(batch, tokens, width)` or the composed form of
-            it; none in pass 1.
+        signals: Top-down signal of each steered projection; none in pass 1.
         reads: The selector that leaves the features here; None in the second pass.
         observer: Is told of every block, if there is one.
     """
 
     def __init__(
         self,
+        owner: object,
         number: int,
-        signals: dict[ToastValue, Tensor | ComposedSignal],
+        signals: dict[ToastValue, Signal],
         reads: ToastSelector | None = None,
         observer: Observer | None = None,
     ) -> None:
+        self.owner = owner
         self.number = number
         self.signals = signals
         self.reads = reads
         self.observer = observer
         self.features: tuple[Tensor, Tensor] | None = None
+        # Signals in the order of tokens of the block that runs, where that is not the order of the features.
+        self.arranged: dict[ToastValue, Tensor] = {}
+
+    @property
+    def wants_states(self) -> bool:
+        """Whether somebody looks at what enters and leaves the blocks."""
+        return self.observer is not None and self.observer.wants_states
 
     def enter(self, layer: ToastValue) -> None:
         """Tells the observer which block runs."""
@@ -140,21 +156,14 @@ class Carrying:
 class BoundBlock:
     """A block of one call: runs in that call's pass, now and when it is recomputed. Else like the block."""
 
-    def __init__(self, block: nn.Module, index: int, this: Pass) -> None:
+    def __init__(self, block: nn.Module, this: Pass) -> None:
         self.block = block
-        self.index = index
         self.this = this
 
-    def __call__(self, entering: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the block."""
         with running(self.this):
-            out = self.block(entering, *args, **kwargs)
-        observer = self.this.observer
-        if observer is not None and observer.wants_states:
-            observer.on_states(
-                self.this.number, self.index, entering, out[0] if isinstance(out, tuple) else out
-            )
-        return out
+            return self.block(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the block's."""
@@ -171,26 +180,24 @@ class Blocks(list[Any]):
         return x
 
 
-def bind_blocks(blocks: list[nn.Module], this: Pass) -> Blocks:
-    """Returns the blocks of one call."""
-    return Blocks(BoundBlock(block, index, this) for index, block in enumerate(blocks))
-
-
-def with_blocks(module: nn.Module, path: str, blocks: Blocks, hidden: tuple[str, ...] = ()) -> nn.Module:
-    """Returns a view of a module with other blocks; weights, submodules and settings are the module's.
+def with_lists(module: nn.Module, lists: dict[str, Blocks], hidden: tuple[str, ...] = ()) -> nn.Module:
+    """Returns a view of a module with other lists of blocks; weights, submodules and settings are its own.
 
     Args:
         module: The module, which is not changed.
-        path: Path of the list of blocks.
-        blocks: What stands there in the view.
+        lists: What stands at which path in the view.
         hidden: Instance attributes that the view does not take over.
     """
     view = module.__class__.__new__(module.__class__)
     view.__dict__.update({name: value for name, value in module.__dict__.items() if name not in hidden})
-    first, _, rest = path.partition(".")
-    if rest:
-        view.__dict__["_modules"] = dict(module._modules)
-        view._modules[first] = with_blocks(module.get_submodule(first), rest, blocks)
-    else:
-        view.__dict__[first] = blocks
+    view.__dict__["_modules"] = dict(module._modules)
+    below: dict[str, dict[str, Blocks]] = {}
+    for path, blocks in lists.items():
+        first, _, rest = path.partition(".")
+        if rest:
+            below.setdefault(first, {})[rest] = blocks
+        else:
+            view.__dict__[first] = blocks
+    for first, rests in below.items():
+        view._modules[first] = with_lists(module.get_submodule(first), rests)
     return view

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from toast.anatomy import Anatomy, unwrapped
 from toast.config import ToastConfig
-from toast.families import Anatomy, unwrapped
 from toast.layer import FACTORS, ToastLayer
 from toast.layouts import is_transposed
 
@@ -85,9 +85,14 @@ def check_config(config: ToastConfig, anatomy: Anatomy) -> None:
     Raises:
         ValueError: If the adapter was made for another backbone, or reads a block that is not there.
     """
-    blocks = len(anatomy.values)
+    blocks = len(anatomy.blocks)
     if config.select_from is not None and not 0 <= config.select_from < blocks:
         raise ValueError(f"select_from: needs a block from 0 to {blocks - 1}; got {config.select_from}.")
+    if config.select_from not in (None, blocks - 1) and not anatomy.is_plain:
+        raise ValueError(
+            f"select_from: the blocks of {type(anatomy.trunk).__name__} differ in tokens or width, so the "
+            f"features of another block than the last ({blocks - 1}) do not fit; got {config.select_from}."
+        )
     config.select_features = config.select_features or anatomy.family.select_features  # type: ignore[assignment]
     config.family = anatomy.family.name
     here = fingerprint(anatomy)
@@ -118,26 +123,22 @@ def fingerprint(anatomy: Anatomy) -> dict[str, Any]:
     """
     weights: list[float] = []
     for projection in (anatomy.values[0], anatomy.values[-1]):
-        weight = projection.weight
-        assert isinstance(weight, Tensor)
-        if weight.is_meta or not weight.dtype.is_floating_point or weight.ndim != 2:
+        weight = next(p for p in projection.parameters() if p.ndim > 1)
+        if weight.is_meta or not weight.dtype.is_floating_point or type(weight) is not nn.Parameter:
             return _shapes(anatomy) | {"weights": None}
-        rows = weight.detach()
-        out = rows.shape[1] if is_transposed(projection) else rows.shape[0]
-        rows = rows.T if is_transposed(projection) else rows
-        row = rows[out - out // anatomy.layout.parts]
+        rows = weight.detach().T if is_transposed(projection) else weight.detach()
+        row = rows[anatomy.units[0].layout.start].flatten()
         picked = row[:: max(1, len(row) // 8)][:8].float()
         weights += [round(value, 6) for value in picked.tolist()]
     return _shapes(anatomy) | {"weights": weights}
 
 
 def _shapes(anatomy: Anatomy) -> dict[str, Any]:
-    width, value_width = anatomy.layout.widths(anatomy.values[0], anatomy.value_names[0])
     return {
         "family": anatomy.family.name,
-        "blocks": len(anatomy.values),
-        "width": width,
-        "value_width": value_width,
+        "blocks": len(anatomy.units),
+        "width": anatomy.width,
+        "value_width": anatomy.units[0].layout.value_width,
     }
 
 
@@ -200,20 +201,25 @@ def check_saved(model: nn.Module, config: ToastConfig, anatomy: Anatomy) -> None
 
 def _shapes_of_adapter(config: ToastConfig, anatomy: Anatomy) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the tensors that a saved adapter holds beside `modules_to_save`."""
-    width, rank = anatomy.width, config.lora_rank
-    square = (width, width)
     selector = f"{anatomy.norm_name}.toast_"
     shapes: dict[str, tuple[int, ...]] = {
-        f"{selector}task_embedding": (width,),
-        f"{selector}channel_transform": square,
+        f"{selector}task_embedding": (anatomy.width,),
+        f"{selector}channel_transform": (anatomy.width, anatomy.width),
     }
-    parts: dict[str, tuple[int, ...]] = {"weight": square}
-    if config.is_lite:
-        parts = {f"lora_A.{FACTORS}.weight": (rank, width), f"lora_B.{FACTORS}.weight": (width, rank)}
-        parts |= {"base_layer.weight": square} if config.save_frozen else {}
-    for name in anatomy.value_names:
-        for kind in ("to_state", "to_signal"):
-            shapes |= {f"{name}.toast_{kind}.{part}": shape for part, shape in parts.items()}
+    for unit in anatomy.units:
+        for kind, (out, width) in (
+            ("to_state", unit.to_state_shape),
+            ("to_signal", (unit.width, unit.width)),
+        ):
+            parts: dict[str, tuple[int, ...]] = {"weight": (out, width)}
+            if config.is_lite:
+                rank = config.lora_rank
+                parts = {
+                    f"lora_A.{FACTORS}.weight": (rank, width),
+                    f"lora_B.{FACTORS}.weight": (out, rank),
+                }
+                parts |= {"base_layer.weight": (out, width)} if config.save_frozen else {}
+            shapes |= {f"{unit.name}.toast_{kind}.{part}": shape for part, shape in parts.items()}
     return shapes
 
 

@@ -14,20 +14,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from toast.anatomy import Anatomy
 from toast.caching import pass_caches
-from toast.families import Family
 from toast.feedback import feed_back
+from toast.hooks import BlockHook
 from toast.layer import ToastSelector, ToastValue
 from toast.passes import (
     Blocks,
+    BoundBlock,
     Carrying,
     Pass,
-    bind_blocks,
     current_observer,
     current_pass,
     replayed_output,
     running,
-    with_blocks,
+    with_lists,
 )
 
 
@@ -35,19 +36,19 @@ class Steering:
     """Knows the parts of one wrapped model that take part in the two passes.
 
     Args:
-        trunk: The part of the model that runs twice.
-        family: Where its parts are.
+        anatomy: Where its parts are.
         selector: The layer around its final norm.
         values: The steered value projections, bottom block first.
     """
 
-    def __init__(
-        self, trunk: nn.Module, family: Family, selector: ToastSelector, values: list[ToastValue]
-    ) -> None:
-        self.trunk = trunk
-        self.family = family
+    def __init__(self, anatomy: Anatomy, selector: ToastSelector, values: list[ToastValue]) -> None:
+        self.trunk = anatomy.trunk
+        self.family = anatomy.family
+        self.block_names = anatomy.blocks
+        self.value_paths = [unit.path for unit in anatomy.units]
         self.selector = selector
         self.values = values
+        self.hooks: list[BlockHook] = []
 
     def forward(self, method: SteeredMethod, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a method of the trunk in two passes and returns the second's output.
@@ -61,7 +62,7 @@ class Steering:
         first_inputs, inputs = pass_caches(self, method.named(args, kwargs))
 
         # 1. First pass: frozen, so it needs no graph, unless something else in the trunk is trained.
-        first = Pass(1, signals={}, reads=self.selector, observer=observer)
+        first = Pass(self, 1, signals={}, reads=self.selector, observer=observer)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_beside()):
             first_output = self.first_pass(first, first_inputs, checkpointing)
 
@@ -75,9 +76,10 @@ class Steering:
         if observer is not None:
             observer.on_output(1, first_output)
             observer.on_selection(features, weights, selected)
+            signals = observer.on_signals(signals)
 
         # 4. Second pass: every block's values are those of x + s. What called us runs the head on the output.
-        second = Pass(2, signals=signals, observer=observer)
+        second = Pass(self, 2, signals=signals, observer=observer)
         output = self.second_pass(second, method, inputs, checkpointing)
         if observer is not None:
             observer.on_output(2, output)
@@ -86,18 +88,18 @@ class Steering:
     @property
     def blocks(self) -> list[nn.Module]:
         """The blocks, bottom first."""
-        return list(self.trunk.get_submodule(self.family.blocks).children())
+        return [self.trunk.get_submodule(name) for name in self.block_names]
+
+    @property
+    def last_read(self) -> int:
+        """The block whose output the selector reads."""
+        last = self.selector.config.select_from
+        return len(self.block_names) - 1 if last is None else last
 
     def first_pass(self, this: Pass, inputs: dict[str, Any], checkpointing: bool) -> Any:
         """Runs the trunk up to the block that the selector reads, through the final norm."""
-        last = self.selector.config.select_from
-        bound: Blocks | None = None
-        if checkpointing or (this.observer is not None and this.observer.wants_states):
-            bound = bind_blocks(self.blocks, this)
-        if last is not None and last != len(self.values) - 1:
-            bound = Blocks((bound or self.blocks)[: last + 1])
         with running(this):
-            output = self.plain(self.family.methods[0], bound)(**inputs)
+            output = self.plain(self.family.methods[0], self._lists(this, checkpointing))(**inputs)
         if torch.is_autocast_enabled(next(self.trunk.parameters()).device.type):
             torch.clear_autocast_cache()  # weights cast without a graph must not serve the second pass
         return output
@@ -106,24 +108,36 @@ class Steering:
         self, this: Pass, method: SteeredMethod, inputs: dict[str, Any], checkpointing: bool
     ) -> Any:
         """Runs the trunk with the signals of the call, also when checkpointing recomputes a block."""
-        bound = None
-        if checkpointing or (this.observer is not None and this.observer.wants_states):
-            bound = bind_blocks(self.blocks, this)
         with running(this):
-            return self.plain(method.name, bound)(**inputs)
+            return self.plain(method.name, self._lists(this, checkpointing))(**inputs)
 
-    def plain(self, name: str, blocks: Blocks | None = None) -> Callable[..., Any]:
-        """Returns a method of the trunk without steering, over other blocks if they are given."""
-        if blocks is None:
+    def _lists(self, this: Pass, checkpointing: bool) -> dict[str, Blocks] | None:
+        """Returns the lists of blocks of one pass; None if the trunk's own serve.
+
+        Where the trunk checkpoints its blocks they are bound to the pass; the first pass ends at the block
+        that the selector reads.
+        """
+        last = self.last_read if this.number == 1 else len(self.block_names) - 1
+        if not checkpointing and last == len(self.block_names) - 1:
+            return None
+        lists: dict[str, Blocks] = {}
+        for name, block in list(zip(self.block_names, self.blocks, strict=True))[: last + 1]:
+            bound = BoundBlock(block, this) if checkpointing else block
+            lists.setdefault(name.rpartition(".")[0], Blocks()).append(bound)
+        return lists
+
+    def plain(self, name: str, lists: dict[str, Blocks] | None = None) -> Callable[..., Any]:
+        """Returns a method of the trunk without steering, over other lists of blocks if they are given."""
+        if lists is None:
             method: SteeredMethod = self.trunk.__dict__[name]
             return method.before or functools.partial(getattr(type(self.trunk), name), self.trunk)
         if self.trunk.__dict__[name].before is not None:
             raise ValueError(
                 f"{type(self.trunk).__name__}.{name} was replaced on this instance (by a device hook of "
-                "Accelerate, for example), which select_from, the checkpointing of timm and traced block "
-                "states do not go together with."
+                "Accelerate, for example), which select_from and the checkpointing of timm do not go "
+                "together with."
             )
-        view = with_blocks(self.trunk, self.family.blocks, blocks, hidden=self.family.methods)
+        view = with_lists(self.trunk, lists, hidden=self.family.methods)
         return functools.partial(getattr(type(self.trunk), name), view)
 
     def _trains_beside(self) -> bool:
@@ -146,7 +160,8 @@ class Steering:
                         REENTRANT.format("gradient_checkpointing_kwargs={'use_reentrant': False}")
                     )
                 block._gradient_checkpointing_func = Carrying(checkpoint)  # type: ignore[assignment]
-        if not getattr(self.trunk, "grad_checkpointing", False):
+        holders = {name.rpartition(".")[0].rpartition(".")[0] for name in self.block_names}
+        if not any(getattr(self.trunk.get_submodule(at), "grad_checkpointing", False) for at in holders):
             return False
         from timm.layers import use_reentrant_ckpt
 
@@ -156,14 +171,14 @@ class Steering:
 
     def _refuse_wrapped_values(self) -> None:
         """Refuses active adapters of another method around a steered projection: they would not see x + s."""
-        for index, (block, value) in enumerate(zip(self.blocks, self.values, strict=True)):
-            outer: Any = block.get_submodule(self.family.value)
+        for value, path in zip(self.values, self.value_paths, strict=True):
+            outer: Any = self.trunk.get_submodule(path)
             if outer is not value and not getattr(outer, "disable_adapters", True):
                 active = [name for name in outer.active_adapters if name in outer._get_available_adapters()]
                 if active:
                     raise ValueError(
                         f"adapter {', '.join(active)} ({type(outer).__name__}) stands around the steered "
-                        f"projection {self.family.value!r} of block {index}, so it would act on x and not on "
+                        f"projection {path!r}, so it would act on x and not on "
                         "x + s. Leave that module out of its target_modules, merge it before wrapping, or "
                         "make one of the two active."
                     )
@@ -178,7 +193,8 @@ class Steering:
             )
 
     def attach(self) -> None:
-        """Puts steered methods in the place of the trunk's."""
+        """Puts steered methods in the place of the trunk's, and hooks at its blocks."""
+        self.hooks = [BlockHook(self, block, index) for index, block in enumerate(self.blocks)]
         for name in self.family.methods:
             self.trunk.__dict__[name] = SteeredMethod(self, name, self.trunk.__dict__.get(name))
 
@@ -188,6 +204,8 @@ class Steering:
             steered = self.trunk.__dict__.pop(name, None)
             if isinstance(steered, SteeredMethod) and steered.before is not None:
                 self.trunk.__dict__[name] = steered.before
+        for hook in self.hooks:
+            hook.remove()
         for block in self.blocks:
             carrying = block.__dict__.get("_gradient_checkpointing_func")
             if isinstance(carrying, Carrying):
@@ -219,7 +237,7 @@ class SteeredMethod:
             with running(None):
                 return steering.plain(self.name)(*args, **kwargs)
         this = current_pass()
-        if this is not None and (this.reads is steering.selector or steering.values[-1] in this.signals):
+        if this is not None and this.owner is steering:
             return steering.plain(self.name)(*args, **kwargs)  # the trunk's own methods call each other
         replayed = replayed_output(steering)
         return steering.forward(self, args, kwargs) if replayed is None else replayed

@@ -33,7 +33,8 @@ class Trace:
         first_attention: By block, attention of the first pass, `(batch, heads, tokens, tokens)`; only of the
             blocks that it runs, which `select_from` may cut short.
         attention: By block, attention of the second pass.
-        states: By block, what entered and what left it in the second pass, each `(batch, tokens, width)`.
+        states: By block, what entered it and what entered the one above (of the last: what left it) in the
+            second pass, each `(batch, tokens, width)`.
     """
 
     features: Tensor
@@ -112,7 +113,7 @@ def trace(
         output=output,
         first_attention=recorder.maps(1),
         attention=recorder.maps(2),
-        states=recorder.states,
+        states={i: (recorder.states[i], recorder.states[i + 1]) for i in range(count if block_states else 0)},
     )
 
 
@@ -124,7 +125,7 @@ class _Recorder(Observer):
         self.wanted = wanted
         self.wants_states = wants_states
         self.attention: dict[int, dict[int, Callable[[], Tensor]]] = {1: {}, 2: {}}
-        self.states: dict[int, tuple[Tensor, Tensor]] = {}
+        self.states: dict[int, Tensor] = {}
         self.outputs: dict[int, Any] = {}
         self.selection: tuple[Tensor, Tensor, Tensor]
         self.expects: tuple[int, int] | None = None
@@ -135,9 +136,9 @@ class _Recorder(Observer):
         missing = block is not None and block in self.wanted and block not in self.attention[number]
         self.expects = (number, block) if missing else None  # type: ignore[assignment]
 
-    def on_states(self, number: int, index: int, entering: Tensor, leaving: Tensor) -> None:
+    def on_states(self, number: int, index: int, state: Tensor) -> None:
         if number == 2 and 2 not in self.outputs:  # else activation checkpointing recomputes the block
-            self.states[index] = (entering, leaving)
+            self.states[index] = state
 
     def on_selection(self, features: Tensor, weights: Tensor, selected: Tensor) -> None:
         self.selection = (features, weights, selected)

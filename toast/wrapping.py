@@ -87,12 +87,12 @@ def calibrate(model: nn.Module, *inputs: Any, **kwargs: Any) -> None:
         )
     features = trace(model, *inputs, **kwargs).features
     mask = kwargs.get("attention_mask")
-    if getattr(steering.trunk, "cls_token", None) is not None:
+    if getattr(steering.trunk, "cls_token", None) is not None and steering.family.reads == "norm":
         read = features[:, 0]
     elif mask is not None:
         read = features[mask.bool()]
     else:
         prefix = int(getattr(steering.trunk, "num_prefix_tokens", 0))
-        read = features[:, prefix:].flatten(0, 1)
+        read = features[:, prefix:].flatten(0, -2)
     embedding = steering.selector.toast_task_embedding[steering.selector.adapter]
     embedding.copy_(torch.nn.functional.normalize(read, dim=-1).mean(0) * embedding.shape[0] ** 0.5)
