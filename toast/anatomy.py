@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from toast.families import FAMILIES, REFUSED, Family, make_row
+from toast.families import FAMILIES, REFUSED, REFUSED_SIGNS, Family, make_row
 from toast.guessing import Guess, guess
 from toast.layouts import COUNT_HEADS, LAYOUTS, Layout, find_layout, stride
 
@@ -196,6 +196,9 @@ def _refuse_known(model: nn.Module) -> None:
                     f"{type(module).__name__}{f' at {name!r}' if name else ''} cannot be steered: "
                     f"{REFUSED[ancestor]}."
                 )
+        for sign, reason in REFUSED_SIGNS.items():
+            if sign in module._modules:
+                raise ValueError(f"{type(module).__name__} at {name!r} cannot be steered: {reason}.")
 
 
 def _fitting(trunk: nn.Module, rows: list[Family]) -> Family:

@@ -44,7 +44,7 @@ def pass_caches(steering: Steering, inputs: dict[str, Any]) -> tuple[dict[str, A
     first = {name: value for name, value in inputs.items() if takes_more or name in known}
     first = {name: value for name, value in first.items() if not name.startswith("output_")}
     config: Any = getattr(trunk, "config", None)
-    if "past_key_values" not in known or not getattr(config, "is_decoder", True):
+    if "past_key_values" not in known or not _decodes(steering.family.kind, config):
         return first, inputs
     # Configured extra outputs would be computed for the first pass too.
     first |= {
@@ -70,6 +70,11 @@ def pass_caches(steering: Steering, inputs: dict[str, Any]) -> tuple[dict[str, A
         cache = DynamicCache(config=config)
         inputs = inputs | {"past_key_values": cache}
     return first | {"past_key_values": first_pass_cache(cache, steering)}, inputs
+
+
+def _decodes(kind: str, config: Any) -> bool:
+    """Whether a trunk attends to what came before only; some encoders do if configured to."""
+    return kind == "decoder" or bool(getattr(config, "is_decoder", False))
 
 
 def first_pass_cache(cache: Cache, steering: Steering) -> Cache:

@@ -71,6 +71,47 @@ def generate(
     typer.echo(continue_prompt(model, prompt, adapter, tokens, seed))
 
 
+@app.command()
+def families() -> None:
+    """Print the known families: where each is steered, what was verified, and what is refused."""
+    from toast.listing import table
+
+    typer.echo(table())
+
+
+@app.command()
+def import_official(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Official checkpoint: file, index of shards, or folder.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the adapter, without one in it.")],
+    head: Annotated[
+        bool | None, typer.Option("--head/--no-head", help="Keep the trained head. Default: if it is there.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="vision or language, if the names in the checkpoint do not tell.")
+    ] = None,
+) -> None:
+    """Write an official TOAST checkpoint as an adapter folder for PEFT. Needs no backbone."""
+    from toast.importing import convert
+
+    try:
+        done = convert(source, out, head, kind)
+    except ValueError as error:
+        typer.secho(f"toast: {error}", err=True, fg="red")
+        raise typer.Exit(2) from None
+    rank = f"rank {done.rank}" if done.rank else "full rank"
+    typer.echo(
+        f"{done.variant}: {done.blocks} blocks, width {done.width}, {rank}{', with its head' * done.head}; "
+        f"{done.tensors} tensors, {done.size:,} bytes, in {done.folder}"
+    )
+    if not done.knows_backbone:
+        typer.echo("The checkpoint holds no backbone: load the adapter on the one that it was trained on.")
+    typer.echo(
+        f"import toast; from peft import PeftModel; model = PeftModel.from_pretrained(backbone, {str(out)!r})"
+    )
+
+
 def main() -> None:
     """Runs the command; what is missing ends it with a message, without a traceback."""
     try:

@@ -44,6 +44,7 @@ class Family:
         functional: Whether the attention takes the module's weight and does not call it.
         first_value: Path, in the trunk, of what stands for the value module of the lowest block.
         coarsens: Factor by which the grid of tokens gets coarser where the width changes.
+        within: Whether the trunk stands in multi-modal models only.
         methods: Methods of the trunk that run it, and that are steered.
         select_features: What the selector reads, if the configuration does not say.
         official: Which of the official variants its checkpoints are: `vision`, `language`, `convnext`.
@@ -66,6 +67,7 @@ class Family:
     functional: bool = False
     first_value: str = ""
     coarsens: int = 1
+    within: bool = False
     methods: tuple[str, ...] = ("forward",)
     select_features: str = "normed"
     official: str = "language"
@@ -126,7 +128,7 @@ FAMILIES: list[Family] = [
     _timm("timm-vit", "vision_transformer.VisionTransformer"),
     _timm(
         "timm-vit-parallel", "vision_transformer.VisionTransformer",
-        value="in_proj", layout="last_heads",
+        value="in_proj", layout="last_width",
     ),
     _timm("timm-vit-parallel-attentions", "vision_transformer.VisionTransformer", value="attns.*.attn.qkv"),
     _timm("timm-vit-relpos", "vision_transformer_relpos.VisionTransformerRelPos"),
@@ -153,9 +155,9 @@ FAMILIES: list[Family] = [
     _transformers("qwen2-moe", "qwen2_moe.modeling_qwen2_moe.Qwen2MoeModel"),
     _transformers("qwen3", "qwen3.modeling_qwen3.Qwen3Model"),
     _transformers("qwen3-moe", "qwen3_moe.modeling_qwen3_moe.Qwen3MoeModel"),
-    _transformers("qwen2-vl", "qwen2_vl.modeling_qwen2_vl.Qwen2VLTextModel"),
-    _transformers("qwen2.5-vl", "qwen2_5_vl.modeling_qwen2_5_vl.Qwen2_5_VLTextModel"),
-    _transformers("qwen3-vl", "qwen3_vl.modeling_qwen3_vl.Qwen3VLTextModel"),
+    _transformers("qwen2-vl", "qwen2_vl.modeling_qwen2_vl.Qwen2VLTextModel", within=True),
+    _transformers("qwen2.5-vl", "qwen2_5_vl.modeling_qwen2_5_vl.Qwen2_5_VLTextModel", within=True),
+    _transformers("qwen3-vl", "qwen3_vl.modeling_qwen3_vl.Qwen3VLTextModel", within=True),
     _transformers("gemma", "gemma.modeling_gemma.GemmaModel"),
     _transformers("gemma2", "gemma2.modeling_gemma2.Gemma2Model"),
     _transformers("gemma3", "gemma3.modeling_gemma3.Gemma3TextModel"),
@@ -225,6 +227,11 @@ FAMILIES: list[Family] = [
     ),
     _transformers("vit", "vit.modeling_vit.ViTModel", **_HF_VIT),
     _transformers("deit", "deit.modeling_deit.DeiTModel", **_HF_VIT),
+    # Its norm is that of the mean over all tokens.
+    _transformers(
+        "beit-mean", "beit.modeling_beit.BeitModel",
+        **(_HF_VIT | {"norm": "pooler.layernorm", "reads": "block"}),
+    ),
     _transformers("beit", "beit.modeling_beit.BeitModel", **_HF_VIT),
     _transformers("dinov2", "dinov2.modeling_dinov2.Dinov2Model", **(_HF_VIT | {"blocks": "encoder.layer"})),
     _transformers(
@@ -258,6 +265,7 @@ REFUSED: dict[str, str] = {
         _SHARED: (
             "gemma3n.modeling_gemma3n.Gemma3nTextModel",
             "gemma4.modeling_gemma4.Gemma4TextModel",
+            "gemma4_unified.modeling_gemma4_unified.Gemma4UnifiedTextModel",
         ),
         _RECURRENT: (
             "mamba.modeling_mamba.MambaModel",
@@ -287,6 +295,9 @@ REFUSED: dict[str, str] = {
     "transformers.models.swin.modeling_swin.SwinModel": "use timm's SwinTransformer, which has a row",
     "transformers.models.swinv2.modeling_swinv2.Swinv2Model": "use timm's SwinTransformerV2, which has a row",
 }
+
+#: Names of modules that tell of such a trunk, whatever its class.
+REFUSED_SIGNS = {"kv_a_proj_with_mqa": _LATENT}
 
 
 def register_family(name: str, trunk: str, *, blocks: str, value: str, norm: str, **options: Any) -> Family:
@@ -341,9 +352,10 @@ def make_row(given: dict[str, Any], what: str = "family") -> Family:
     kinds: dict[str, Any] = {"str": str, "bool": bool, "int": int, "tuple[str, ...]": (list, tuple)}
     wrong = [name for name, value in given.items() if not isinstance(value, kinds[str(types[name])])]
     if wrong:
+        got = ", ".join(f"{name}={given[name]!r}" for name in wrong)
         raise ValueError(
-            f"{what}: needs names as text, 'methods' as a list of them, 'coarsens' as a whole number and "
-            f"'functional' as True or False; got {', '.join(f'{name}={given[name]!r}' for name in wrong)}."
+            f"{what}: needs names as text, 'methods' as a list of them, 'coarsens' as a whole number, "
+            f"'functional' and 'within' as True or False; got {got}."
         )
     options = {"name": "by-hand", "trunk": "", "layout": "separate"} | given
     try:

@@ -14,21 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: Name of a layout -> which output channels are values, from the number of output channels, of key and value
-#: heads and of channels a head: the groups that the channels fall into, and the slice of each group.
-LAYOUTS: dict[str, Callable[[int, int, int], tuple[int, int, int]]] = {
+#: Name of a layout -> which output channels are values, from the number of input and of output channels, of
+#: key and value heads, and of channels a head: the groups of channels, and the slice of each group.
+LAYOUTS: dict[str, Callable[[int, int, int, int], tuple[int, int, int]]] = {
     # a projection of its own
-    "separate": lambda out, heads, size: (1, 0, out),
+    "separate": lambda width, out, heads, size: (1, 0, out),
     # queries, keys, values, as wide as each other
-    "last_third": lambda out, heads, size: (1, out - out // 3, out),
+    "last_third": lambda width, out, heads, size: (1, out - out // 3, out),
+    # anything, then values as wide as the input
+    "last_width": lambda width, out, heads, size: (1, out - width, out),
     # anything, then as many channels as the value heads have
-    "last_heads": lambda out, heads, size: (1, out - heads * size, out),
+    "last_heads": lambda width, out, heads, size: (1, out - heads * size, out),
     # for each key and value head: its queries, its key, its value
-    "grouped": lambda out, heads, size: (heads, out // heads - size, out // heads),
+    "grouped": lambda width, out, heads, size: (heads, out // heads - size, out // heads),
     # four groups of heads, each with its queries, values, keys
-    "four_groups_q_v_k": lambda out, heads, size: (4, out // 12, out // 6),
+    "four_groups_q_v_k": lambda width, out, heads, size: (4, out // 12, out // 6),
     # no values: what is added goes into the input of a module that need not be linear
-    "input": lambda out, heads, size: (1, 0, out),
+    "input": lambda width, out, heads, size: (1, 0, out),
 }
 
 #: Layouts that ask for the number of heads.
@@ -165,7 +167,7 @@ def find_layout(name: str, projection: nn.Module, place: str, heads: int = 1, he
         ValueError: If it is no linear map, or its output does not divide as the layout says.
     """
     width, out = _convolution_widths(projection, place) if name == "input" else _widths(projection, place)
-    groups, start, stop = LAYOUTS[name](out, heads, head_width)
+    groups, start, stop = LAYOUTS[name](width, out, heads, head_width)
     parts = {"last_third": 3, "four_groups_q_v_k": 12}.get(name, groups)
     if out % parts or not 0 <= start < stop <= out // groups:
         needs = f"{parts} parts" if parts > 1 else f"{heads} heads of {head_width} channels and the rest"
