@@ -80,4 +80,9 @@ def test_generate_continues_a_prompt_with_an_adapter(
 
 
 def test_the_app_has_the_documented_commands() -> None:
-    assert {c.name or c.callback.__name__ for c in app.registered_commands} == {"demo", "generate"}
+    assert {c.name or c.callback.__name__ for c in app.registered_commands} == {
+        "demo",
+        "families",
+        "generate",
+        "import_official",
+    }

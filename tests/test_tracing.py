@@ -310,7 +310,7 @@ def test_what_cannot_be_traced_is_refused() -> None:
     with model.disable_adapter(), pytest.raises(ValueError, match="active TOAST adapter"):
         toast.trace(model, x)
     for wrong in (3, -4):
-        with pytest.raises(ValueError, match=rf"has blocks 0 to 2; got \[{wrong}\]"):
+        with pytest.raises(ValueError, match=rf"has steered blocks 0 to 2; got \[{wrong}\]"):
             toast.trace(model, x, attention_blocks=[0, wrong])
 
 

@@ -81,6 +81,11 @@ class Anatomy:
         """Paths of the modules that make the values, in the model, bottom block first."""
         return [unit.name for unit in self.units]
 
+    def from_block(self, first: int) -> Anatomy:
+        """Returns the same without the units below a block."""
+        kept = [index for index, unit in enumerate(self.units) if unit.block >= first]
+        return replace(self, units=[self.units[i] for i in kept], values=[self.values[i] for i in kept])
+
     @property
     def is_plain(self) -> bool:
         """Whether all blocks have the same tokens and width."""
@@ -90,7 +95,7 @@ class Anatomy:
     def target_modules(self) -> str:
         """Regular expression that matches the norm's and the value projections' names, and no other."""
         row = self.family
-        if row.first_value:
+        if row.first_value or self.units[0].number > 0:
             return "|".join(map(re.escape, [self.norm_name, *self.value_names]))
         pattern = re.escape(_join(self.trunk_name, row.blocks, "*", row.value)).replace(r"\*", r"\d+")
         return f"{re.escape(self.norm_name)}|{pattern}"

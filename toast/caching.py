@@ -2,13 +2,14 @@
 
 The layers of the first pass stand behind those of the second in the same object's list. Whatever generation
 does to a cache (reordering for beams, cropping for assisted decoding, repeating, resetting), it does to every
-layer of the list, and so to both passes alike.
+layer of the list, and so to both passes alike. Blocks that run once have one layer for both passes.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,33 @@ if TYPE_CHECKING:
 _MARK = "_toast_adapter"
 
 
-def pass_caches(steering: Steering, inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+@dataclass
+class PassInputs:
+    """Inputs of a trunk for each of the two passes.
+
+    Args:
+        first: Inputs of the first pass.
+        second: Inputs of the second pass.
+        cache: The cache of the call, where the second pass gets a part of it.
+    """
+
+    first: dict[str, Any]
+    second: dict[str, Any]
+    cache: Cache | None = None
+
+    def hand_back(self, output: Any) -> Any:
+        """Puts the cache of the call into the second pass's output."""
+        if self.cache is None:
+            return output
+        part = self.second["past_key_values"]
+        if isinstance(output, tuple):
+            return tuple(self.cache if each is part else each for each in output)
+        if getattr(output, "past_key_values", None) is part:
+            output.past_key_values = self.cache
+        return output
+
+
+def pass_caches(steering: Steering, inputs: dict[str, Any], once: int) -> PassInputs:
     """Splits the inputs of a trunk into those of the first and those of the second pass.
 
     The first pass gets a cache of its own, asks for no extra outputs and only takes what its method knows.
@@ -29,9 +56,7 @@ def pass_caches(steering: Steering, inputs: dict[str, Any]) -> tuple[dict[str, A
     Args:
         steering: The wrapped model's parts.
         inputs: Inputs of the call by name.
-
-    Returns:
-        The inputs of the first and of the second pass.
+        once: How many of the lowest blocks run once, and so have one cache.
 
     Raises:
         TypeError: If `past_key_values` is no cache of transformers.
@@ -45,7 +70,7 @@ def pass_caches(steering: Steering, inputs: dict[str, Any]) -> tuple[dict[str, A
     first = {name: value for name, value in first.items() if not name.startswith("output_")}
     config: Any = getattr(trunk, "config", None)
     if "past_key_values" not in known or not _decodes(steering.family.kind, config):
-        return first, inputs
+        return PassInputs(first, inputs)
     # Configured extra outputs would be computed for the first pass too.
     first |= {
         f"output_{name}": False
@@ -64,12 +89,51 @@ def pass_caches(steering: Steering, inputs: dict[str, Any]) -> tuple[dict[str, A
             )
             inputs = inputs | {"use_cache": use_cache}
         if not use_cache or (trunk.training and getattr(trunk, "gradient_checkpointing", False)):
-            return first | {"use_cache": False}, inputs | {"use_cache": False}
+            return PassInputs(first | {"use_cache": False}, inputs | {"use_cache": False})
         from transformers import DynamicCache
 
         cache = DynamicCache(config=config)
         inputs = inputs | {"past_key_values": cache}
-    return first | {"past_key_values": first_pass_cache(cache, steering)}, inputs
+    layers = first_pass_layers(cache, steering, once)
+    first["past_key_values"] = _part_of(cache, layers)
+    if not once:
+        return PassInputs(first, inputs)
+    # Layers of blocks that run once are full already when the second pass asks how much there is.
+    before = [_as_it_is(layer) for layer in cache.layers[:once]]
+    part = _part_of(cache, before + cache.layers[once : len(steering.block_names)])
+    return PassInputs(first, inputs | {"past_key_values": part}, cache)
+
+
+def wants_all_blocks(steering: Steering, inputs: dict[str, Any]) -> bool:
+    """Whether a call asks for something of every block.
+
+    Raises:
+        ValueError: If it also keeps a cache, of which the blocks below the steered ones have one part.
+    """
+    config: Any = getattr(steering.trunk, "config", None)
+    names = ("output_attentions", "output_hidden_states")
+    asked = [name for name in names if inputs.get(name, getattr(config, name, False))]
+    if asked and (inputs.get("past_key_values") is not None or inputs.get("use_cache")):
+        raise ValueError(
+            f"{asked[0]} with a cache needs all blocks to run in both passes; with steer_from="
+            f"{steering.selector.config.steer_from} the lower ones run once. Pass use_cache=False."
+        )
+    return bool(asked)
+
+
+def _part_of(cache: Cache, layers: list[Any]) -> Cache:
+    from transformers import Cache
+
+    return Cache(layers=layers)
+
+
+def _as_it_is(layer: Any) -> Any:
+    """Returns a layer of a cache that keeps its length when the layer is filled further."""
+    kept = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            setattr(kept, name, value.clone())
+    return kept
 
 
 def _decodes(kind: str, config: Any) -> bool:
@@ -77,12 +141,13 @@ def _decodes(kind: str, config: Any) -> bool:
     return kind == "decoder" or bool(getattr(config, "is_decoder", False))
 
 
-def first_pass_cache(cache: Cache, steering: Steering) -> Cache:
-    """Returns the first pass's part of a cache, which is made at the cache's first use.
+def first_pass_layers(cache: Cache, steering: Steering, once: int) -> list[Any]:
+    """Returns the first pass's layers of a cache, which are made at the cache's first use.
 
     Args:
-        cache: Cache of the call; keeps the second pass's layers first, then the first pass's.
+        cache: Cache of the call; keeps the second pass's layers first, then the first pass's own.
         steering: The wrapped model's parts.
+        once: How many of the lowest blocks run once; their layers serve both passes.
 
     Raises:
         TypeError: See `pass_caches`.
@@ -115,15 +180,15 @@ def first_pass_cache(cache: Cache, steering: Steering) -> Cache:
             f"{adapter!r}. Start with an empty cache."
         )
     if mark != adapter:
-        _add_first_pass(cache, blocks, steering.selector.config.select_from, fresh=mark is None)
+        _add_first_pass(cache, blocks, range(once, steering.last_read + 1), fresh=mark is None)
         setattr(cache, _MARK, adapter)
-    first = Cache(layers=cache.layers[blocks:])
-    _check_lengths(cache.layers[:blocks], first.layers)
+    first: list[Any] = cache.layers[:once] + cache.layers[blocks:]
+    _check_lengths(cache.layers[:blocks], first)
     return first
 
 
-def _add_first_pass(cache: Cache, blocks: int, select_from: int | None, fresh: bool) -> None:
-    """Puts empty layers for the first pass behind those of the second, one for each block that it runs."""
+def _add_first_pass(cache: Cache, blocks: int, reached: range, fresh: bool) -> None:
+    """Puts empty layers for the first pass behind those of the second, one for each block that it repeats."""
     make = cache.layer_class_to_replicate
     if fresh and make is not None:  # made without a configuration, it adds its layers as they are used
         cache.layers.extend(make() for _ in range(blocks - len(cache.layers)))
@@ -132,8 +197,7 @@ def _add_first_pass(cache: Cache, blocks: int, select_from: int | None, fresh: b
             f"past_key_values: this cache has {len(cache.layers)} layers, the model has {blocks} blocks. "
             "Make the cache from the model's own configuration."
         )
-    reached = blocks if select_from is None else select_from + 1
-    cache.layers[blocks:] = copy.deepcopy(cache.layers[:reached])
+    cache.layers[blocks:] = copy.deepcopy([cache.layers[block] for block in reached])
 
 
 def _check_lengths(second: Sequence[Any], first: Sequence[Any]) -> None:

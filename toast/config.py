@@ -57,6 +57,8 @@ class ToastConfig(PeftConfig):
             un-normed features (`mixed`, official ConvNeXt). None takes the family's.
         select_from: Block, counted from 0, whose output the selector reads (through the final norm where
             `select_features` says so). The first pass ends there. None is the last block.
+        steer_from: First block, counted from 0, whose values are steered. The blocks below give the same in
+            both passes, so they run once, keep one key-value cache, and backward ends above them.
         value_bias: `once` computes the values of the second pass as `W_V (x + s) + b`, the paper's equation;
             `twice` as `W_V x + b + W_V s + b`, the official ViT code.
         init: `identity` starts exactly at the frozen model (`to_state` identity, `to_signal` zero);
@@ -91,6 +93,7 @@ class ToastConfig(PeftConfig):
     modules_to_save: list[str] | None = None
     select_features: Features | None = None
     select_from: int | None = None
+    steer_from: int = 0
     value_bias: ValueBias = "once"
     init: Initialisation = "identity"
     lora_rank: int = 0
@@ -138,6 +141,7 @@ class ToastConfig(PeftConfig):
             _check_number(
                 "select_from", self.select_from, 0, whole=True, what="None or a block, counted from 0"
             )
+        _check_number("steer_from", self.steer_from, 0, whole=True, what="a block, counted from 0")
         _check_number("lora_rank", self.lora_rank, 0, whole=True, what="0 (full TOAST) or a positive rank")
         _check_number("lora_alpha", self.lora_alpha, 0, what="a number above 0", above=True)
         _check_number("lora_dropout", self.lora_dropout, 0, what="a probability from 0 to below 1", below=1)

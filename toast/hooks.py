@@ -12,7 +12,6 @@ from toast.tokens import channels_last, like_windows
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-    from toast.layer import ToastValue
     from toast.steering import Steering
 
 
@@ -28,9 +27,6 @@ class BlockHook:
     def __init__(self, steering: Steering, block: nn.Module, index: int) -> None:
         self.steering = steering
         self.index = index
-        self.units: list[tuple[int, ToastValue]] = [
-            (number, value) for number, value in enumerate(steering.values) if value.unit.block == index
-        ]
         self.handles: list[RemovableHandle] = [
             block.register_forward_pre_hook(self.before, with_kwargs=True),
             block.register_forward_hook(self.after),
@@ -54,10 +50,12 @@ class BlockHook:
         if not this.wants_states and not (windows and this.signals):
             return
         entering = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-        for number, value in self.units:
+        for value in self.steering.values:
+            if value.unit.block != self.index:
+                continue
             if this.wants_states and value.layout.name != "input":  # else the layer itself tells
                 assert this.observer is not None
-                this.observer.on_states(this.number, number, entering)
+                this.observer.on_states(this.number, value.unit.number, entering)
             signal = this.signals.get(value)
             if windows and isinstance(signal, Tensor):
                 this.arranged[value] = like_windows(signal, entering, block)
@@ -68,10 +66,12 @@ class BlockHook:
         if this is None:
             return
         steering = self.steering
+        if this.number == 1 and self.index == this.once - 1:
+            this.known = out
         if this.reads is not None and steering.family.reads != "norm" and self.index == steering.last_read:
             leaving = out[0] if isinstance(out, tuple) else out
             this.features = this.reads.read(leaving, None)
         if this.wants_states and self.index == len(steering.blocks) - 1:
             assert this.observer is not None
             leaving = channels_last(out[0] if isinstance(out, tuple) else out, steering.family.tokens)
-            this.observer.on_states(this.number, len(steering.values), leaving)
+            this.observer.on_states(this.number, len(steering.value_paths), leaving)

@@ -71,10 +71,11 @@ class ToastModel(BaseTuner):
         saving.check_config(config, anatomy)
         _refuse_unknown_modules(model, config.modules_to_save)
         _refuse_steered_modules(anatomy, config.modules_to_save)
-        saving.check_saved(model, config, anatomy)
-        frozen = saving.pretrained_tensors(config, anatomy)
+        steered = anatomy.from_block(config.steer_from)
+        saving.check_saved(model, config, steered)
+        frozen = saving.pretrained_tensors(config, steered, saving.fingerprint(anatomy))
         had_layers = any(isinstance(module, ToastLayer) for module in model.modules())
-        self._anatomy = anatomy
+        self._anatomy = steered
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         finally:
@@ -204,10 +205,8 @@ def find_steering(model: nn.Module) -> Steering | None:
 
 def _attach(model: nn.Module, anatomy: Anatomy) -> None:
     selector = model.get_submodule(anatomy.norm_name)
-    values = [model.get_submodule(name) for name in anatomy.value_names]
     assert isinstance(selector, ToastSelector)
-    assert all(isinstance(value, ToastValue) for value in values)
-    Steering(anatomy, selector, values).attach()  # type: ignore[arg-type]
+    Steering(anatomy, selector).attach()
 
 
 def _prove(model: nn.Module, anatomy: Anatomy) -> None:

@@ -37,8 +37,8 @@ def reconstruction_loss(model: nn.Module, traced: Trace) -> Tensor:
         )
     scale = steering.selector.config.reconstruction_scale
     terms = []
-    for index, value in enumerate(steering.values):
-        entering, leaving = traced.states[index]
+    for value in steering.values:
+        entering, leaving = traced.states[value.unit.number]
         guess = value.bring_down(leaving.detach().to(next(value.maps[0].parameters()).dtype))
         if guess.ndim == 4:
             guess = fit(guess, *entering.shape[1:3])

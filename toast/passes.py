@@ -53,21 +53,27 @@ class Pass:
         signals: Top-down signal of each steered projection; none in pass 1.
         reads: The selector that leaves the features here; None in the second pass.
         observer: Is told of every block, if there is one.
+        once: How many of the lowest blocks run in the first pass only.
+        known: What the highest of them gave.
     """
 
     def __init__(
         self,
         owner: object,
         number: int,
-        signals: dict[ToastValue, Signal],
+        signals: dict[ToastValue, Signal] | None = None,
         reads: ToastSelector | None = None,
         observer: Observer | None = None,
+        once: int = 0,
+        known: Any = None,
     ) -> None:
         self.owner = owner
         self.number = number
-        self.signals = signals
+        self.signals = signals or {}
         self.reads = reads
         self.observer = observer
+        self.once = once
+        self.known = known
         self.features: tuple[Tensor, Tensor] | None = None
         # Signals in the order of tokens of the block that runs, where that is not the order of the features.
         self.arranged: dict[ToastValue, Tensor] = {}
@@ -164,6 +170,22 @@ class BoundBlock:
         """Runs the block."""
         with running(self.this):
             return self.block(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the block's."""
+        return getattr(self.block, name)
+
+
+class KnownBlock:
+    """Stands for a block that ran already: gives what the highest such block gave. Else like the block."""
+
+    def __init__(self, block: nn.Module, output: Any) -> None:
+        self.block = block
+        self.output = output
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns what is known."""
+        return self.output
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the block's."""

@@ -93,6 +93,13 @@ def check_config(config: ToastConfig, anatomy: Anatomy) -> None:
             f"select_from: the blocks of {type(anatomy.trunk).__name__} differ in tokens or width, so the "
             f"features of another block than the last ({blocks - 1}) do not fit; got {config.select_from}."
         )
+    if config.steer_from and not anatomy.is_plain:
+        raise ValueError(
+            f"steer_from: the blocks of {type(anatomy.trunk).__name__} differ in tokens or width, so all are "
+            f"steered; got {config.steer_from}."
+        )
+    if config.steer_from >= blocks:
+        raise ValueError(f"steer_from: needs a block from 0 to {blocks - 1}; got {config.steer_from}.")
     config.select_features = config.select_features or anatomy.family.select_features  # type: ignore[assignment]
     config.family = anatomy.family.name
     here = fingerprint(anatomy)
@@ -244,12 +251,13 @@ def _few(names: list[str], limit: int = 6) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
-def pretrained_tensors(config: ToastConfig, anatomy: Anatomy) -> dict[str, Tensor]:
+def pretrained_tensors(config: ToastConfig, anatomy: Anatomy, backbone: dict[str, Any]) -> dict[str, Tensor]:
     """Reads the pre-tuned adapter that a configuration stands on.
 
     Args:
         config: Its `pretrained` names the folder; the checksum is compared, or filled in if there is none.
-        anatomy: The model that it has to fit.
+        anatomy: The part of the model that it has to fit.
+        backbone: The model's fingerprint.
 
     Returns:
         Tensors by their saved names; empty if nothing has to be read.
@@ -273,7 +281,12 @@ def pretrained_tensors(config: ToastConfig, anatomy: Anatomy) -> dict[str, Tenso
     config_file = path.with_name(CONFIG_NAME)
     made_for = json.loads(config_file.read_text()).get("backbone") if config_file.is_file() else None
     if made_for is not None:
-        _check_backbone(f"pretrained: the adapter in {config.pretrained}", made_for, fingerprint(anatomy))
+        _check_backbone(f"pretrained: the adapter in {config.pretrained}", made_for, backbone)
+    names = set(_shapes_of_adapter(ToastConfig(), anatomy))
+    lower = json.loads(config_file.read_text()).get("steer_from", 0) if config_file.is_file() else 0
+    if lower < config.steer_from:  # feedback comes from the top, so that of the lower blocks can be left out
+        tensors = {name: tensor for name, tensor in tensors.items() if name in names}
+        feedback = {name: tensor for name, tensor in feedback.items() if name in names}
     _refuse_misfits(
         f"pretrained: {path}",
         _shapes_of_adapter(ToastConfig(), anatomy),
@@ -305,6 +318,12 @@ def follow_pretrained(config: ToastConfig) -> None:
     if place is None or not place.is_file():
         return
     made_with = json.loads(place.read_text())
+    lowest = made_with.get("steer_from", 0)
+    if lowest > config.steer_from:
+        raise ValueError(
+            f"steer_from: the pre-tuned adapter in {config.pretrained} has no feedback below block {lowest}, "
+            f"this configuration steers from {config.steer_from}. Pass steer_from={lowest}, or a higher one."
+        )
     for name in ("select_from", "select_features", "value_bias"):
         own, saved = getattr(config, name), made_with.get(name)
         if own is None:

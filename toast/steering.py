@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from toast.anatomy import Anatomy
-from toast.caching import pass_caches
+from toast.caching import pass_caches, wants_all_blocks
 from toast.feedback import feed_back
 from toast.hooks import BlockHook
 from toast.layer import ToastSelector, ToastValue
@@ -23,6 +23,7 @@ from toast.passes import (
     Blocks,
     BoundBlock,
     Carrying,
+    KnownBlock,
     Pass,
     current_observer,
     current_pass,
@@ -38,16 +39,14 @@ class Steering:
     Args:
         anatomy: Where its parts are.
         selector: The layer around its final norm.
-        values: The steered value projections, bottom block first.
     """
 
-    def __init__(self, anatomy: Anatomy, selector: ToastSelector, values: list[ToastValue]) -> None:
+    def __init__(self, anatomy: Anatomy, selector: ToastSelector) -> None:
         self.trunk = anatomy.trunk
         self.family = anatomy.family
         self.block_names = anatomy.blocks
         self.value_paths = [unit.path for unit in anatomy.units]
         self.selector = selector
-        self.values = values
         self.hooks: list[BlockHook] = []
 
     def forward(self, method: SteeredMethod, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -55,23 +54,25 @@ class Steering:
 
         Equations 1 to 4 of arXiv 2305.15542 in the order in which they are computed.
         """
+        values = self.values
         self._refuse_wrapped_values()
         self._refuse_dropped_tokens()
         observer = current_observer(self)
         checkpointing = torch.is_grad_enabled() and self._carry_passes()
-        first_inputs, inputs = pass_caches(self, method.named(args, kwargs))
+        once = self._blocks_run_once(method, args, kwargs)
+        caches = pass_caches(self, method.named(args, kwargs), once)
 
         # 1. First pass: frozen, so it needs no graph, unless something else in the trunk is trained.
-        first = Pass(self, 1, signals={}, reads=self.selector, observer=observer)
+        first = Pass(self, 1, reads=self.selector, observer=observer, once=once)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_beside()):
-            first_output = self.first_pass(first, first_inputs, checkpointing)
+            first_output = self.first_pass(first, caches.first, checkpointing)
 
         # 2. Selection: tokens that resemble the task embedding, then channels.
         assert first.features is not None
         features, weights, selected = self.selector.select(*first.features)
 
         # 3. Feedback: from the top block to the bottom one, all linear.
-        signals = feed_back(self.values, selected, self.selector.config.feedback_form)
+        signals = feed_back(values, selected, self.selector.config.feedback_form)
 
         if observer is not None:
             observer.on_output(1, first_output)
@@ -79,11 +80,34 @@ class Steering:
             signals = observer.on_signals(signals)
 
         # 4. Second pass: every block's values are those of x + s. What called us runs the head on the output.
-        second = Pass(self, 2, signals=signals, observer=observer)
-        output = self.second_pass(second, method, inputs, checkpointing)
+        second = Pass(self, 2, signals=signals, observer=observer, once=once, known=first.known)
+        output = caches.hand_back(self.second_pass(second, method, caches.second, checkpointing))
         if observer is not None:
             observer.on_output(2, output)
         return output
+
+    @property
+    def values(self) -> list[ToastValue]:
+        """The value projections that the active adapter steers, bottom block first; of any, if none is."""
+        adapter = self.selector.adapter
+        found = []
+        for path in self.value_paths:
+            layer: Any = self.trunk.get_submodule(path)
+            while not isinstance(layer, ToastValue) and hasattr(layer, "base_layer"):
+                layer = layer.base_layer  # an adapter of another method stands around it
+            if isinstance(layer, ToastValue) and (adapter is None or adapter in layer.configs):
+                found.append(layer)
+        return found
+
+    def _blocks_run_once(self, method: SteeredMethod, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Returns how many of the lowest blocks give the same in both passes and need not run again.
+
+        They do run again for who wants to see all blocks, and where a device hook runs the trunk.
+        """
+        once = min(self.selector.config.steer_from, self.last_read + 1)
+        if method.before is not None or method.name != self.family.methods[0]:
+            return 0
+        return 0 if once and wants_all_blocks(self, method.named(args, kwargs)) else once
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -115,15 +139,23 @@ class Steering:
         """Returns the lists of blocks of one pass; None if the trunk's own serve.
 
         Where the trunk checkpoints its blocks they are bound to the pass; the first pass ends at the block
-        that the selector reads.
+        that the selector reads; the second knows what the blocks below the steered ones give.
         """
-        last = self.last_read if this.number == 1 else len(self.block_names) - 1
-        if not checkpointing and last == len(self.block_names) - 1:
+        count = len(self.block_names)
+        last = self.last_read if this.number == 1 else count - 1
+        known = this.once if this.number == 2 else 0
+        if not checkpointing and last == count - 1 and not known:
             return None
         lists: dict[str, Blocks] = {}
-        for name, block in list(zip(self.block_names, self.blocks, strict=True))[: last + 1]:
-            bound = BoundBlock(block, this) if checkpointing else block
-            lists.setdefault(name.rpartition(".")[0], Blocks()).append(bound)
+        for index, (name, block) in enumerate(zip(self.block_names, self.blocks, strict=True)):
+            if index > last:
+                break
+            stands: Any = block
+            if index < known:
+                stands = KnownBlock(block, this.known)
+            elif checkpointing:
+                stands = BoundBlock(block, this)
+            lists.setdefault(name.rpartition(".")[0], Blocks()).append(stands)
         return lists
 
     def plain(self, name: str, lists: dict[str, Blocks] | None = None) -> Callable[..., Any]:
@@ -171,9 +203,13 @@ class Steering:
 
     def _refuse_wrapped_values(self) -> None:
         """Refuses active adapters of another method around a steered projection: they would not see x + s."""
-        for value, path in zip(self.values, self.value_paths, strict=True):
+        for path in self.value_paths:
             outer: Any = self.trunk.get_submodule(path)
-            if outer is not value and not getattr(outer, "disable_adapters", True):
+            if (
+                not isinstance(outer, ToastValue)
+                and hasattr(outer, "base_layer")
+                and not getattr(outer, "disable_adapters", True)
+            ):
                 active = [name for name in outer.active_adapters if name in outer._get_available_adapters()]
                 if active:
                     raise ValueError(

@@ -83,11 +83,14 @@ def trace(
     steering = find_steering(model)
     if steering is None or steering.selector.adapter is None:
         raise ValueError("trace needs a model with an active TOAST adapter; wrap it with toast.wrap first.")
-    count = len(steering.values)
-    wanted = range(count) if attention_blocks == "all" else [int(block) for block in attention_blocks]
-    wrong = [block for block in wanted if not -count <= block < count]
+    count = len(steering.value_paths)
+    steered = [value.unit.number for value in steering.values]
+    wanted = steered if attention_blocks == "all" else [int(block) for block in attention_blocks]
+    wrong = [block for block in wanted if not -count <= block < count or block % count not in steered]
     if wrong:
-        raise ValueError(f"attention_blocks: the model has blocks 0 to {count - 1}; got {wrong}.")
+        raise ValueError(
+            f"attention_blocks: the model has steered blocks {steered[0]} to {steered[-1]}; got {wrong}."
+        )
     recorder = _Recorder(steering.values, {block % count for block in wanted}, block_states)
     with observing(steering, recorder), AttentionMode(recorder.keep) if recorder.wanted else nullcontext():
         output = model(*inputs, **kwargs)
@@ -113,7 +116,7 @@ def trace(
         output=output,
         first_attention=recorder.maps(1),
         attention=recorder.maps(2),
-        states={i: (recorder.states[i], recorder.states[i + 1]) for i in range(count if block_states else 0)},
+        states={i: (recorder.states[i], recorder.states[i + 1]) for i in steered if block_states},
     )
 
 
@@ -121,7 +124,7 @@ class _Recorder(Observer):
     """Keeps what the passes tell."""
 
     def __init__(self, values: list[ToastValue], wanted: set[int], wants_states: bool) -> None:
-        self.index = {value: i for i, value in enumerate(values)}
+        self.index = {value: value.unit.number for value in values}
         self.wanted = wanted
         self.wants_states = wants_states
         self.attention: dict[int, dict[int, Callable[[], Tensor]]] = {1: {}, 2: {}}
