@@ -63,7 +63,9 @@ def test_both_forms_are_equal_within_rounding(autocast: bool) -> None:
 def test_the_cheaper_form_is_taken() -> None:
     steering = find_steering(toast.wrap(vit()))
     values = steering.values
-    few, many = torch.randn(1, 1, 24).double(), torch.randn(8, 17, 24).double()
+    few, many = (
+        steering.selector.select(None, torch.randn(*size, 24).double()) for size in ((1, 1), (8, 17))
+    )
     assert not composing_pays(values, 36) and composing_pays(values, 37)  # fused: from 1.5 widths of tokens
     assert all(isinstance(signal, Tensor) for signal in feed_back(values, few).values())
     assert all(isinstance(signal, ComposedSignal) for signal in feed_back(values, many).values())

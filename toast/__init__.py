@@ -18,6 +18,9 @@ _EXPORTS = {
     "ToastModel": "toast.model",
     "Trace": "toast.tracing",
     "calibrate": "toast.wrapping",
+    "first_pass": "toast.stored",
+    "fuse": "toast.fusing",
+    "given_first_pass": "toast.stored",
     "load_official": "toast.official",
     "pretraining_loss": "toast.objectives",
     "probe": "toast.probing",
@@ -25,6 +28,7 @@ _EXPORTS = {
     "register_family": "toast.families",
     "save_adapter": "toast.saving",
     "trace": "toast.tracing",
+    "unfuse": "toast.fusing",
     "wrap": "toast.wrapping",
 }
 
@@ -33,12 +37,16 @@ __all__ = [*sorted(_EXPORTS), "__version__"]
 if TYPE_CHECKING:
     from toast.config import ToastConfig as ToastConfig
     from toast.families import register_family as register_family
+    from toast.fusing import fuse as fuse
+    from toast.fusing import unfuse as unfuse
     from toast.model import ToastModel as ToastModel
     from toast.objectives import pretraining_loss as pretraining_loss
     from toast.objectives import reconstruction_loss as reconstruction_loss
     from toast.official import load_official as load_official
     from toast.probing import probe as probe
     from toast.saving import save_adapter as save_adapter
+    from toast.stored import first_pass as first_pass
+    from toast.stored import given_first_pass as given_first_pass
     from toast.tracing import Trace as Trace
     from toast.tracing import trace as trace
     from toast.wrapping import calibrate as calibrate

@@ -104,6 +104,20 @@ def pass_caches(steering: Steering, inputs: dict[str, Any], once: int) -> PassIn
     return PassInputs(first, inputs | {"past_key_values": part}, cache)
 
 
+def without_cache(method: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Returns the inputs of a call that runs one of the passes alone, and so keeps no cache.
+
+    Raises:
+        ValueError: If it is asked to.
+    """
+    if inputs.get("past_key_values") is not None or inputs.get("use_cache"):
+        raise ValueError(
+            "a first pass that is stored is that of a whole input; it cannot be used or made with a "
+            "key-value cache. Pass use_cache=False."
+        )
+    return inputs | {"use_cache": False} if "past_key_values" in method.__signature__.parameters else inputs
+
+
 def wants_all_blocks(steering: Steering, inputs: dict[str, Any]) -> bool:
     """Whether a call asks for something of every block.
 

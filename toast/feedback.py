@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from toast.layer import ToastValue
+    from toast.layer import Selection, ToastValue
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,44 @@ class ComposedSignal:
         return self.selected.to(dtype) @ self.matrix.to(dtype)
 
 
-#: What a block gets: a signal for every token, with the channels last, or the composed form of it.
-Signal = Tensor | ComposedSignal
+@dataclass(frozen=True)
+class FusedSignal:
+    """What a block's values get where all blocks' shifts were computed at once (`toast.fuse`).
+
+    Args:
+        shift: `W_V s`, `(batch, tokens, value_width)`.
+    """
+
+    shift: Tensor
+
+    def value_shift(self, dtype: torch.dtype) -> Tensor:
+        """Returns `W_V s`, `(batch, tokens, value_width)`."""
+        return self.shift.to(dtype)
 
 
-def feed_back(values: Sequence[ToastValue], selected: Tensor, form: str = "auto") -> dict[ToastValue, Signal]:
+#: What a block gets: a signal for every token, with the channels last, or what its values get.
+Signal = Tensor | ComposedSignal | FusedSignal
+
+
+def feed_back(
+    values: Sequence[ToastValue], selection: Selection, form: str = "auto"
+) -> dict[ToastValue, Signal]:
     """Feeds the selected features back to every block.
 
     Args:
         values: The steered value projections, bottom block first.
-        selected: The selected features, `(batch, tokens, width)`, or a grid of tokens, channels last.
-        form: `per_token`, `composed`, or `auto` for the cheaper one.
+        selection: The selected features, `(batch, tokens, width)`, or a grid of tokens, channels last.
+        form: `per_token`, `composed`, or `auto` for the cheaper one. A fused model has its own.
 
     Returns:
-        By projection, its signal `(batch, tokens, width)`, or the composed form of it.
+        By projection, its signal `(batch, tokens, width)`, or another form of it.
 
     Raises:
         ValueError: If `composed` is asked for where it cannot be.
     """
+    if selection.fused is not None:
+        return fused_signals(values, selection.tokens, selection.fused)
+    selected = selection.selected
     if form == "composed" and not can_compose(values):
         raise ValueError(
             "feedback_form='composed' needs blocks of the same tokens and width, value projections with "
@@ -71,6 +91,36 @@ def feed_back(values: Sequence[ToastValue], selected: Tensor, form: str = "auto"
         matrices = value_matrices(values)
         return {value: ComposedSignal(selected, m) for value, m in zip(values, matrices, strict=True)}
     return dict(zip(values, signals(values, selected), strict=True))
+
+
+def fused_signals(values: Sequence[ToastValue], tokens: Tensor, matrix: Tensor) -> dict[ToastValue, Signal]:
+    """Returns the signals of a fused model: one product for all blocks.
+
+    Args:
+        values: The steered value projections, bottom block first.
+        tokens: Weighted features, `(batch, tokens, width)`.
+        matrix: See `fused_matrix`.
+    """
+    shifted = all(value.can_shift for value in values)
+    sizes = [value.value_width if shifted else value.width for value in values]
+    parts = torch.split(tokens.to(matrix.dtype) @ matrix, sizes, dim=-1)
+    return {v: FusedSignal(part) if shifted else part for v, part in zip(values, parts, strict=True)}
+
+
+def fused_matrix(values: Sequence[ToastValue], channel_transform: Tensor) -> Tensor:
+    """Returns what maps weighted features to every block's value shift, side by side.
+
+    Args:
+        values: The steered value projections, bottom block first.
+        channel_transform: P, `(width, width)`.
+
+    Returns:
+        P (W_V B_l A_l … A_{L-1})ᵀ of all blocks, `(width, sum of value_width)`. Where a projection's weight
+        does not say what it computes (a quantised one), without W_V: `(width, blocks * width)`.
+    """
+    shifted = all(value.can_shift for value in values)
+    composed = value_matrices(values, with_values=shifted)
+    return channel_transform.to(composed[0]) @ torch.cat(composed, dim=-1)
 
 
 def signals(values: Sequence[ToastValue], selected: Tensor) -> list[Tensor]:
@@ -92,11 +142,12 @@ def signals(values: Sequence[ToastValue], selected: Tensor) -> list[Tensor]:
     return found[::-1]
 
 
-def value_matrices(values: Sequence[ToastValue]) -> list[Tensor]:
+def value_matrices(values: Sequence[ToastValue], with_values: bool = True) -> list[Tensor]:
     """Returns what maps selected features to each block's value shift, composed in weight space.
 
     Args:
         values: The steered value projections, bottom block first, each with a plain weight.
+        with_values: Whether W_V is part of it; else it maps to the signals.
 
     Returns:
         (W_V B_l A_l … A_{L-1})ᵀ for each block, bottom first, each `(width, value_width)`.
@@ -107,10 +158,13 @@ def value_matrices(values: Sequence[ToastValue]) -> list[Tensor]:
     with torch.autocast(whole_weight(values[0].maps[0]).device.type, enabled=False):
         for value in reversed(values):
             to_state, to_signal = (whole_weight(linear) for linear in value.maps)
-            weight = value.layout.value_weight(value.base_layer)
-            assert weight is not None
             chain = to_state.T if chain is None else chain @ to_state.T
-            composed.append(chain @ (to_signal.T @ weight.T.to(to_signal.dtype)))
+            end = to_signal.T
+            if with_values:
+                weight = value.layout.value_weight(value.base_layer)
+                assert weight is not None
+                end = end @ weight.T.to(end.dtype)
+            composed.append(chain @ end)
     return composed[::-1]
 
 
@@ -128,14 +182,19 @@ def can_compose(values: Sequence[ToastValue]) -> bool:
     projection's weight does not say what it computes (quantised, wrapped, fetched from elsewhere), nor across
     devices.
     """
-    top = values[-1].unit.above
-    if any(v.tokens != "sequence" or v.unit.scale != 1 or v.unit.above != top for v in values):
+    if not alike(values):
         return False
     if values[0].config.lora_dropout > 0 and values[0].training:
         return False
     weights = [value.layout.value_weight(value.base_layer) for value in values]
     known = [weight for weight in weights if weight is not None]
     return len(known) == len(values) and len({weight.device for weight in known}) == 1
+
+
+def alike(values: Sequence[ToastValue]) -> bool:
+    """Whether all blocks have the same tokens and width."""
+    top = values[-1].unit.above
+    return all(v.tokens == "sequence" and v.unit.scale == 1 and v.unit.above == top for v in values)
 
 
 def composing_pays(values: Sequence[ToastValue], tokens: int) -> bool:

@@ -6,6 +6,7 @@ All parameters of TOAST live here, keyed by adapter name, as PEFT expects of a `
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from toast.anatomy import Unit
 from toast.config import ToastConfig
-from toast.feedback import ComposedSignal, Signal
+from toast.feedback import Signal
 from toast.functional import SteeredWeight
 from toast.layouts import Layout
 from toast.passes import Pass, current_pass
@@ -142,6 +143,7 @@ class ToastSelector(ToastLayer):
             fresh: `device` and `dtype` of new parameters. The norm may have none of its own to go by.
         """
         self.configs[adapter] = config
+        self._buffers.pop(f"{FUSED}{adapter}", None)  # it was made of other weights
         self.toast_task_embedding[adapter] = nn.Parameter(torch.randn(self.width, **fresh))
         self.toast_channel_transform[adapter] = nn.Parameter(torch.eye(self.width, **fresh))
 
@@ -169,16 +171,12 @@ class ToastSelector(ToastLayer):
             normed = self.base_layer(unnormed) if self.reads == "block" else unnormed
         return channels_last(unnormed, self.tokens), channels_last(normed, self.tokens)
 
-    def select(self, unnormed: Tensor, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def select(self, unnormed: Tensor | None, normed: Tensor | None) -> Selection:
         """Selects tokens, then channels.
 
         Args:
-            unnormed: Features before the final norm, `(batch, tokens, width)`.
+            unnormed: Features before the final norm, channels last; None if they are not read.
             normed: Features after it.
-
-        Returns:
-            The features that were read and the selected features, each `(batch, tokens, width)`, and between
-            them the selection weights, `(batch, tokens)`, from 0 to 1.
         """
         assert self.adapter is not None
         task_embedding = self.toast_task_embedding[self.adapter]
@@ -187,10 +185,43 @@ class ToastSelector(ToastLayer):
             "unnormed": (unnormed, unnormed),
             "mixed": (normed, unnormed),
         }[self.config.select_features or "normed"]
+        assert compared is not None
+        assert features is not None
         compared, features = compared.to(task_embedding), features.to(task_embedding)
         weights = F.cosine_similarity(compared, task_embedding, dim=-1).clamp(0, 1)
-        selected = (weights[..., None] * features) @ self.toast_channel_transform[self.adapter]
-        return features, weights, selected
+        transform = self.toast_channel_transform[self.adapter]
+        return Selection(features, weights, transform, self._buffers.get(f"{FUSED}{self.adapter}"))
+
+
+#: What stands before the adapter's name in the name of a fused feedback's buffer.
+FUSED = "fused_"
+
+
+@dataclass
+class Selection:
+    """What the selector makes of the features. Channels last.
+
+    Args:
+        features: The features that were read, `(batch, tokens, width)`.
+        weights: The selection weights, `(batch, tokens)`, from 0 to 1.
+        channel_transform: P, `(width, width)`.
+        fused: What maps the weighted features to all blocks' shifts, if the model is fused.
+    """
+
+    features: Tensor
+    weights: Tensor
+    channel_transform: Tensor
+    fused: Tensor | None = None
+
+    @property
+    def tokens(self) -> Tensor:
+        """Features after token selection: w · h."""
+        return self.weights[..., None] * self.features
+
+    @property
+    def selected(self) -> Tensor:
+        """Features after token and channel selection: (w · h) P."""
+        return self.tokens @ self.channel_transform
 
 
 #: Name of the one adapter in the LoRA layers of TOAST-Lite. It is part of the names of saved tensors.
@@ -261,6 +292,11 @@ class ToastValue(ToastLayer):
         """Channels of the values."""
         return self.unit.layout.value_width
 
+    @property
+    def can_shift(self) -> bool:
+        """Whether W_V is known, so that values can be shifted by W_V s."""
+        return self.layout.value_weight(self.base_layer) is not None
+
     def update_layer(self, adapter: str, config: ToastConfig, fresh: dict[str, Any]) -> None:
         """Adds the two linear maps of an adapter, each with LoRA factors for TOAST-Lite.
 
@@ -328,9 +364,9 @@ class ToastValue(ToastLayer):
         if signal is None:
             return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
         bias_twice = self.config.value_bias == "twice"
-        if isinstance(signal, ComposedSignal):
-            return self.layout.run_and_shift(self.base_layer, x, signal.value_shift(x.dtype), bias_twice)
-        return self.layout.steer(self.base_layer, x, signal, bias_twice)
+        if isinstance(signal, Tensor):
+            return self.layout.steer(self.base_layer, x, signal, bias_twice)
+        return self.layout.run_and_shift(self.base_layer, x, signal.value_shift(x.dtype), bias_twice)
 
     @property
     def weight(self) -> Tensor:
@@ -354,13 +390,17 @@ class ToastValue(ToastLayer):
         out = F.linear(x, weight, bias)
         signal = self._signal(call, x)
         assert signal is not None
-        if isinstance(signal, ComposedSignal):
-            shift = signal.value_shift(x.dtype)
-        else:
+        if isinstance(signal, Tensor):
             shift = F.linear(signal.to(x.device, x.dtype), self.layout.rows(weight))
+        else:
+            shift = signal.value_shift(x.dtype)
         if self.config.value_bias == "twice" and bias is not None:
             shift = shift + self.layout.rows(bias)
         return self.layout.shift(out, shift, fresh=True)
+
+    def signal_like(self, shift: Tensor) -> Tensor:
+        """Returns an empty signal for the tokens of a value shift, in the dtype of the feedback."""
+        return next(self.maps[1].parameters()).new_empty((*shift.shape[:-1], self.width))
 
     def _signal(self, call: Pass, x: Tensor) -> Signal | None:
         """Returns the signal of a pass in the order of tokens of what comes in."""

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from toast.feedback import Signal
-    from toast.layer import ToastSelector, ToastValue
+    from toast.layer import Selection, ToastSelector, ToastValue
+    from toast.stored import FirstPass
 
 
 class Observer:
@@ -37,7 +38,7 @@ class Observer:
         """Signals were computed; what is returned is what the second pass gets."""
         return signals
 
-    def on_selection(self, features: Tensor, weights: Tensor, selected: Tensor) -> None:
+    def on_selection(self, selection: Selection) -> None:
         """Features were selected, and are fed back."""
 
     def on_output(self, number: int, output: Any) -> None:
@@ -74,7 +75,7 @@ class Pass:
         self.observer = observer
         self.once = once
         self.known = known
-        self.features: tuple[Tensor, Tensor] | None = None
+        self.features: tuple[Tensor | None, Tensor | None] | None = None
         # Signals in the order of tokens of the block that runs, where that is not the order of the features.
         self.arranged: dict[ToastValue, Tensor] = {}
 
@@ -93,6 +94,8 @@ class _Thread(threading.local):
     running: Pass | None = None
     observer: tuple[object, Observer] | None = None  # the model that is observed, and by whom
     replayed: tuple[object, Any] | None = None  # the model that does not run, and what it returns instead
+    collected: tuple[object, list[Pass]] | None = None  # the model that runs its first pass alone
+    given: tuple[object, FirstPass] | None = None  # the model whose first pass is stored
 
 
 _thread = _Thread()
@@ -113,6 +116,18 @@ def replayed_output(model: object) -> Any:
     """Returns the output that this model's trunk is to return instead of running, or None."""
     replayed = _thread.replayed
     return replayed[1] if replayed is not None and replayed[0] is model else None
+
+
+def collected_passes(model: object) -> list[Pass] | None:
+    """Returns where this model's first pass is to be put, if it is to run alone."""
+    collected = _thread.collected
+    return collected[1] if collected is not None and collected[0] is model else None
+
+
+def stored_first_pass(model: object) -> FirstPass | None:
+    """Returns what this model's call is to use instead of its first pass."""
+    given = _thread.given
+    return given[1] if given is not None and given[0] is model else None
 
 
 @contextmanager
@@ -138,6 +153,19 @@ def observing(model: object, observer: Observer) -> AbstractContextManager[None]
 def replaying(model: object, output: Any) -> AbstractContextManager[None]:
     """Makes one model's trunk return `output`, so that only what stands around it (the head) runs."""
     return _holding("replayed", (model, output))
+
+
+@contextmanager
+def collecting(model: object) -> Iterator[list[Pass]]:
+    """Makes one model run its first passes alone; they are put into the list."""
+    passes: list[Pass] = []
+    with _holding("collected", (model, passes)):
+        yield passes
+
+
+def giving(model: object, stored: FirstPass) -> AbstractContextManager[None]:
+    """Makes one model use a stored first pass."""
+    return _holding("given", (model, stored))
 
 
 class Carrying:

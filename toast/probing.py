@@ -191,7 +191,7 @@ class _Run(Observer):
 def _whole(values: list[ToastValue], signals: dict[ToastValue, Signal]) -> dict[ToastValue, Tensor]:
     """Returns tensors in the shape of the signals, also where these are composed."""
     return {
-        value: signal if isinstance(signal, Tensor) else signal.selected
+        value: signal if isinstance(signal, Tensor) else value.signal_like(signal.value_shift(torch.float32))
         for value, signal in ((value, signals[value]) for value in values)
     }
 

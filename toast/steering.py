@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from toast.anatomy import Anatomy
-from toast.caching import pass_caches, wants_all_blocks
+from toast.caching import pass_caches, wants_all_blocks, without_cache
 from toast.feedback import feed_back
 from toast.hooks import BlockHook
 from toast.layer import ToastSelector, ToastValue
@@ -25,10 +25,12 @@ from toast.passes import (
     Carrying,
     KnownBlock,
     Pass,
+    collected_passes,
     current_observer,
     current_pass,
     replayed_output,
     running,
+    stored_first_pass,
     with_lists,
 )
 
@@ -59,24 +61,35 @@ class Steering:
         self._refuse_dropped_tokens()
         observer = current_observer(self)
         checkpointing = torch.is_grad_enabled() and self._carry_passes()
-        once = self._blocks_run_once(method, args, kwargs)
-        caches = pass_caches(self, method.named(args, kwargs), once)
+        stored, collected = stored_first_pass(self), collected_passes(self)
+        inputs = method.named(args, kwargs)
+        if stored is not None or collected is not None:
+            inputs = without_cache(method, inputs)
+        once = self._blocks_run_once(method, inputs)
+        caches = pass_caches(self, inputs, once)
 
         # 1. First pass: frozen, so it needs no graph, unless something else in the trunk is trained.
         first = Pass(self, 1, reads=self.selector, observer=observer, once=once)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_beside()):
-            first_output = self.first_pass(first, caches.first, checkpointing)
+        first_output = None
+        if stored is not None:
+            stored.fill(first, inputs)
+        else:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_beside()):
+                first_output = self.first_pass(first, caches.first, checkpointing)
+        if collected is not None:
+            collected.append(first)
+            return first_output
 
         # 2. Selection: tokens that resemble the task embedding, then channels.
         assert first.features is not None
-        features, weights, selected = self.selector.select(*first.features)
+        selection = self.selector.select(*first.features)
 
         # 3. Feedback: from the top block to the bottom one, all linear.
-        signals = feed_back(values, selected, self.selector.config.feedback_form)
+        signals = feed_back(values, selection, self.selector.config.feedback_form)
 
         if observer is not None:
             observer.on_output(1, first_output)
-            observer.on_selection(features, weights, selected)
+            observer.on_selection(selection)
             signals = observer.on_signals(signals)
 
         # 4. Second pass: every block's values are those of x + s. What called us runs the head on the output.
@@ -99,7 +112,7 @@ class Steering:
                 found.append(layer)
         return found
 
-    def _blocks_run_once(self, method: SteeredMethod, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    def _blocks_run_once(self, method: SteeredMethod, inputs: dict[str, Any]) -> int:
         """Returns how many of the lowest blocks give the same in both passes and need not run again.
 
         They do run again for who wants to see all blocks, and where a device hook runs the trunk.
@@ -107,7 +120,7 @@ class Steering:
         once = min(self.selector.config.steer_from, self.last_read + 1)
         if method.before is not None or method.name != self.family.methods[0]:
             return 0
-        return 0 if once and wants_all_blocks(self, method.named(args, kwargs)) else once
+        return 0 if once and wants_all_blocks(self, inputs) else once
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from toast.feedback import signals
-from toast.layer import ToastValue
+from toast.layer import Selection, ToastValue
 from toast.model import find_steering
 from toast.passes import Observer, observing, replaying
 
@@ -106,10 +106,11 @@ def trace(
                     f"no attention was seen in block {block}: the model's kernel keeps its queries and keys "
                     "to itself. Load the model with attn_implementation='sdpa' or 'eager'."
                 )
-    features, weights, selected = recorder.selection
+    selection = recorder.selection
+    selected = selection.selected
     return Trace(
-        features=features,
-        selection_weights=weights,
+        features=selection.features,
+        selection_weights=selection.weights,
         selected=selected,
         feed_back=partial(signals, steering.values, selected),
         first_output=first_output,
@@ -130,7 +131,7 @@ class _Recorder(Observer):
         self.attention: dict[int, dict[int, Callable[[], Tensor]]] = {1: {}, 2: {}}
         self.states: dict[int, Tensor] = {}
         self.outputs: dict[int, Any] = {}
-        self.selection: tuple[Tensor, Tensor, Tensor]
+        self.selection: Selection
         self.expects: tuple[int, int] | None = None
 
     def on_block(self, number: int, layer: ToastValue) -> None:
@@ -143,8 +144,8 @@ class _Recorder(Observer):
         if number == 2 and 2 not in self.outputs:  # else activation checkpointing recomputes the block
             self.states[index] = state
 
-    def on_selection(self, features: Tensor, weights: Tensor, selected: Tensor) -> None:
-        self.selection = (features, weights, selected)
+    def on_selection(self, selection: Selection) -> None:
+        self.selection = selection
 
     def on_output(self, number: int, output: Any) -> None:
         if number in self.outputs:
