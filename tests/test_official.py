@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
+import weakref
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import toast
 from tests.models import vit
+from toast import official as reading
 from toast.model import find_steering
 
 
@@ -40,7 +45,7 @@ def official_gradients(model: nn.Module) -> dict[str, Tensor]:
     for name, parameter in model.named_parameters():
         if ".toast_" not in name:
             continue
-        block = re.search(r"(?:blocks|layers)\.(\d+)\.", name)
+        block = re.search(r"(?:blocks|layers|stages)\.(\d+)\.", name) or [0, 0]  # or the stem of a ConvNeXt
         part = re.search(r"lora_[AB]", name)
         if "task_embedding" in name:
             found["prompt"] = parameter.grad
@@ -113,13 +118,18 @@ def test_llama_equals_the_official_run(name: str, official) -> None:
         assert torch.equal(generated, run["greedy"])
 
 
+def test_blocks_that_are_not_steered_need_no_feedback(official) -> None:
+    run, sizes = official("toast_vit")
+    model = toast.load_official(plain_vit(sizes), weights(run), steer_from=2)
+    traced = toast.trace(model, run["input"])
+    torch.testing.assert_close(traced.signals[-1], run["signal.2"], rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".bin"])
 def test_every_kind_of_file(suffix: str, official, tmp_path) -> None:
     run, sizes = official("toast_vit")
     path = tmp_path / f"official{suffix}"
     if suffix == ".safetensors":
-        from safetensors.torch import save_file
-
         save_file({n: t.contiguous() for n, t in weights(run).items()}, path)
     else:
         torch.save({"model": weights(run)} if suffix == ".pth" else weights(run), path)
@@ -184,3 +194,98 @@ def test_a_file_that_would_run_code_is_refused(tmp_path) -> None:
         toast.load_official(vit(), path)
     with pytest.raises(ValueError, match="is not there"):
         toast.load_official(vit(), tmp_path / "absent.bin")
+
+
+def shards(state: dict[str, Tensor], folder: Path, suffix: str, index: bool) -> list[Path]:
+    """Writes a state dict in three files, as transformers does."""
+    folder.mkdir()
+    stem = "model" if suffix == ".safetensors" else "pytorch_model"
+    paths = [folder / f"{stem}-{i:05}-of-00003{suffix}" for i in (1, 2, 3)]
+    names = sorted(state)
+    for i, path in enumerate(paths):
+        part = {n: state[n].contiguous() for n in names[i::3]}
+        save_file(part, path) if suffix == ".safetensors" else torch.save(part, path)
+    if index:
+        where = {name: paths[i % 3].name for i, name in enumerate(names)}
+        Path(folder, f"{stem}{suffix}.index.json").write_text(json.dumps({"weight_map": where}))
+    torch.save({"optimizer": print}, folder / "training_args.bin")
+    return paths
+
+
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_shards(suffix: str, index: bool, official, tmp_path) -> None:
+    run, sizes = official("toast_vit")
+    paths = shards(weights(run), tmp_path / "shards", suffix, index)
+    for source in [tmp_path / "shards", *(tmp_path / "shards").glob("*.index.json")]:
+        model = toast.load_official(plain_vit(sizes), source)
+        torch.testing.assert_close(model(run["input"]), run["logits"], rtol=0, atol=1e-9)
+    paths[1].write_bytes(paths[1].read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=f"{paths[1].name} is damaged"):
+        toast.load_official(plain_vit(sizes), tmp_path / "shards")
+    paths[1].unlink()
+    with pytest.raises(ValueError, match=f"{paths[1].name} is not there"):
+        toast.load_official(plain_vit(sizes), tmp_path / "shards")
+
+
+def test_bad_folders_and_indices(tmp_path) -> None:
+    def refused(message: str, source: Path = tmp_path) -> None:
+        with pytest.raises(ValueError, match=message):
+            toast.load_official(vit(), source)
+
+    refused("holds no checkpoint: needs an .index.json or files that end in .safetensors")
+    save_file({"prompt": torch.zeros(2)}, tmp_path / "a.safetensors")
+    save_file({"prompt": torch.zeros(2)}, tmp_path / "b.safetensors")
+    refused("prompt is in two shards, .*a.safetensors and .*b.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    for text, message in (
+        ("{", "is no index of shards"),
+        ("[]", "is no index of shards"),
+        ('{"weight_map": {"prompt": 3}}', "is no index of shards"),
+        ('{"weight_map": {"prompt": "../a.safetensors"}}', "outside of its folder"),
+        ('{"weight_map": {"extra": "a.safetensors"}}', "not in their shard: extra in a.safetensors"),
+        ('{"weight_map": {"extra": "c.safetensors"}}', "c.safetensors is not there"),
+    ):
+        index.write_text(text)
+        refused(message)
+        refused(message, index)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_one_tensor_is_read_at_a_time(suffix: str, official, tmp_path, monkeypatch) -> None:
+    run, sizes = official("toast_vit")
+    shards(weights(run), tmp_path / "shards", suffix, index=False)
+    reader = reading._Safetensors if suffix == ".safetensors" else reading._Pickled
+    monkeypatch.setattr(reading, "_BYTES_MAPPED", 10_000)
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def counted(self: reading.Checkpoint, name: str, take=reader.take) -> Tensor:
+        nonlocal most
+        # A view of its own: what stands for the mapped file may live on, it holds nothing in memory.
+        tensor = take(self, name).view_as(run["weight." + name])
+        alive.append(weakref.ref(tensor))
+        most = max(most, sum(ref() is not None for ref in alive))
+        return tensor
+
+    monkeypatch.setattr(reader, "take", counted)
+    model = toast.load_official(plain_vit(sizes), tmp_path / "shards")
+    assert len(alive) == len(weights(run))
+    assert most == 1
+    torch.testing.assert_close(model(run["input"]), run["logits"], rtol=0, atol=1e-9)
+
+
+def test_files_from_before_torch_1_6(official, tmp_path) -> None:
+    run, sizes = official("toast_vit")
+    torch.save(weights(run), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    model = toast.load_official(plain_vit(sizes), tmp_path / "old.pth")
+    torch.testing.assert_close(model(run["input"]), run["logits"], rtol=0, atol=1e-9)
+
+
+def test_wrappers_before_the_names(official) -> None:
+    run, sizes = official("toast_lite_vit")
+    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in weights(run).items()}
+    model = toast.load_official(plain_vit(sizes), wrapped)
+    torch.testing.assert_close(model(run["input"]), run["logits"], rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match=r"two names, module\.prompt and prompt"):
+        toast.load_official(vit(), {"module.prompt": torch.zeros(24), "prompt": torch.zeros(24)})

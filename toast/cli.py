@@ -89,7 +89,7 @@ def import_official(
         bool | None, typer.Option("--head/--no-head", help="Keep the trained head. Default: if it is there.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="vision or language, if the names in the checkpoint do not tell.")
+        str | None, typer.Option(help="vision, language or convnext, if the checkpoint does not tell.")
     ] = None,
 ) -> None:
     """Write an official TOAST checkpoint as an adapter folder for PEFT. Needs no backbone."""

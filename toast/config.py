@@ -35,12 +35,23 @@ OFFICIAL: dict[str, dict[str, Any]] = {
         "reconstruction_weight": 1.0,
         "reconstruction_scale": 0.1,
     },
+    "convnext": {
+        "train": ["task_embedding", "to_state", "to_signal"],
+        "select_features": "mixed",
+        "value_bias": "once",
+        "reconstruction_weight": 0.01,
+    },
 }
 OFFICIAL["vision-lite"] = OFFICIAL["vision"] | {
     "train": ["task_embedding", "channel_transform", "lora"],
     "lora_rank": 4,
 }
 OFFICIAL["language-lite"] = OFFICIAL["language"] | {"train": ["task_embedding", "lora"], "lora_rank": 4}
+# No official TOAST-Lite of ConvNeXt is known: trained is what the vision variant trains.
+OFFICIAL["convnext-lite"] = OFFICIAL["convnext"] | {
+    "train": ["task_embedding", "channel_transform", "lora"],
+    "lora_rank": 4,
+}
 
 
 @dataclass
@@ -75,7 +86,8 @@ class ToastConfig(PeftConfig):
             by the Lite variant: task embedding, channel transform, and the feedback or its LoRA factors.
         feedback_form: How the linear feedback is computed: `per_token`, `composed` (in weight space), or
             `auto` for the cheaper one. Does not affect results beyond rounding.
-        reconstruction_weight: Factor of the reconstruction loss in pre-tuning (official: ViT 0.1, LLaMA 1).
+        reconstruction_weight: Factor of the reconstruction loss in pre-tuning (official: ViT 0.1, LLaMA 1,
+            ConvNeXt 0.01).
         reconstruction_scale: Factor on both sides of the reconstruction difference (official: ViT 1, LLaMA
             0.1).
         anatomy: For a family that is not known: `{"blocks": "encoder.layer", "value": "attention.value",
@@ -209,7 +221,7 @@ class ToastConfig(PeftConfig):
         """Returns the settings of an official variant, with `options` on top.
 
         Args:
-            variant: `vision`, `vision-lite`, `language` or `language-lite`.
+            variant: `vision`, `language` or `convnext`, or one of these with `-lite`.
             **options: Fields that override the variant's.
 
         Raises:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,27 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from toast.anatomy import Anatomy, find_anatomy
+from toast.anatomy import find_anatomy
 from toast.config import ToastConfig
 from toast.layer import FACTORS, ToastSelector, ToastValue
 from toast.model import find_steering
+from toast.official_names import (
+    Names,
+    Place,
+    Shape,
+    backbone_names,
+    check_top_down,
+    compare,
+    flattened,
+    official_shape,
+    sort_names,
+    spelled,
+    variant,
+)
 from toast.wrapping import wrap
 
-Shape = tuple[int, ...]
-
-# decoders.N.linear is this project's `to_state`, decoders.N.linear2 its `to_signal`.
-_DECODER = re.compile(
-    r"(?P<prefix>(.*\.)?)decoders\.(?P<block>\d+)\.(?P<map>linear2?)\.(?P<part>weight|lora_[AB])$"
-)
-_SELECTOR = re.compile(r"(?P<prefix>(.*\.)?)(?P<part>prompt|top_down_transform)$")
-# What data-parallel training, DeepSpeed and torch.compile put before every name.
-_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 # What PEFT puts into the names of wrapped modules; `modules_to_save` keeps two copies, both are filled.
 _WRAPPED = re.compile(r"(?<=\.)(base_layer|original_module|modules_to_save\.[^.]+)\.")
-# Tables that old releases of transformers stored and newer ones compute.
-_COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 # What trainers leave beside the weights, and how shards are numbered.
 _COMPANIONS = re.compile(r"^(training_args|optimizer|scheduler|scaler|rng_state)")
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<shard>\d+)-of-(?P<count>\d+)$")
@@ -41,9 +42,6 @@ _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 
 # Pages of a mapped file stay in memory until it is unmapped, so it is opened anew after so many bytes.
 _BYTES_MAPPED = 64 * 2**20
-
-#: By family, what makes a model's name of a backbone's official name, where they differ.
-RENAMED: dict[str, Callable[[str], str]] = {}
 
 
 def load_official(
@@ -54,7 +52,7 @@ def load_official(
     Tensors are read one at a time and copied into the model's own, so a file needs no second copy in memory.
 
     Args:
-        model: The plain backbone: a timm ViT or a Llama of transformers. It is wrapped in place.
+        model: The plain backbone: a timm ViT or ConvNeXt, or a Llama of transformers. It is wrapped in place.
         checkpoint: The state dict, or its file: `.safetensors`, or `.pth` / `.pt` / `.bin` read with
             `weights_only`, or the `.index.json` of its shards, or a folder of them. A file may nest it under
             `model`, `module` or `state_dict`. It holds the top-down module, and the backbone's weights either
@@ -72,10 +70,11 @@ def load_official(
     source = open_checkpoint(checkpoint)
     anatomy = find_anatomy(model)
     names = sort_names(source.shapes)
-    check_top_down(source, names, anatomy)
-    backbone = model_names(names, anatomy)
+    check_top_down(source.shapes, names, anatomy)
+    source = Flattened(source, names)
+    backbone = backbone_names(names, anatomy)
     if backbone:
-        own = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        own = {spelled(n, anatomy): official_shape(n, t, anatomy) for n, t in model.state_dict().items()}
         if "lm_head.weight" not in backbone and _tied(model):
             own.pop("lm_head.weight", None)
         compare("backbone", own, {name: source.shapes[held] for name, held in backbone.items()})
@@ -87,9 +86,9 @@ def load_official(
     with torch.no_grad():
         # What stands around a module of the wrapped model shows in its name.
         for name, own_tensor in wrapped.get_base_model().state_dict().items():
-            plain = _WRAPPED.sub("", name)
+            plain = spelled(_WRAPPED.sub("", name), anatomy)
             if ".toast_" not in name and plain in backbone:
-                own_tensor.copy_(source.take(backbone[plain]))
+                own_tensor.copy_(source.take(backbone[plain]).view_as(own_tensor))
         for place, parameter in parameters(wrapped, names.top_down).items():
             parameter.copy_(source.take(names.top_down[place]))
     return wrapped.eval()  # type: ignore[no-any-return]
@@ -185,6 +184,28 @@ class _Sharded(Checkpoint):
         return self._shards[name].take(name)
 
 
+class Flattened(Checkpoint):
+    """A checkpoint whose feedback maps are read as linear maps also where they are convolutions.
+
+    Args:
+        source: The checkpoint.
+        names: What its names mean.
+    """
+
+    def __init__(self, source: Checkpoint, names: Names) -> None:
+        self._source = source
+        self._maps = {held: place for place, held in names.top_down.items()}
+        super().__init__(source.shapes | {held: self._shape(held) for held in self._maps}, {})
+
+    def take(self, name: str) -> Tensor:
+        """Reads a tensor; a convolution of the top-down module as the linear map that it is."""
+        tensor = self._source.take(name)
+        return flattened(tensor, self._maps[name]) if name in self._maps else tensor
+
+    def _shape(self, name: str) -> Shape:
+        return tuple(flattened(torch.empty(self._source.shapes[name], device="meta"), self._maps[name]).shape)
+
+
 def open_checkpoint(checkpoint: str | Path | Mapping[str, Tensor]) -> Checkpoint:
     """Opens a state dict, its file, the index of its shards, or a folder of them; reads no tensor yet.
 
@@ -243,140 +264,23 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-Place = tuple[int | None, str, str]
-
-
-@dataclass(frozen=True)
-class Names:
-    """What the names in a checkpoint mean.
-
-    Args:
-        top_down: By place in the top-down module, the name in the checkpoint.
-        backbone: By official name of a backbone's tensor, the name in the checkpoint.
-        prefix: What stands before the names of the top-down module, without wrappers.
-        rank: Rank of the LoRA factors; 0 if there are none.
-    """
-
-    top_down: dict[Place, str]
-    backbone: dict[str, str]
-    prefix: str
-    rank: int
-
-
-def sort_names(shapes: Mapping[str, Shape]) -> Names:
-    """Tells the top-down module from the backbone.
-
-    Raises:
-        ValueError: If two names mean the same tensor, or LoRA factors have different ranks.
-    """
-    top_down: dict[Place, str] = {}
-    backbone: dict[str, str] = {}
-    prefixes = []
-    for name in shapes:
-        plain = _WRAPPERS.sub("", name)
-        if match := _DECODER.match(plain) or _SELECTOR.match(plain):
-            prefixes.append(match["prefix"])
-            place = _place(match)
-            other = top_down.setdefault(place, name)
-        elif _COMPUTED.search(plain):
-            continue
-        else:
-            other = backbone.setdefault(plain, name)
-        if other != name:
-            raise ValueError(
-                f"the checkpoint holds one tensor under two names, {other} and {name}; keep one."
-            )
-    ranks = {shapes[name][0] for (_, _, part), name in top_down.items() if part == "lora_A"}
-    if len(ranks) > 1:
-        raise ValueError(f"the checkpoint has LoRA factors of different ranks ({sorted(ranks)}); needs one.")
-    return Names(top_down, backbone, prefixes[0] if prefixes else "", ranks.pop() if ranks else 0)
-
-
-def model_names(names: Names, anatomy: Anatomy) -> dict[str, str]:
-    """Returns, by name of a backbone's tensor in the model, its name in the checkpoint."""
-    # The top-down module stands in the trunk, so what is before it and not the trunk's path is around all.
-    around = names.prefix.removesuffix(f"{anatomy.trunk_name}." if anatomy.trunk_name else "")
-    renamed = RENAMED.get(anatomy.family.name, str)
-    return {renamed(name.removeprefix(around)): held for name, held in names.backbone.items()}
-
-
-def variant(anatomy: Anatomy, rank: int) -> str:
-    """Returns the official variant, a key of `toast.config.OFFICIAL`."""
-    return anatomy.family.official + ("-lite" if rank else "")
-
-
-def check_top_down(source: Checkpoint, names: Names, anatomy: Anatomy) -> None:
-    """Checks names and shapes of the top-down module.
-
-    Raises:
-        ValueError: If tensors are missing, unexpected or of another shape; it lists them.
-    """
-    compare(
-        "top-down module",
-        {_spelled(place): shape for place, shape in _expected(anatomy, names.rank).items()},
-        {_spelled(place): source.shapes[name] for place, name in names.top_down.items()},
-    )
-
-
-def _place(match: re.Match[str]) -> Place:
-    """Says where an official name belongs: block (None: selector), map, part."""
-    found = match.groupdict()
-    if "block" in found:
-        return int(found["block"]), found["map"], found["part"]
-    return None, found["part"], ""
-
-
-def _spelled(place: Place) -> str:
-    block, what, part = place
-    return what if block is None else f"decoders.{block}.{what}.{part}"
-
-
-def _expected(anatomy: Anatomy, rank: int) -> dict[Place, Shape]:
-    width = anatomy.width
-    shapes: dict[Place, Shape] = {
-        (None, "prompt", ""): (width,),
-        (None, "top_down_transform", ""): (width, width),
-    }
-    parts = {"weight": (width, width)} | ({"lora_A": (rank, width), "lora_B": (width, rank)} if rank else {})
-    for block in range(len(anatomy.values)):
-        shapes |= {
-            (block, linear, part): shape for linear in ("linear", "linear2") for part, shape in parts.items()
-        }
-    return shapes
-
-
-def compare(what: str, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
-    """Compares names and shapes.
-
-    Raises:
-        ValueError: If tensors are missing, unexpected or of another shape; it lists them.
-    """
-    missing = sorted(expected.keys() - found.keys())
-    unexpected = sorted(found.keys() - expected.keys())
-    misshapen = [
-        f"{name} is {found[name]}, needs {expected[name]}"
-        for name in sorted(expected.keys() & found.keys())
-        if found[name] != expected[name]
-    ]
-    if missing or unexpected or misshapen:
-        raise ValueError(
-            f"the checkpoint's {what} does not fit the model. Missing: {missing or 'none'}. "
-            f"Unexpected: {unexpected or 'none'}. Of another shape: {misshapen or 'none'}."
-        )
-
-
 def _tied(model: nn.Module) -> bool:
     return bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
 
 
 def parameters(wrapped: PeftModel, places: Iterable[Place]) -> dict[Place, nn.Parameter]:
-    """Returns the parameters of a wrapped model that belong to places in the official top-down module."""
+    """Returns the parameters of a wrapped model that belong to places in the official top-down module.
+
+    Feedback comes from the top, so what belongs to blocks below `steer_from` is left out.
+    """
     steering = find_steering(wrapped)
     assert steering is not None
-    return {place: _parameter(steering.selector, steering.values, place) for place in places}
+    values = {value.unit.number: value for value in steering.values}
+    kept = [place for place in places if place[0] is None or place[0] in values]
+    return {place: _parameter(steering.selector, values, place) for place in kept}
 
 
-def _parameter(selector: ToastSelector, values: list[ToastValue], place: Place) -> Any:
+def _parameter(selector: ToastSelector, values: dict[int, ToastValue], place: Place) -> Any:
     block, what, part = place
     adapter = selector.adapter
     assert adapter is not None
