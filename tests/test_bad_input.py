@@ -18,7 +18,7 @@ import toast
 from tests.models import awaken, decoder, images, tokens, vit
 from tests.snapshots import refused
 from toast.config import ToastConfig
-from toast.layer import ToastValue
+from toast.value import ToastValue
 
 SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3}
 

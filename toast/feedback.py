@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from toast.layer import Selection, ToastValue
+    from toast.selector import Selection
+    from toast.value import ToastValue
 
 
 @dataclass(frozen=True)

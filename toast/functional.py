@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from toast.layer import ToastValue
     from toast.passes import Pass
+    from toast.value import ToastValue
 
 
 class SteeredWeight(Tensor):

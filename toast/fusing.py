@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from toast.feedback import alike, fused_matrix
-from toast.layer import FUSED, ToastSelector
 from toast.model import find_steering
+from toast.selector import FUSED, ToastSelector
 from toast.steering import Steering
 
 

@@ -15,15 +15,11 @@ from torch import Tensor, nn
 from toast import registration, saving
 from toast.anatomy import Anatomy, find_anatomy, unwrapped
 from toast.config import ToastConfig
-from toast.layer import (
-    CANNOT_MERGE,
-    ToastLayer,
-    ToastSelector,
-    ToastValue,
-    refuse_several,
-)
+from toast.layer import CANNOT_MERGE, ToastLayer, refuse_several
 from toast.layouts import fresh_weight_like
+from toast.selector import ToastSelector
 from toast.steering import SteeredMethod, Steering
+from toast.value import ToastValue
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from toast.anatomy import find_anatomy
 from toast.config import ToastConfig
-from toast.layer import FACTORS, ToastSelector, ToastValue
 from toast.model import find_steering
 from toast.official_names import (
     Names,
@@ -31,6 +30,8 @@ from toast.official_names import (
     spelled,
     variant,
 )
+from toast.selector import ToastSelector
+from toast.value import FACTORS, ToastValue
 from toast.wrapping import wrap
 
 # What PEFT puts into the names of wrapped modules; `modules_to_save` keeps two copies, both are filled.

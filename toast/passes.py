@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from toast.feedback import Signal
-    from toast.layer import Selection, ToastSelector, ToastValue
+    from toast.selector import Selection, ToastSelector
     from toast.stored import FirstPass
+    from toast.value import ToastValue
 
 
 class Observer:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from toast.feedback import Signal
-from toast.layer import ToastLayer, ToastValue
+from toast.layer import ToastLayer
 from toast.model import find_steering
 from toast.passes import Observer, observing
+from toast.value import ToastValue
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from toast.anatomy import Anatomy, unwrapped
 from toast.config import ToastConfig
-from toast.layer import FACTORS, ToastLayer
+from toast.layer import ToastLayer
 from toast.layouts import is_transposed
+from toast.value import FACTORS
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -18,7 +18,6 @@ from toast.anatomy import Anatomy
 from toast.caching import pass_caches, wants_all_blocks, without_cache
 from toast.feedback import feed_back
 from toast.hooks import BlockHook
-from toast.layer import ToastSelector, ToastValue
 from toast.passes import (
     Blocks,
     BoundBlock,
@@ -33,6 +32,8 @@ from toast.passes import (
     stored_first_pass,
     with_lists,
 )
+from toast.selector import ToastSelector
+from toast.value import ToastValue
 
 
 class Steering:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from toast.feedback import signals
-from toast.layer import Selection, ToastValue
 from toast.model import find_steering
 from toast.passes import Observer, observing, replaying
+from toast.selector import Selection
+from toast.value import ToastValue
 
 
 @dataclass

@@ -1,0 +1,218 @@
+"""The value layer of a block: its two maps of the feedback path, and the values of `x + s`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from peft import LoraConfig
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toast.anatomy import Unit
+from toast.config import ToastConfig
+from toast.feedback import Signal
+from toast.functional import SteeredWeight
+from toast.layer import ToastLayer
+from toast.layouts import Layout
+from toast.passes import Pass, current_pass
+from toast.tokens import channels_last, like_map
+
+OUTSIDE = (
+    "a steered block runs outside of a call of its trunk, so it has no signal. If activation checkpointing "
+    "recomputes it, checkpoint with the library's own switch (gradient_checkpointing_enable of transformers, "
+    "set_grad_checkpointing of timm), not re-entrant; to run blocks by themselves, disable the adapter."
+)
+
+#: Name of the one adapter in the LoRA layers of TOAST-Lite. It is part of the names of saved tensors.
+FACTORS = "low_rank"
+
+
+class LowRankMap(LoraLinear):
+    """A feedback map of TOAST-Lite: frozen, plus trained low-rank factors.  y = (W + α/r B A) x.
+
+    It is PEFT's LoRA layer with one adapter that is always on. PEFT and transformers reach into every tuner
+    layer that they find to switch and freeze it; these factors follow the adapter that their map belongs to.
+
+    Args:
+        base_layer: The map `W` that is frozen.
+        config: Says rank, alpha and dropout.
+    """
+
+    def __init__(self, base_layer: nn.Linear, config: ToastConfig) -> None:
+        rank, alpha = config.lora_rank, config.lora_alpha
+        lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=config.lora_dropout)
+        super().__init__(base_layer, FACTORS, config=lora, r=rank, lora_alpha=alpha)
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole map, `(width, width)`, without dropout; differentiable."""
+        whole: Tensor = self.base_layer.weight + self.get_delta_weight(FACTORS)
+        return whole
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Does nothing: the feedback map's own adapter decides."""
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Does nothing: the feedback map's own adapter decides."""
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Does nothing: the feedback map's own adapter decides."""
+
+
+class ToastValue(ToastLayer):
+    """Wraps what makes the values of one block, and holds that block's two maps of the feedback path.
+
+    y_l = A_l y_{l+1} (`to_state`),  s_l = B_l y_l (`to_signal`),  V_l = W_V (x_l + s_l).
+
+    Args:
+        base_layer: The module that makes the values.
+        unit: Its place in the feedback path.
+        tokens: The family's order of tokens, see `toast.tokens`.
+        functional: Whether the attention takes the weight of the module and does not call it.
+    """
+
+    adapter_layer_names = ("toast_to_state", "toast_to_signal")
+
+    def __init__(self, base_layer: nn.Module, unit: Unit, tokens: str, functional: bool) -> None:
+        super().__init__(base_layer, unit.width)
+        self.unit = unit
+        self.tokens = tokens
+        self.functional = functional
+        self.toast_to_state = nn.ModuleDict()
+        self.toast_to_signal = nn.ModuleDict()
+
+    @property
+    def layout(self) -> Layout:
+        """Where the values lie in the module's output."""
+        return self.unit.layout
+
+    @property
+    def value_width(self) -> int:
+        """Channels of the values."""
+        return self.unit.layout.value_width
+
+    @property
+    def can_shift(self) -> bool:
+        """Whether W_V is known, so that values can be shifted by W_V s."""
+        return self.layout.value_weight(self.base_layer) is not None
+
+    def update_layer(self, adapter: str, config: ToastConfig, fresh: dict[str, Any]) -> None:
+        """Adds the two linear maps of an adapter, each with LoRA factors for TOAST-Lite.
+
+        Args:
+            adapter: Name of the adapter.
+            config: Its configuration.
+            fresh: `device` and `dtype` of new parameters.
+        """
+        self.configs[adapter] = config
+        # Between blocks that differ in tokens or width there is no identity: an isometry stands for it.
+        rows, above = self.unit.to_state_shape
+        start = nn.init.eye_ if rows == above else _isometry_
+        for maps, shape, identity in (
+            (self.toast_to_state, (above, rows), start),
+            (self.toast_to_signal, (self.width, self.width), nn.init.zeros_),
+        ):
+            linear = nn.Linear(*shape, bias=False, **fresh)
+            if config.init == "official":
+                nn.init.trunc_normal_(linear.weight, std=0.02)
+            else:
+                identity(linear.weight)
+            maps[adapter] = LowRankMap(linear, config) if config.is_lite else linear
+
+    def groups(self, adapter: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yields the feedback maps and their LoRA factors."""
+        for group, maps in (("to_state", self.toast_to_state), ("to_signal", self.toast_to_signal)):
+            for name, parameter in maps[adapter].named_parameters():
+                yield ("lora" if "lora_" in name else group), parameter
+
+    @property
+    def maps(self) -> tuple[nn.Module, nn.Module]:
+        """The two maps of the adapter that acts now: `to_state` and `to_signal`."""
+        assert self.adapter is not None
+        return self.toast_to_state[self.adapter], self.toast_to_signal[self.adapter]
+
+    def bring_down(self, state: Tensor) -> Tensor:
+        """Returns y_l = A_l y_{l+1}.
+
+        Where the grid of tokens is finer here, A_l is a transposed convolution whose stride is its size: each
+        coarse token gives the fine ones that it was made of.
+
+        Args:
+            state: y_{l+1}, `(batch, tokens, above)` or `(batch, rows, columns, above)`.
+        """
+        to_state = self.maps[0]
+        weight = next(to_state.parameters())
+        down: Tensor = to_state(state.to(weight.device))
+        if self.unit.scale > 1:
+            scale = self.unit.scale
+            down = rearrange(down, "b h w (sh sw c) -> b (h sh) (w sw) c", sh=scale, sw=scale)
+        return down
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Runs the projection; in a pass that holds a signal for this block, with the values of `x + s`."""
+        call = current_pass()
+        if call is None:
+            if self.adapter is not None:
+                raise RuntimeError(OUTSIDE)
+            return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
+        call.enter(self)
+        if call.wants_states and self.layout.name == "input":
+            assert call.observer is not None
+            call.observer.on_states(call.number, self.unit.number, channels_last(x, self.tokens))
+        signal = self._signal(call, x)
+        if signal is None:
+            return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
+        bias_twice = self.config.value_bias == "twice"
+        if isinstance(signal, Tensor):
+            return self.layout.steer(self.base_layer, x, signal, bias_twice)
+        return self.layout.run_and_shift(self.base_layer, x, signal.value_shift(x.dtype), bias_twice)
+
+    @property
+    def weight(self) -> Tensor:
+        """Weight of the module; for an attention that does not call it, one that steers its product."""
+        weight: Any = self.base_layer.weight
+        call = current_pass()
+        if not self.functional or call is None:
+            return weight  # type: ignore[no-any-return]
+        call.enter(self)
+        if self not in call.signals:
+            return weight  # type: ignore[no-any-return]
+        if type(weight) not in (Tensor, nn.Parameter):
+            raise ValueError(
+                f"the attention multiplies with a {type(weight).__name__} by itself, which cannot be "
+                "steered. Let it call the projection: set qkv_bias_separate=True on every attention."
+            )
+        return SteeredWeight.of(weight, self, call)
+
+    def steer_product(self, call: Pass, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Returns `F.linear(x, weight, bias)` with the values of `x + s`."""
+        out = F.linear(x, weight, bias)
+        signal = self._signal(call, x)
+        assert signal is not None
+        if isinstance(signal, Tensor):
+            shift = F.linear(signal.to(x.device, x.dtype), self.layout.rows(weight))
+        else:
+            shift = signal.value_shift(x.dtype)
+        if self.config.value_bias == "twice" and bias is not None:
+            shift = shift + self.layout.rows(bias)
+        return self.layout.shift(out, shift, fresh=True)
+
+    def signal_like(self, shift: Tensor) -> Tensor:
+        """Returns an empty signal for the tokens of a value shift, in the dtype of the feedback."""
+        return next(self.maps[1].parameters()).new_empty((*shift.shape[:-1], self.width))
+
+    def _signal(self, call: Pass, x: Tensor) -> Signal | None:
+        """Returns the signal of a pass in the order of tokens of what comes in."""
+        signal = call.arranged.get(self, call.signals.get(self))
+        return like_map(signal, x) if self.tokens == "map" and isinstance(signal, Tensor) else signal
+
+
+@torch.no_grad()
+def _isometry_(weight: Tensor) -> None:
+    """Fills a weight with orthonormal rows or columns; in float32, which is as low as the library goes."""
+    if not weight.is_meta:
+        weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape, device=weight.device)))
