@@ -63,7 +63,7 @@ def pass_caches(steering: Steering, inputs: dict[str, Any], once: int) -> PassIn
         ValueError: If the cache cannot serve two passes, or was filled by another model or adapter.
     """
     trunk = steering.trunk
-    method = trunk.__dict__[steering.family.methods[0]]
+    method = steering.methods[steering.family.methods[0]]
     known = method.__signature__.parameters
     takes_more = any(p.kind is p.VAR_KEYWORD for p in known.values())
     first = {name: value for name, value in inputs.items() if takes_more or name in known}

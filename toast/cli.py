@@ -72,6 +72,22 @@ def generate(
 
 
 @app.command()
+def benchmark(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("toast-benchmark"),
+    only: Annotated[
+        list[str] | None, typer.Option(help="A measure, such as step-16; may be given several times.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each comparison.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: PyTorch's choice.")] = None,
+    small: Annotated[bool, typer.Option("--small", help="Tiny models, to see that it runs.")] = False,
+) -> None:
+    """Compare what TOAST costs with the plain model, LoRA and others: interleaved, ratios only."""
+    from toast.benchmark.run import run
+
+    run(out, only or [], rounds, threads, small)
+
+
+@app.command()
 def families() -> None:
     """Print the known families: where each is steered, what was verified, and what is refused."""
     from toast.listing import table

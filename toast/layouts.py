@@ -70,13 +70,13 @@ class Layout:
     def value_weight(self, projection: Any) -> Tensor | None:
         """Returns `W_V`, `(value_width, width)`; None if the weight does not say what the map computes.
 
-        So it is with wrapped, quantised and sharded maps, and with one whose weight Accelerate fetches in a
-        `forward` of its own.
+        So it is with wrapped and quantised maps, with weights that are a class of tensor of their own
+        (torchao, DTensor), and with one whose weight Accelerate fetches in a `forward` of its own.
         """
         linear = isinstance(projection, nn.Linear) and type(projection).forward is nn.Linear.forward
         if not (linear or is_transposed(projection)) or "forward" in vars(projection):
             return None
-        if type(projection.weight) not in (Tensor, nn.Parameter):
+        if not is_plain(projection.weight):
             return None
         return self.rows(projection.weight.T if is_transposed(projection) else projection.weight)
 
@@ -117,15 +117,12 @@ class Layout:
         """
         signal = signal.to(x.device, x.dtype)
         if self.whole:
-            out: Tensor = projection(x + signal)
-            bias = getattr(projection, "bias", None)
-            return out + bias if bias_twice and bias is not None else out
+            return _of_sum(projection, x, signal, bias_twice)
         weight = self.value_weight(projection)
         if weight is not None:
             return self.run_and_shift(projection, x, F.linear(signal, weight), bias_twice)
-        out = projection(x)
-        steered = out + projection(signal) if bias_twice else projection(x + signal)
-        return self._put(out, self._values(steered))
+        out: Tensor = projection(x)
+        return self._put(out, self._values(_of_sum(projection, x, signal, bias_twice)))
 
     def run_and_shift(self, projection: Any, x: Tensor, shift: Tensor, bias_twice: bool) -> Tensor:
         """Runs a projection on `x` and adds `shift`, `(batch, tokens, value_width)`, to its values."""
@@ -207,6 +204,22 @@ def stride(module: nn.Module) -> int:
     return math.prod(int(layer.stride[0]) for layer in convolutions(module))
 
 
+def _of_sum(projection: Any, x: Tensor, signal: Tensor, bias_twice: bool) -> Tensor:
+    """Returns what a projection makes of `x + signal`, maybe with its bias a second time."""
+    if not bias_twice or getattr(projection, "bias", signal) is None:
+        return projection(x + signal)  # type: ignore[no-any-return]
+    bias = getattr(projection, "bias", None)
+    if bias is None or bias.is_meta:  # hidden in a wrapper, or fetched in the `forward`
+        return projection(x) + projection(signal)  # type: ignore[no-any-return]
+    out: Tensor = projection(x + signal)
+    return out + bias.to(out.dtype)  # type: ignore[no-any-return]
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight is an ordinary tensor, which can be sliced, transposed and read."""
+    return type(weight) in (Tensor, nn.Parameter)
+
+
 def is_transposed(projection: nn.Module) -> bool:
     """Whether the weight is stored `(in, out)`, as in `Conv1D` of transformers."""
     return type(projection).__name__ == "Conv1D" and hasattr(projection, "nf")
@@ -218,4 +231,13 @@ def fresh_weight_like(projection: Any) -> dict[str, Any]:
     weight = next(projection.parameters()) if weight is None else weight
     dtype = getattr(projection, "compute_dtype", None) or weight.dtype
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
-    return {"device": weight.device, "dtype": dtype}
+    return {"device": _device(projection, weight), "dtype": dtype}
+
+
+def _device(projection: Any, weight: Tensor) -> torch.device:
+    """Returns where a projection computes, also if Accelerate keeps its weight elsewhere in between."""
+    hook: Any = getattr(projection, "_hf_hook", None)
+    for each in getattr(hook, "hooks", (hook,)):
+        if getattr(each, "offload", False) and each.execution_device is not None:
+            return torch.device(each.execution_device)
+    return weight.device

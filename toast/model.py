@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from peft import PeftConfig
+import torch
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
@@ -95,6 +96,11 @@ class ToastModel(BaseTuner):
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Casts as PEFT does, which makes what it casts trainable, and has rounded what was read before."""
+        steering = find_steering(self.model)
+        if steering is not None:
+            saving.put_back(self.model, self.__dict__.pop("_loaded", {}))
+            with torch.no_grad():
+                steering.fetch_parameters()  # PEFT dispatches a split model again once it has loaded
         trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for name, parameter in self.model.named_parameters():
@@ -122,6 +128,9 @@ class ToastModel(BaseTuner):
         anatomy = self._anatomy
         is_norm = current_key == anatomy.norm_name
         fresh = fresh_weight_like(anatomy.values[-1] if is_norm else unwrapped(target))
+        if fresh["device"].type == "meta":  # of a base that is offloaded in part, PEFT has removed the hooks
+            held = (*self.model.parameters(), *self.model.buffers())
+            fresh["device"] = next((t.device for t in held if not t.is_meta), fresh["device"])
         if isinstance(target, ToastSelector | ToastValue):
             target.update_layer(adapter_name, peft_config, fresh)
             target.train(target.training)
@@ -187,7 +196,11 @@ class ToastModel(BaseTuner):
             model, config, adapter_name, state_dict
         )
         saving.check_tensors(model, config, adapter_name, remapped)
-        return remapped | saving.frozen_tensors(model, config, adapter_name)
+        remapped |= saving.frozen_tensors(model, config, adapter_name)
+        if getattr(model, "hf_device_map", None) is not None and isinstance(model, PeftModel):
+            # PEFT dispatches the model again when they are in, and loses them; see _cast_adapter_dtype.
+            model.base_model._loaded = {n.removeprefix("base_model.model."): t for n, t in remapped.items()}
+        return remapped
 
 
 def find_steering(model: nn.Module) -> Steering | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from toast.anatomy import Anatomy, unwrapped
 from toast.config import ToastConfig
 from toast.layer import ToastLayer
-from toast.layouts import is_transposed
+from toast.layouts import is_plain, is_transposed
 from toast.value import FACTORS
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def fingerprint(anatomy: Anatomy) -> dict[str, Any]:
     weights: list[float] = []
     for projection in (anatomy.values[0], anatomy.values[-1]):
         weight = next(p for p in projection.parameters() if p.ndim > 1)
-        if weight.is_meta or not weight.dtype.is_floating_point or type(weight) is not nn.Parameter:
+        if weight.is_meta or not weight.dtype.is_floating_point or not is_plain(weight):
             return _shapes(anatomy) | {"weights": None}
         rows = weight.detach().T if is_transposed(projection) else weight.detach()
         row = rows[anatomy.units[0].layout.start].flatten()
@@ -388,6 +388,14 @@ def load_pretrained(model: nn.Module, adapter: str, tensors: dict[str, Tensor]) 
                 _put(held, adapter, tensor)
             else:
                 _put(unwrapped(held[adapter]), "weight", tensor)
+
+
+def put_back(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Gives parameters whose values Accelerate has lost the ones that were loaded into them."""
+    for name, parameter in list(model.named_parameters()):
+        if parameter.is_meta and name in tensors:
+            holder, _, leaf = name.rpartition(".")
+            _put(model.get_submodule(holder), leaf, tensors[name])
 
 
 def _put(holder: nn.Module, name: str, tensor: Tensor) -> None:

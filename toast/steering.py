@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.hooks import remove_hook_from_module
 from torch import nn
 
 from toast.anatomy import Anatomy
@@ -51,6 +52,7 @@ class Steering:
         self.value_paths = [unit.path for unit in anatomy.units]
         self.selector = selector
         self.hooks: list[BlockHook] = []
+        self.methods: dict[str, SteeredMethod] = {}
 
     def forward(self, method: SteeredMethod, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a method of the trunk in two passes and returns the second's output.
@@ -58,6 +60,7 @@ class Steering:
         Equations 1 to 4 of arXiv 2305.15542 in the order in which they are computed.
         """
         values = self.values
+        self.fetch_parameters()
         self._refuse_wrapped_values()
         self._refuse_dropped_tokens()
         observer = current_observer(self)
@@ -138,7 +141,8 @@ class Steering:
         """Runs the trunk up to the block that the selector reads, through the final norm."""
         with running(this):
             output = self.plain(self.family.methods[0], self._lists(this, checkpointing))(**inputs)
-        if torch.is_autocast_enabled(next(self.trunk.parameters()).device.type):
+        assert this.features is not None
+        if torch.is_autocast_enabled(next(x for x in this.features if x is not None).device.type):
             torch.clear_autocast_cache()  # weights cast without a graph must not serve the second pass
         return output
 
@@ -175,9 +179,8 @@ class Steering:
     def plain(self, name: str, lists: dict[str, Blocks] | None = None) -> Callable[..., Any]:
         """Returns a method of the trunk without steering, over other lists of blocks if they are given."""
         if lists is None:
-            method: SteeredMethod = self.trunk.__dict__[name]
-            return method.before or functools.partial(getattr(type(self.trunk), name), self.trunk)
-        if self.trunk.__dict__[name].before is not None:
+            return self.methods[name].before or functools.partial(getattr(type(self.trunk), name), self.trunk)
+        if self.methods[name].before is not None:
             raise ValueError(
                 f"{type(self.trunk).__name__}.{name} was replaced on this instance (by a device hook of "
                 "Accelerate, for example), which select_from and the checkpointing of timm do not go "
@@ -201,7 +204,8 @@ class Steering:
                 continue
             checkpoint = block.__dict__.get("_gradient_checkpointing_func")
             if checkpoint is not None and not isinstance(checkpoint, Carrying):
-                if getattr(checkpoint, "keywords", {}).get("use_reentrant"):
+                keywords = getattr(checkpoint, "keywords", None)
+                if keywords is not None and keywords.get("use_reentrant", True):  # the default of torch
                     raise ValueError(
                         REENTRANT.format("gradient_checkpointing_kwargs={'use_reentrant': False}")
                     )
@@ -214,6 +218,24 @@ class Steering:
         if use_reentrant_ckpt():
             raise ValueError(REENTRANT.format("timm.layers.set_reentrant_ckpt(False)"))
         return True
+
+    def fetch_parameters(self) -> None:
+        """Takes back TOAST's own parameters, which Accelerate offloads if a wrapped model is dispatched.
+
+        Its hooks would fetch them anew for every call, as other parameters than an optimiser holds.
+
+        Raises:
+            ValueError: If one is trained and this call needs its gradient.
+        """
+        for layer in (self.selector, *self.values):
+            for name, module in layer.named_modules():
+                if not name.startswith("toast_") or not hasattr(module, "_hf_hook"):
+                    continue
+                offloaded = [p for p in module.parameters(recurse=False) if p.is_meta]
+                if offloaded and torch.is_grad_enabled() and any(p.requires_grad for p in offloaded):
+                    raise ValueError(OFFLOADED)
+                if offloaded:
+                    remove_hook_from_module(module)
 
     def _refuse_wrapped_values(self) -> None:
         """Refuses active adapters of another method around a steered projection: they would not see x + s."""
@@ -246,13 +268,16 @@ class Steering:
         """Puts steered methods in the place of the trunk's, and hooks at its blocks."""
         self.hooks = [BlockHook(self, block, index) for index, block in enumerate(self.blocks)]
         for name in self.family.methods:
-            self.trunk.__dict__[name] = SteeredMethod(self, name, self.trunk.__dict__.get(name))
+            self.methods[name] = SteeredMethod(self, name, self.trunk.__dict__.get(name))
+            self.trunk.__dict__[name] = self.methods[name]
 
     def detach(self) -> None:
         """Gives the trunk its own methods back, and the blocks their own checkpointing functions."""
-        for name in self.family.methods:
-            steered = self.trunk.__dict__.pop(name, None)
-            if isinstance(steered, SteeredMethod) and steered.before is not None:
+        for name, steered in self.methods.items():
+            if self.trunk.__dict__.get("_old_forward") is steered:  # Accelerate hooked the wrapped trunk
+                own = functools.partial(getattr(type(self.trunk), name), self.trunk)
+                self.trunk.__dict__["_old_forward"] = steered.before or own
+            elif self.trunk.__dict__.pop(name, None) is steered and steered.before is not None:
                 self.trunk.__dict__[name] = steered.before
         for hook in self.hooks:
             hook.remove()
@@ -299,6 +324,12 @@ class SteeredMethod:
             raise TypeError(f"{self.name}() takes at most {len(names)} arguments; got {len(args)}.")
         return dict(zip(names, args, strict=False)) | kwargs
 
+
+OFFLOADED = (
+    "parameters that are trained were offloaded when the wrapped model was dispatched; an optimiser would "
+    "hold none that get a gradient. Dispatch the model before toast.wrap, or, before the optimiser is made, "
+    "call it once under torch.no_grad(), which takes them back."
+)
 
 REENTRANT = (
     "re-entrant activation checkpointing loses the gradient of the top-down signals; use the other kind: {}."

@@ -17,7 +17,7 @@ from toast.config import ToastConfig
 from toast.feedback import Signal
 from toast.functional import SteeredWeight
 from toast.layer import ToastLayer
-from toast.layouts import Layout
+from toast.layouts import Layout, is_plain
 from toast.passes import Pass, current_pass
 from toast.tokens import channels_last, like_map
 
@@ -181,7 +181,7 @@ class ToastValue(ToastLayer):
         call.enter(self)
         if self not in call.signals:
             return weight  # type: ignore[no-any-return]
-        if type(weight) not in (Tensor, nn.Parameter):
+        if not is_plain(weight):
             raise ValueError(
                 f"the attention multiplies with a {type(weight).__name__} by itself, which cannot be "
                 "steered. Let it call the projection: set qkv_bias_separate=True on every attention."

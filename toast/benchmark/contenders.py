@@ -1,0 +1,151 @@
+"""The models that are compared: the plain one, TOAST in its forms, and peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import toast
+from toast.benchmark.textbook import TextbookLlama, TextbookVit
+
+CLASSES = 100
+PROMPTS = 10
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of the models and inputs.
+
+    Args:
+        vit: Name of the timm model.
+        image: Pixels of a side.
+        llama: Sizes of the Llama, fields of its configuration.
+        prompt: Tokens of the prompt, and tokens that are added.
+        prefill: Tokens of the long prompt.
+    """
+
+    vit: str
+    image: int
+    llama: dict[str, int]
+    prompt: int
+    prefill: int
+
+
+FULL = Size(
+    vit="vit_base_patch16_224",
+    image=224,
+    llama={
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "num_key_value_heads": 3, "vocab_size": 49152,
+    },
+    prompt=64,
+    prefill=512,
+)  # fmt: skip
+SMALL = Size(
+    vit="vit_tiny_patch16_224",
+    image=32,
+    llama={
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 64,
+    },
+    prompt=8,
+    prefill=16,
+)  # fmt: skip
+
+
+class VptDeep(nn.Module):
+    """Visual prompt tuning (arXiv 2203.12119), deep: new prompts before every block of a frozen ViT.
+
+    Args:
+        vit: The frozen model; its head is trained.
+        prompts: Prompts a block.
+    """
+
+    def __init__(self, vit: Any, prompts: int = PROMPTS) -> None:
+        super().__init__()
+        self.vit = vit.requires_grad_(False)
+        self.vit.head.requires_grad_(True)
+        self.prompts = nn.Parameter(torch.randn(len(vit.blocks), prompts, vit.embed_dim) * 0.02)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Runs the model; `(batch, classes)`."""
+        x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
+        tokens = x.shape[1]
+        for block, prompts in zip(self.vit.blocks, self.prompts, strict=True):
+            x = block(torch.cat([x[:, :tokens], prompts.expand(x.shape[0], -1, -1)], dim=1))
+        return self.vit.forward_head(self.vit.norm(x[:, :tokens]))  # type: ignore[no-any-return]
+
+
+def vit(size: Size) -> Any:
+    """Returns a ViT with random weights."""
+    import timm
+
+    return timm.create_model(size.vit, num_classes=CLASSES, img_size=size.image)
+
+
+def llama(size: Size) -> Any:
+    """Returns a Llama with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**size.llama, max_position_embeddings=4096)).eval()
+
+
+def lora(model: nn.Module, **options: Any) -> nn.Module:
+    """Returns a model with PEFT's LoRA of rank 4."""
+    import peft
+
+    return peft.get_peft_model(model, peft.LoraConfig(r=4, **options))  # type: ignore[no-any-return]
+
+
+def fused(model: Any) -> Any:
+    """Returns a wrapped model for inference."""
+    return toast.fuse(model.eval().requires_grad_(False))
+
+
+def half(model: Any) -> int:
+    """Returns the block from which the top half is steered."""
+    return len(model.blocks if hasattr(model, "blocks") else model.model.layers) // 2
+
+
+def visions(size: Size) -> dict[str, Callable[[], Any]]:
+    """Returns how to make each vision model, by name."""
+
+    def steered(**options: Any) -> Any:
+        model = vit(size)
+        if options.pop("top_half", False):
+            options["steer_from"] = half(model)
+        return toast.wrap(model, modules_to_save=["head"], **options)
+
+    return {
+        "plain": lambda: vit(size),
+        "full tuning": lambda: vit(size),
+        "LoRA": lambda: lora(vit(size), target_modules=["qkv"], modules_to_save=["head"]),
+        "VPT-deep": lambda: VptDeep(vit(size)),
+        "textbook": lambda: TextbookVit(vit(size)),
+        "TOAST": lambda: steered(),
+        "TOAST-Lite": lambda: steered(lora_rank=4),
+        "TOAST, top half": lambda: steered(top_half=True),
+        "TOAST, fused": lambda: fused(steered()),
+        "TOAST, fused, top half": lambda: fused(steered(top_half=True)),
+    }
+
+
+def languages(size: Size) -> dict[str, Callable[[], Any]]:
+    """Returns how to make each language model, by name."""
+
+    def steered(top_half: bool = False) -> Any:
+        model = llama(size)
+        return toast.wrap(model, steer_from=half(model) if top_half else 0).eval()
+
+    return {
+        "plain": lambda: llama(size),
+        "LoRA": lambda: lora(llama(size), target_modules=["q_proj", "k_proj", "v_proj"]).eval(),
+        "textbook": lambda: TextbookLlama(llama(size)).eval(),
+        "TOAST": steered,
+        "TOAST, fused": lambda: fused(steered()),
+        "TOAST, fused, top half": lambda: fused(steered(top_half=True)),
+    }
