@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from toast.products import weighted_product
+
 if TYPE_CHECKING:
     from toast.selector import Selection
     from toast.value import ToastValue
@@ -32,16 +34,22 @@ class ComposedSignal:
     """What a block's values get in the composed form.
 
     Args:
-        selected: The selected features, `(batch, tokens, width)`.
-        matrix: What maps them to the value shift, `(width, value_width)`.
+        selection: The selected tokens, `(batch, tokens, width)`.
+        matrix: What maps them to the value shift, the channel map included, `(width, value_width)`.
     """
 
-    selected: Tensor
+    selection: Selection
     matrix: Tensor
 
     def value_shift(self, dtype: torch.dtype) -> Tensor:
         """Returns `W_V s`, `(batch, tokens, value_width)`."""
-        return self.selected.to(dtype) @ self.matrix.to(dtype)
+        device = self.matrix.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        selection, matrix = self.selection, self.matrix.to(dtype)
+        if selection.features.requires_grad:  # something beside TOAST is trained
+            return selection.tokens.to(dtype) @ matrix
+        return weighted_product(selection.weights, selection.detached_tokens(dtype), matrix)
 
 
 @dataclass(frozen=True)
@@ -81,17 +89,16 @@ def feed_back(
     """
     if selection.fused is not None:
         return fused_signals(values, selection.tokens, selection.fused)
-    selected = selection.selected
     if form == "composed" and not can_compose(values):
         raise ValueError(
             "feedback_form='composed' needs blocks of the same tokens and width, value projections with "
             "plain weights, and no LoRA dropout in training; use 'auto' or 'per_token'."
         )
-    tokens = selected.shape[:-1].numel()
+    tokens = selection.weights.numel()
     if form == "composed" or (form == "auto" and can_compose(values) and composing_pays(values, tokens)):
-        matrices = value_matrices(values)
-        return {value: ComposedSignal(selected, m) for value, m in zip(values, matrices, strict=True)}
-    return dict(zip(values, signals(values, selected), strict=True))
+        matrices = value_matrices(values, selection.channel_transform)
+        return {value: ComposedSignal(selection, m) for value, m in zip(values, matrices, strict=True)}
+    return dict(zip(values, signals(values, selection.selected), strict=True))
 
 
 def fused_signals(values: Sequence[ToastValue], tokens: Tensor, matrix: Tensor) -> dict[ToastValue, Signal]:
@@ -120,8 +127,7 @@ def fused_matrix(values: Sequence[ToastValue], channel_transform: Tensor) -> Ten
         does not say what it computes (a quantised one), without W_V: `(width, blocks * width)`.
     """
     shifted = all(value.can_shift for value in values)
-    composed = value_matrices(values, with_values=shifted)
-    return channel_transform.to(composed[0]) @ torch.cat(composed, dim=-1)
+    return torch.cat(value_matrices(values, channel_transform, with_values=shifted), dim=-1)
 
 
 def signals(values: Sequence[ToastValue], selected: Tensor) -> list[Tensor]:
@@ -143,23 +149,26 @@ def signals(values: Sequence[ToastValue], selected: Tensor) -> list[Tensor]:
     return found[::-1]
 
 
-def value_matrices(values: Sequence[ToastValue], with_values: bool = True) -> list[Tensor]:
-    """Returns what maps selected features to each block's value shift, composed in weight space.
+def value_matrices(
+    values: Sequence[ToastValue], channel_transform: Tensor, with_values: bool = True
+) -> list[Tensor]:
+    """Returns what maps weighted features to each block's value shift, composed in weight space.
 
     Args:
         values: The steered value projections, bottom block first, each with a plain weight.
+        channel_transform: P, `(width, width)`.
         with_values: Whether W_V is part of it; else it maps to the signals.
 
     Returns:
-        (W_V B_l A_l … A_{L-1})ᵀ for each block, bottom first, each `(width, value_width)`.
+        P (W_V B_l A_l … A_{L-1})ᵀ for each block, bottom first, each `(width, value_width)`.
     """
     composed: list[Tensor] = []
-    chain: Tensor | None = None
+    chain = channel_transform
     # Without autocast: rounding would pile up along the chain.
     with torch.autocast(whole_weight(values[0].maps[0]).device.type, enabled=False):
         for value in reversed(values):
             to_state, to_signal = (whole_weight(linear) for linear in value.maps)
-            chain = to_state.T if chain is None else chain @ to_state.T
+            chain = chain.to(to_state) @ to_state.T
             end = to_signal.T
             if with_values:
                 weight = value.layout.value_weight(value.base_layer)

@@ -48,6 +48,12 @@ class ToastLayer(nn.Module, BaseTunerLayer):
         assert self.adapter is not None
         return self.configs[self.adapter]
 
+    @property
+    def may_be_offloaded(self) -> bool:
+        """Whether Accelerate may keep parameters elsewhere: it hooks the modules that hold some."""
+        base: nn.Module = self.base_layer
+        return "_hf_hook" in base.__dict__ or not base._parameters
+
     def groups(self, adapter: str) -> Iterator[tuple[str, nn.Parameter]]:
         """Yields every parameter of an adapter with the name of its group."""
         raise NotImplementedError

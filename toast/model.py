@@ -79,6 +79,9 @@ class ToastModel(BaseTuner):
             del self._anatomy
         if not had_layers:
             _attach(model, anatomy)
+        steering = find_steering(model)
+        assert steering is not None
+        steering.refresh()
         saving.load_pretrained(model, adapter_name, frozen)
         self._pretrained = {adapter_name: frozen}
         if anatomy.guessed is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,11 +34,18 @@ class Selection:
     weights: Tensor
     channel_transform: Tensor
     fused: Tensor | None = None
+    _detached: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def tokens(self) -> Tensor:
         """Features after token selection: w · h."""
         return self.weights[..., None] * self.features
+
+    def detached_tokens(self, dtype: torch.dtype) -> Tensor:
+        """Returns the tokens without their graph, in a dtype; computed once for all blocks."""
+        if dtype not in self._detached:
+            self._detached[dtype] = self.tokens.detach().to(dtype)
+        return self._detached[dtype]
 
     @property
     def selected(self) -> Tensor:

@@ -53,6 +53,7 @@ class Steering:
         self.selector = selector
         self.hooks: list[BlockHook] = []
         self.methods: dict[str, SteeredMethod] = {}
+        self._found: list[tuple[ToastValue, nn.Module, str]] | None = None
 
     def forward(self, method: SteeredMethod, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a method of the trunk in two passes and returns the second's output.
@@ -107,14 +108,26 @@ class Steering:
     def values(self) -> list[ToastValue]:
         """The value projections that the active adapter steers, bottom block first; of any, if none is."""
         adapter = self.selector.adapter
-        found = []
-        for path in self.value_paths:
-            layer: Any = self.trunk.get_submodule(path)
-            while not isinstance(layer, ToastValue) and hasattr(layer, "base_layer"):
-                layer = layer.base_layer  # an adapter of another method stands around it
-            if isinstance(layer, ToastValue) and (adapter is None or adapter in layer.configs):
-                found.append(layer)
-        return found
+        return [layer for layer, _, _ in self._places if adapter is None or adapter in layer.configs]
+
+    @property
+    def _places(self) -> list[tuple[ToastValue, nn.Module, str]]:
+        """The value layers of all adapters, with the module and the name under which each is held."""
+        if self._found is None:
+            self._found = [place for place in map(self._find, self.value_paths) if place is not None]
+        return self._found
+
+    def refresh(self) -> None:
+        """Looks for the layers anew; to be called when an adapter was added."""
+        self._found = None
+
+    def _find(self, path: str) -> tuple[ToastValue, nn.Module, str] | None:
+        holder_path, _, name = path.rpartition(".")
+        holder = self.trunk.get_submodule(holder_path)
+        layer: Any = holder.get_submodule(name)
+        while not isinstance(layer, ToastValue) and hasattr(layer, "base_layer"):
+            layer = layer.base_layer  # an adapter of another method stands around it
+        return (layer, holder, name) if isinstance(layer, ToastValue) else None
 
     def _blocks_run_once(self, method: SteeredMethod, inputs: dict[str, Any]) -> int:
         """Returns how many of the lowest blocks give the same in both passes and need not run again.
@@ -227,7 +240,10 @@ class Steering:
         Raises:
             ValueError: If one is trained and this call needs its gradient.
         """
-        for layer in (self.selector, *self.values):
+        layers = (self.selector, *self.values)
+        if not any(layer.may_be_offloaded for layer in layers):
+            return
+        for layer in layers:
             for name, module in layer.named_modules():
                 if not name.startswith("toast_") or not hasattr(module, "_hf_hook"):
                     continue
@@ -239,18 +255,14 @@ class Steering:
 
     def _refuse_wrapped_values(self) -> None:
         """Refuses active adapters of another method around a steered projection: they would not see x + s."""
-        for path in self.value_paths:
-            outer: Any = self.trunk.get_submodule(path)
-            if (
-                not isinstance(outer, ToastValue)
-                and hasattr(outer, "base_layer")
-                and not getattr(outer, "disable_adapters", True)
-            ):
+        for layer, holder, name in self._places:
+            outer: Any = holder._modules[name]
+            if outer is not layer and not getattr(outer, "disable_adapters", True):
                 active = [name for name in outer.active_adapters if name in outer._get_available_adapters()]
                 if active:
                     raise ValueError(
                         f"adapter {', '.join(active)} ({type(outer).__name__}) stands around the steered "
-                        f"projection {path!r}, so it would act on x and not on "
+                        f"projection {layer.unit.path!r}, so it would act on x and not on "
                         "x + s. Leave that module out of its target_modules, merge it before wrapping, or "
                         "make one of the two active."
                     )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import toast
-from toast.benchmark.contenders import CLASSES, FULL, SMALL, Size, languages, visions
+from toast.benchmark.contenders import CLASSES, FULL, SMALL, Size, fused, languages, visions
 from toast.benchmark.textbook import TextbookLlama
 from toast.benchmark.timing import Ratio, in_turns
 
@@ -29,6 +29,22 @@ def forward(size: Size, names: list[str], batch: int, rounds: int) -> dict[str, 
     models = {name: visions(size)[name]().eval() for name in ("plain", *names)}
     with torch.inference_mode():
         return in_turns({name: partial(m, images) for name, m in models.items()}, "plain", rounds)
+
+
+def depth(size: Size, batches: list[int], rounds: int) -> dict[str, Ratio]:
+    """Times a fused forward pass by batch size and by the block from which it is steered, against plain."""
+    model = visions(size)["plain"]()
+    blocks = len(model.blocks)
+    starts = sorted({0, blocks // 4, blocks // 2, 3 * blocks // 4, blocks - 1})
+    steered = {start: fused(toast.wrap(copy.deepcopy(model), steer_from=start)) for start in starts}
+    found: dict[str, Ratio] = {}
+    for batch in batches:
+        images = torch.randn(batch, 3, size.image, size.image)
+        runs = {"plain": partial(model.eval(), images)}
+        runs |= {f"batch {batch}, from block {start}": partial(m, images) for start, m in steered.items()}
+        with torch.inference_mode():
+            found |= in_turns(runs, "plain", rounds)
+    return found
 
 
 def step(size: Size, names: list[str], batch: int, rounds: int) -> dict[str, Ratio]:
@@ -45,7 +61,7 @@ def stepper(size: Size, name: str, images: Tensor) -> Callable[[], object]:
     model: nn.Module = visions(size)[name.removesuffix(", stored")]().train()
     labels = torch.randint(0, CLASSES, (len(images),))
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=1e-5)
+    optimiser = torch.optim.AdamW(trained, lr=1e-5, fused=True)
     stored = toast.first_pass(model, images) if name.endswith(", stored") else None
 
     def run() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from toast.benchmark import measures
 from toast.benchmark.contenders import FULL, SMALL, Size
+from toast.benchmark.picture import draw
 from toast.benchmark.timing import Ratio
 
 Results = dict[str, dict[str, Ratio]]
@@ -50,6 +51,10 @@ MEASURES: dict[str, Measure] = {
             ["LoRA", "VPT-deep", "textbook", "TOAST", "TOAST, fused", "TOAST, fused, top half"],
             8, 2 * n,
         ),
+    ),
+    "depth": Measure(
+        "fused forward by batch size and by the block from which it is steered, × plain",
+        lambda size, n: measures.depth(size, [1, 4, 16], n),
     ),
     "step-16": _steps(16),
     "step-32": _steps(32),
@@ -102,6 +107,8 @@ def run(out: Path, only: list[str], rounds: int, threads: int | None, small: boo
         found[name] = measure.run(SMALL if small else FULL, rounds)
         print(_table(measure.title, found[name]), flush=True)  # noqa: T201 - a command's output
         _write(out / "benchmark.json", found)
+        if name == "depth":
+            draw(found[name], out / "depth.png")
     print(f"written: {out / 'benchmark.json'}")  # noqa: T201
     return found
 
