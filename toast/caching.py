@@ -181,14 +181,15 @@ def first_pass_layers(cache: Cache, steering: Steering, once: int) -> list[Any]:
         )
     blocks = len(steering.block_names)
     adapter = steering.selector.adapter
-    filled = cache.get_seq_length() > 0
     mark: str | None = getattr(cache, _MARK, None)
+    # Looked at only for a new cache: an accelerator may keep the length, and the host would wait for it.
+    filled = mark != adapter and cache.get_seq_length() > 0
     if mark is None and filled:
         raise ValueError(
             "past_key_values: this cache was filled without steering, so the first pass has none of it. "
             "Start with an empty cache, or disable the adapter for the whole generation."
         )
-    if filled and mark != adapter:
+    if filled:
         raise ValueError(
             f"past_key_values: this cache was filled with adapter {mark!r}; the active one is "
             f"{adapter!r}. Start with an empty cache."

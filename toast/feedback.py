@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from toast.products import weighted_product
 
@@ -154,6 +155,9 @@ def value_matrices(
 ) -> list[Tensor]:
     """Returns what maps weighted features to each block's value shift, composed in weight space.
 
+    The rows of P go down the feedback path as tokens do, so what is trained is trained through them; low-rank
+    factors stay factors.
+
     Args:
         values: The steered value projections, bottom block first, each with a plain weight.
         channel_transform: P, `(width, width)`.
@@ -162,27 +166,13 @@ def value_matrices(
     Returns:
         P (W_V B_l A_l … A_{L-1})ᵀ for each block, bottom first, each `(width, value_width)`.
     """
-    composed: list[Tensor] = []
-    chain = channel_transform
     # Without autocast: rounding would pile up along the chain.
-    with torch.autocast(whole_weight(values[0].maps[0]).device.type, enabled=False):
-        for value in reversed(values):
-            to_state, to_signal = (whole_weight(linear) for linear in value.maps)
-            chain = chain.to(to_state) @ to_state.T
-            end = to_signal.T
-            if with_values:
-                weight = value.layout.value_weight(value.base_layer)
-                assert weight is not None
-                end = end @ weight.T.to(end.dtype)
-            composed.append(chain @ end)
-    return composed[::-1]
-
-
-def whole_weight(linear: torch.nn.Module) -> Tensor:
-    """Returns the weight of a feedback map, its LoRA factors included, `(width, width)`; differentiable."""
-    weight = linear.weight
-    assert isinstance(weight, Tensor)
-    return weight
+    with torch.autocast(channel_transform.device.type, enabled=False):
+        maps = signals(values, channel_transform)
+        if not with_values:
+            return maps
+        weights = [value.layout.value_weight(value.base_layer) for value in values]
+        return [F.linear(rows, weight.to(rows.dtype)) for rows, weight in zip(maps, weights, strict=True)]  # type: ignore[union-attr]
 
 
 def can_compose(values: Sequence[ToastValue]) -> bool:

@@ -47,12 +47,6 @@ class LowRankMap(LoraLinear):
         lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=config.lora_dropout)
         super().__init__(base_layer, FACTORS, config=lora, r=rank, lora_alpha=alpha)
 
-    @property
-    def weight(self) -> Tensor:
-        """The whole map, `(width, width)`, without dropout; differentiable."""
-        whole: Tensor = self.base_layer.weight + self.get_delta_weight(FACTORS)
-        return whole
-
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Does nothing: the feedback map's own adapter decides."""
 

@@ -1,0 +1,102 @@
+"""`torch.compile` of wrapped models: whole graphs, the same numbers, no recompilation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from transformers import StaticCache
+
+import toast
+from tests.models import DEPTH, images, tokens
+from tests.steered import steer, trained
+from tests.steered import steered as steered_tiny
+from tests.models import decoder, vit
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def graphs() -> int:
+    return int(counters["stats"]["unique_graphs"])
+
+
+def logits(model: Any, x: Tensor) -> Tensor:
+    return model(x) if x.is_floating_point() else model(input_ids=x, use_cache=False).logits
+
+
+def same(found: Any, expected: Any) -> None:
+    for this, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(this, other, rtol=0, atol=2e-5 * max(1.0, other.abs().max().item()))
+
+
+@pytest.mark.parametrize("form", ["per_token", "composed"])
+@pytest.mark.parametrize("kind", ["vit", "llama"])
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"steer_from": 1}], ids=["full", "lite", "upper"])
+def test_one_graph_forward_and_backward(kind: str, form: str, options: dict[str, Any]) -> None:
+    model = steered_tiny(kind, feedback_form=form, **options).float()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    inputs = [images(2).float() for _ in range(3)] if kind == "vit" else [tokens(2) for _ in range(3)]
+    parameters = list(trained(model).values())
+    seen = []
+    for x in inputs:
+        found, expected = (logits(each, x) for each in (compiled, model))
+        same([found.detach()], [expected.detach()])
+        same(*(torch.autograd.grad(out.square().mean(), parameters) for out in (found, expected)))
+        seen.append(graphs())
+    assert seen[0] == seen[-1]  # nothing was compiled again
+
+
+def test_inductor() -> None:
+    model = steer(vit(depth=2), "vit").float()
+    compiled, x = torch.compile(model, fullgraph=True), images(2).float()
+    parameters = list(trained(model).values())
+    for _ in range(2):
+        found, expected = (logits(each, x) for each in (compiled, model))
+        same([found.detach()], [expected.detach()])
+        same(*(torch.autograd.grad(out.square().mean(), parameters) for out in (found, expected)))
+    assert graphs() == 1
+
+
+def test_fused() -> None:
+    model = steered_tiny("vit").float().requires_grad_(False)
+    x = images(2).float()
+    plain = model(x)
+    compiled = torch.compile(toast.fuse(model), fullgraph=True, backend="aot_eager")
+    same([compiled(x)], [plain])
+
+
+@pytest.mark.parametrize("options", [{}, {"steer_from": 1}], ids=["full", "upper"])
+def test_a_decode_step_on_a_static_cache(options: dict[str, Any]) -> None:
+    model = steer(decoder("llama"), "llama", **options).float().requires_grad_(False)
+    text = tokens(1, 8)
+    with torch.no_grad():
+        whole = model(input_ids=text, use_cache=False).logits
+        cache = StaticCache(config=model.config, max_cache_len=16)
+        step = torch.compile(model, fullgraph=True, backend="aot_eager")
+        found = [model(input_ids=text[:, :4], past_key_values=cache).logits]
+        seen = []
+        for at in range(4, 8):
+            place = torch.tensor([[at]])
+            found.append(step(input_ids=text[:, at : at + 1], past_key_values=cache, position_ids=place).logits)
+            seen.append(graphs())
+    same([torch.cat(found, dim=1)], [whole])
+    assert seen[1] == seen[-1]
+    assert len(cache.layers) == 2 * DEPTH - options.get("steer_from", 0)
+
+
+def test_a_model_that_is_not_compiled_is_not_changed() -> None:
+    model, x = steered_tiny("vit").float(), images(2).float()
+    before = model(x)
+    torch.compile(model, fullgraph=True, backend="aot_eager")(x)
+    assert torch.equal(model(x), before)
+    assert isinstance(model, nn.Module)
