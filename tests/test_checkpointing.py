@@ -38,7 +38,11 @@ def counted(model: Any) -> list[int]:
     return runs
 
 
-@pytest.mark.parametrize("lite", [{}, {"lora_rank": 2}], ids=["full", "lite"])
+@pytest.mark.parametrize(
+    "lite",
+    [{"feedback_form": "per_token"}, {"feedback_form": "composed"}, {"lora_rank": 2}],
+    ids=["full", "composed", "lite"],
+)
 @pytest.mark.parametrize("enabled", ["before", "after"])
 @pytest.mark.parametrize("kind", MODELS)
 def test_checkpointing_changes_no_gradient(kind: str, enabled: str, lite: dict[str, int]) -> None:

@@ -44,7 +44,8 @@ class Selection:
     def detached_tokens(self, dtype: torch.dtype) -> Tensor:
         """Returns the tokens without their graph, in a dtype; computed once for all blocks."""
         if dtype not in self._detached:
-            self._detached[dtype] = self.tokens.detach().to(dtype)
+            with torch.no_grad():  # activation checkpointing counts what is saved, and finds it made later
+                self._detached[dtype] = self.tokens.to(dtype)
         return self._detached[dtype]
 
     @property
