@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import toast as package
+from toast.commands import training
 
 app = typer.Typer(
     help="Top-down attention steering of frozen transformers (TOAST, arXiv 2305.15542).",
@@ -126,6 +127,9 @@ def import_official(
     typer.echo(
         f"import toast; from peft import PeftModel; model = PeftModel.from_pretrained(backbone, {str(out)!r})"
     )
+
+
+training.register(app)
 
 
 def main() -> None:

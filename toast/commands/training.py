@@ -1,0 +1,120 @@
+"""The commands that train: `toast pretune`, `toast tune`, `toast evaluate`, `toast sweep`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from toast.training.preparing import Stage
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, or a run's folder.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings on top, such as optimizer.learning_rate=1e-3."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Ends the command with a message where a run cannot go on: 2 for a fault, 128 + n for a signal."""
+    from toast.training.interrupts import Interrupted
+
+    try:
+        yield
+    except ValueError as error:
+        typer.secho(f"toast: {error}", err=True, fg="red")
+        raise typer.Exit(2) from None
+    except Interrupted as stopped:
+        typer.secho(f"toast: {stopped}", err=True, fg="yellow")
+        raise typer.Exit(128 + stopped.number) from None
+
+
+def _train(stage: Stage, config: Path, overrides: list[str] | None, dry_run: bool, resume: bool) -> None:
+    from toast.training.dry_run import dry_run as show
+    from toast.training.loading import load_config
+    from toast.training.run import run
+
+    with told():
+        loaded = load_config(config, overrides or ())
+        if dry_run:
+            show(loaded, stage)
+            return
+        result = run(loaded, stage, resume)
+    typer.echo(_summary(result, loaded.folder))
+
+
+def _summary(result: dict[str, object], place: Path) -> str:
+    lines = []
+    for split in ("validation", "test"):
+        measured = result[split]
+        if isinstance(measured, dict):
+            figures = ", ".join(f"{n} {v:.4f}" for n, v in measured.items() if isinstance(v, float))
+            lines.append(f"{split}: {figures}")
+    lines.append(f"{result['seconds']} s; results are in {place}/ (result.json, adapter/, metrics.jsonl)")
+    return "\n".join(lines)
+
+
+def pretune(
+    config: Config, overrides: Overrides = None, dry_run: DryRun = False, resume: Resume = False
+) -> None:
+    """Train the top-down module on generic data, with the reconstruction loss (stage one)."""
+    _train("pretune", config, overrides, dry_run, resume)
+
+
+def tune(
+    config: Config, overrides: Overrides = None, dry_run: DryRun = False, resume: Resume = False
+) -> None:
+    """Train on a task (stage two), by TOAST or a baseline."""
+    _train("tune", config, overrides, dry_run, resume)
+
+
+def evaluate(
+    config: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help="A run's folder, or a configuration.")],
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="validation or test.")] = "test",
+    predictions: Annotated[
+        Path | None, typer.Option(help="Write each sample's prediction to this file, as JSON lines.")
+    ] = None,
+    lm_eval: Annotated[
+        list[str] | None, typer.Option(help="Language: a task of lm-eval; may be given several times.")
+    ] = None,
+    tasks_at: Annotated[
+        Path | None, typer.Option(exists=True, help="Folder with task files of your own for lm-eval.")
+    ] = None,
+) -> None:
+    """Measure a finished run, or the untrained model of a configuration."""
+    from toast.training.measuring import measure
+
+    with told():
+        figures = measure(config, overrides or (), split, predictions, lm_eval or (), tasks_at)
+    typer.echo(json.dumps(figures, indent=2))
+
+
+def sweep(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and stop.")] = False,
+) -> None:
+    """Search a grid on the validation split, then measure the best of each row on the test split.
+
+    What is done already is not done again: call it again to go on.
+    """
+    from toast.training.loading import load_config
+    from toast.training.sweep import sweep as run_sweep
+
+    with told():
+        run_sweep(load_config(config, overrides or ()), dry_run)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the app."""
+    for command in (pretune, tune, evaluate, sweep):
+        app.command()(command)

@@ -1,0 +1,78 @@
+"""Accelerate as a run uses it: devices, processes, precision, accumulation, trackers, sharding."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+)
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+
+from toast.layer import ToastLayer
+from toast.model import find_steering
+from toast.training.config import RunConfig
+from toast.training.preparing import Prepared
+
+#: Methods of which a step may leave a trained parameter out, such as a pooler that the head does not read.
+_MAY_LEAVE_OUT = ("full", "partial", "bias")
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """Returns Accelerate's object for a run; what `accelerate launch` says comes through the environment.
+
+    A batch of the loader is split over the processes, so that their number changes neither the order of the
+    samples nor the gradient.
+    """
+    return Accelerator(
+        mixed_precision=config.precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.micro_batches, sync_with_dataloader=False
+        ),
+        dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=False),
+        log_with=config.trackers or None,
+        project_config=ProjectConfiguration(project_dir=str(config.folder), logging_dir=str(config.folder)),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=config.method.name in _MAY_LEAVE_OUT)
+        ],
+    )
+
+
+def replicate_trained(accelerator: Accelerator, prepared: Prepared) -> None:
+    """Tells FSDP to shard the frozen backbone and to leave what TOAST trains whole in every process.
+
+    All feedback maps are needed between the two passes, outside of the blocks that hold them; beside the
+    backbone they are small. `toast.training.loop.average_replicated` averages their gradients.
+
+    Raises:
+        ValueError: Under FSDP's first version, which flattens trained and frozen parameters together.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if accelerator.distributed_type != DistributedType.FSDP or plugin is None:
+        return
+    model = prepared.method.model
+    steering = find_steering(model)
+    if steering is None:
+        return
+    if plugin.fsdp_version != 2:
+        raise ValueError(
+            "FSDP: TOAST needs version 2; set fsdp_version: 2 in the file for accelerate launch."
+        )
+    if plugin.transformer_cls_names_to_wrap is None:
+        plugin.transformer_cls_names_to_wrap = sorted({type(block).__name__ for block in steering.blocks})
+    plugin.ignored_modules = _trained_modules(model)
+
+
+def _trained_modules(model: nn.Module) -> list[nn.Module]:
+    own = [
+        module
+        for layer in model.modules()
+        if isinstance(layer, ToastLayer)
+        for name, module in layer.named_children()
+        if name.startswith("toast_")
+    ]
+    kept = [m.modules_to_save for m in model.modules() if isinstance(m, ModulesToSaveWrapper)]
+    return [*own, *kept]

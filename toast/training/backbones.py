@@ -1,0 +1,164 @@
+"""Opens the backbone that a configuration names, with what has to be known to feed it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toast.training.config import ModelConfig, RunConfig
+
+
+@dataclass
+class Backbone:
+    """A model and how it is fed.
+
+    Args:
+        model: The model, in evaluation mode.
+        data: Vision: what timm calls the data configuration: `input_size`, `mean`, `std`, `crop_pct`,
+            `interpolation`. Empty for language.
+        feed: Maps a batch to the model's arguments, positional and by name.
+        logits: Maps the model's output to its logits.
+        tokenizer: Language: the tokenizer.
+    """
+
+    model: nn.Module
+    data: dict[str, Any]
+    feed: Callable[[dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+    logits: Callable[[Any], Tensor]
+    tokenizer: Any = None
+
+
+def open_backbone(config: RunConfig, classes: int | None) -> Backbone:
+    """Opens a backbone.
+
+    Args:
+        config: The run's configuration.
+        classes: Vision: outputs of the head.
+
+    Raises:
+        ValueError: If the library has no such model, or its weights are not to be had.
+    """
+    model = config.model
+    if config.task == "language":
+        if model.library != "transformers":
+            raise ValueError(f"model.library: language models come from transformers; got {model.library!r}.")
+        return _language(model)
+    assert classes is not None
+    return _VISION[model.library](model, classes)
+
+
+def _timm(config: ModelConfig, classes: int) -> Backbone:
+    import timm
+
+    assert config.name is not None
+    options: dict[str, Any] = {"num_classes": classes, **config.options}
+    if config.weights is not None:
+        if not config.weights.is_file():
+            raise ValueError(f"model.weights: {config.weights} is not there.")
+        # num_classes=0 of the file: its head, if it has one, is of other classes and stays behind.
+        options["pretrained_cfg_overlay"] = {"file": str(config.weights), "num_classes": 0}
+    try:
+        model = timm.create_model(
+            config.name, pretrained=config.pretrained or config.weights is not None, **options
+        )
+    except (RuntimeError, TypeError, OSError) as error:
+        raise ValueError(
+            f"model: timm could not make {config.name!r}: {error}. Without access to a hub, give "
+            "model.weights a local file, or set model.pretrained=false for random weights."
+        ) from error
+    data = timm.data.resolve_model_data_config(model)
+    return Backbone(model.to(_dtype(config)).eval(), data, _pixels, _itself)
+
+
+def _demo(config: ModelConfig, classes: int) -> Backbone:
+    from toast.demo.backbone import MEAN, STD, load_backbone
+
+    data = {
+        "input_size": (3, 112, 112), "mean": MEAN, "std": STD, "crop_pct": 1.0, "crop_mode": "center",
+        "interpolation": "bicubic",
+    }  # fmt: skip
+    return Backbone(
+        load_backbone(classes, **config.options).to(_dtype(config)).eval(), data, _pixels, _itself
+    )
+
+
+def _transformers_vision(config: ModelConfig, classes: int) -> Backbone:
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+    options: dict[str, Any] = {"num_labels": classes, **config.options}
+    try:
+        if config.pretrained:
+            model = AutoModelForImageClassification.from_pretrained(
+                config.name, dtype=_dtype(config), ignore_mismatched_sizes=True, **options
+            )
+        else:
+            settings = AutoConfig.from_pretrained(config.name, **options)
+            model = AutoModelForImageClassification.from_config(settings, dtype=_dtype(config))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model: transformers could not make {config.name!r}: {error}") from error
+    size = model.config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    mean, std = (0.5,) * 3, (0.5,) * 3
+    try:
+        processor = AutoImageProcessor.from_pretrained(config.name)
+        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    except (OSError, ValueError):  # a folder with a model alone: transformers' default of ViT
+        pass
+    data = {
+        "input_size": (3, height, width), "mean": mean, "std": std, "crop_pct": 1.0, "crop_mode": "squash",
+        "interpolation": "bicubic",
+    }  # fmt: skip
+    return Backbone(model.eval(), data, _pixel_values, _named_logits)
+
+
+def _language(config: ModelConfig) -> Backbone:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    assert config.name is not None
+    name: str | Path = config.name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        if config.pretrained:
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=_dtype(config), **config.options)
+        else:
+            settings = AutoConfig.from_pretrained(name, **config.options)
+            model = AutoModelForCausalLM.from_config(settings, dtype=_dtype(config))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model: transformers could not open {str(name)!r}: {error}. Needs a folder with a causal "
+            "language model and its tokenizer, or a Hub name that can be reached."
+        ) from error
+    return Backbone(model.eval(), {}, _tokens, _named_logits, tokenizer)
+
+
+_VISION = {"timm": _timm, "demo": _demo, "transformers": _transformers_vision}
+
+
+def _dtype(config: ModelConfig) -> torch.dtype:
+    return getattr(torch, config.dtype)  # type: ignore[no-any-return]
+
+
+def _pixels(batch: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (batch["pixels"],), {}
+
+
+def _pixel_values(batch: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (), {"pixel_values": batch["pixels"]}
+
+
+def _tokens(batch: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    names = ("input_ids", "attention_mask", "position_ids")
+    return (), {name: batch[name] for name in names if name in batch} | {"use_cache": False}
+
+
+def _itself(output: Any) -> Tensor:
+    return output  # type: ignore[no-any-return]
+
+
+def _named_logits(output: Any) -> Tensor:
+    return output.logits  # type: ignore[no-any-return]

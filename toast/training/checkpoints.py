@@ -1,0 +1,126 @@
+"""Checkpoints of a run: through Accelerate, of what is trained alone, whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from toast.training.folder import read_json, write_json
+
+_TRAINED = "trained.safetensors"
+_PROGRESS = "progress.json"
+
+
+def save_checkpoint(
+    accelerator: Accelerator, folder: Path, step: int, progress: dict[str, Any], keep: int = 1
+) -> Path:
+    """Writes a checkpoint beside, and renames it when every process has written its part.
+
+    Args:
+        accelerator: What prepared model and optimiser.
+        folder: Where checkpoints are.
+        step: Optimiser steps that were made.
+        progress: What else has to be known to go on; JSON.
+        keep: How many of the newest stay.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    final = folder / f"step-{step:08d}"
+    unfinished = folder / f".step-{step:08d}"
+    if accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    with _trained_alone(accelerator):
+        accelerator.save_state(str(unfinished))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_json(unfinished / _PROGRESS, {"step": step, **progress})
+        shutil.rmtree(final, ignore_errors=True)
+        unfinished.rename(final)
+        for old in _whole(folder)[:-keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Returns the newest whole checkpoint; None if there is none."""
+    whole = _whole(folder)
+    return whole[-1] if whole else None
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> dict[str, Any]:
+    """Takes a run to where a checkpoint was written.
+
+    Returns:
+        Its progress, `step` among it.
+
+    Raises:
+        ValueError: If it is of another model, or damaged.
+    """
+    progress: dict[str, Any] = read_json(checkpoint / _PROGRESS)
+    try:
+        with _trained_alone(accelerator):
+            accelerator.load_state(str(checkpoint))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{checkpoint} cannot be read into this run: {error}") from error
+    return progress
+
+
+def _whole(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if (path / _PROGRESS).is_file())
+
+
+@contextmanager
+def _trained_alone(accelerator: Accelerator) -> Iterator[None]:
+    """Lets Accelerate leave the frozen weights out, which the backbone's own file holds.
+
+    Sharded models and DeepSpeed's engine have formats of their own, which Accelerate writes.
+    """
+
+    def save(models: list[nn.Module], weights: list[Any], output: str) -> None:
+        if weights:
+            weights.clear()
+            if accelerator.is_main_process:
+                save_file(_state(accelerator, models[0]), Path(output) / _TRAINED)
+
+    def load(models: list[nn.Module], source: str) -> None:
+        if not (Path(source) / _TRAINED).is_file():
+            return
+        model = models.pop()
+        held = load_file(Path(source) / _TRAINED)
+        wanted = {name: value.shape for name, value in _state(accelerator, model).items()}
+        given = {name: value.shape for name, value in held.items()}
+        if wanted != given:
+            wrong = sorted(n for n in wanted.keys() | given.keys() if wanted.get(n) != given.get(n))
+            raise ValueError(f"{len(wrong)} trained tensors differ in name or shape, first {wrong[0]!r}")
+        accelerator.unwrap_model(model).load_state_dict(held, strict=False)
+
+    hooks = [accelerator.register_save_state_pre_hook(save), accelerator.register_load_state_pre_hook(load)]
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        hooks.pop().remove()
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _state(accelerator: Accelerator, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns what training changes: trained parameters, and buffers such as batch statistics."""
+    module = accelerator.unwrap_model(model)
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    persistent = module.state_dict()
+    buffers = {name for name, _ in module.named_buffers() if name in persistent}
+    kept = {name: persistent[name] for name in sorted(trained | buffers)}
+    return {name: value.detach().contiguous().clone() for name, value in kept.items()}

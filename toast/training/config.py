@@ -1,0 +1,328 @@
+"""What a run is told: every setting, its default, and what it must be. Files and overrides are read elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from toast.config import OFFICIAL
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+#: What can be trained. `adapter` is AdaptFormer's parallel bottleneck.
+MethodName = Literal[
+    "linear", "full", "partial", "bias", "lora", "vpt-shallow", "vpt-deep", "adapter", "toast", "toast-lite"
+]
+
+
+class _Section(BaseModel):
+    """Settings that belong together; a name that is not there is an error."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class ModelConfig(_Section):
+    """The frozen backbone.
+
+    Args:
+        library: `timm`, `transformers`, or `demo` for the small ViT that the package ships.
+        name: Name of the model in the library, or a folder or Hub name for transformers.
+        pretrained: Whether the library loads its weights.
+        weights: A safetensors or PyTorch file with the weights, instead of the library's own (timm).
+        options: Further arguments of the library's constructor, such as `img_size`.
+        dtype: Precision of the frozen weights; what is trained stays float32.
+    """
+
+    library: Literal["timm", "transformers", "demo"] = "timm"
+    name: str | None = None
+    pretrained: bool = True
+    weights: Path | None = None
+    options: dict[str, Any] = {}
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @model_validator(mode="after")
+    def _named(self) -> ModelConfig:
+        if self.library != "demo" and self.name is None:
+            raise ValueError("name: needs the name of a model, such as vit_base_patch16_224.augreg_in21k")
+        return self
+
+
+class DataConfig(_Section):
+    """Where samples come from.
+
+    Args:
+        source: Vision: `folder`, `hub`, `torchvision`, `fgvc`, `vtab`, `demo`. Language: `text`, `alpaca`,
+            `sharegpt`, `messages`, `hub`.
+        root: Folder of the data.
+        name: Name within the source, such as `CIFAR100`, `cub`, or that of a Hub data set.
+        train: Name of the split that is trained on.
+        validation: Name of the split that selects; None cuts `validation_share` from the training split.
+        validation_share: Share of the training split, by class for vision, that is held out to select.
+            0 trains on everything and selects nothing.
+        test: Name of the split that is measured once, at the end; None has none. Of language files, `train`
+            is `root` itself, and `validation` and `test` are files beside it.
+        test_share: Language: share of the training rows that is held out as the test split, if none is named.
+        options: Further options of the source.
+        block: Tokens of a row (language).
+        packing: `blocks` joins documents and cuts them; `documents` packs whole documents into a row, with
+            attention inside each; `none` is a document a row (language).
+        template: `chat` for the tokenizer's chat template, else the source's own (language).
+        limit: Only so many samples of each split; None takes all.
+        streaming: Read a Hub data set as it comes (language).
+        bad_share: Share of the training images that may be unreadable before the run stops.
+    """
+
+    source: str
+    root: Path | None = None
+    name: str | None = None
+    train: str = "train"
+    validation: str | None = None
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    test: str | None = None
+    test_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    options: dict[str, Any] = {}
+    block: Annotated[int, Field(gt=1)] = 512
+    packing: Literal["blocks", "documents", "none"] = "blocks"
+    template: str | None = None
+    limit: Annotated[int, Field(gt=0)] | None = None
+    streaming: bool = False
+    bad_share: Share = 0.01
+
+
+class AugmentConfig(_Section):
+    """How training images are varied, by timm.
+
+    Args:
+        preset: `none` (resize and centre crop), `flip`, `crop-flip`, `randaugment`.
+        options: Fields of the preset to change, such as `scale`, `color_jitter`, `re_prob`.
+        views: A fixed number of variants a sample, so that they can be stored; None draws anew each epoch.
+    """
+
+    preset: Literal["none", "flip", "crop-flip", "randaugment"] = "none"
+    options: dict[str, Any] = {}
+    views: Annotated[int, Field(gt=0)] | None = None
+
+
+class MethodConfig(_Section):
+    """What is trained, and from where it starts.
+
+    Args:
+        name: The method.
+        start: `toast`, `toast-lite`: folder of a pre-tuned adapter, or an official checkpoint; None starts
+            from nothing.
+        preset: An official variant whose settings are taken over: `vision`, `language`, `convnext`, or one
+            with `-lite`.
+        train: `toast`, `toast-lite`: trained groups by name, or `all`; None is the method's own.
+        rank: Of `lora` and `toast-lite`, or the bottleneck of `adapter`; None is 8, 4 and 64.
+        prompts: Of `vpt-shallow` and `vpt-deep`.
+        freeze: Of `partial`: how many of the first blocks stay frozen.
+        head: Whether the head is trained; None is yes for vision, no for language.
+        calibrate: `toast` and `toast-lite` from nothing: set the task embedding to a mean feature.
+        options: Further fields of the method's configuration (`ToastConfig`, PEFT's `LoraConfig`).
+    """
+
+    name: MethodName = "toast"
+    start: Path | None = None
+    preset: str | None = None
+    train: list[str] | Literal["all"] | None = None
+    rank: Annotated[int, Field(gt=0)] | None = None
+    prompts: Annotated[int, Field(gt=0)] = 10
+    freeze: Annotated[int, Field(ge=0)] = 0
+    head: bool | None = None
+    calibrate: bool = True
+    options: dict[str, Any] = {}
+
+    @property
+    def is_toast(self) -> bool:
+        """Whether the top-down module is what is trained."""
+        return self.name in ("toast", "toast-lite")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _fits(self) -> MethodConfig:
+        if self.preset is not None and self.preset not in OFFICIAL:
+            raise ValueError(f"preset: needs one of {', '.join(OFFICIAL)}; got {self.preset!r}")
+        if not self.is_toast and (self.start or self.preset or self.train):
+            raise ValueError(
+                f"start, preset and train belong to toast and toast-lite; the method is {self.name}"
+            )
+        return self
+
+
+class OptimizerConfig(_Section):
+    """Optimiser and schedule, both timm's.
+
+    Args:
+        name: Name of the optimiser in timm, such as `adamw`, `sgd`, `lion`.
+        learning_rate: Peak rate.
+        rates: Peak rates of single groups, such as `{head: 3e-3, to_state: 1e-4}`.
+        weight_decay: Of the matrices; vectors and biases have none.
+        momentum: Of SGD.
+        options: Further arguments of the optimiser.
+        schedule: `cosine`, `linear` or `constant`, after the warm-up.
+        warm_up: Share of all steps over which the rate rises from 0.
+        least: Rate at the end, as a share of the peak.
+        clip: Greatest norm of all gradients together; None does not clip.
+    """
+
+    name: str = "adamw"
+    learning_rate: Positive = 1e-3
+    rates: dict[str, Positive] = {}
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    momentum: Share = 0.9
+    options: dict[str, Any] = {}
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    least: Share = 0.0
+    clip: Positive | None = 1.0
+
+
+class FirstPassConfig(_Section):
+    """Whether what the frozen backbone computes of a sample is stored and read again in every epoch.
+
+    For TOAST that is its first pass, for the linear probe the features before the head. Without augmentation
+    (or with a fixed number of views) and dropout the losses are those of a run that computes it.
+
+    Args:
+        mode: `computed` each time, `cached`, or `auto`: cached where nothing speaks against it and it needs
+            less than `limit`.
+        folder: Where it is stored, under a name made of what it is a function of: the backbone's weights, the
+            data, what is done to them, the adapter's settings, the precision. None is `out/first-pass`.
+        limit: Largest size in GiB that `auto` stores.
+    """
+
+    mode: Literal["computed", "cached", "auto"] = "computed"
+    folder: Path | None = None
+    limit: Positive = 4.0
+
+
+class EvaluationConfig(_Section):
+    """What is measured.
+
+    Args:
+        every: Epochs between measurements on the validation split; 0 measures at the end only.
+        batch_size: Samples at a time over all processes; None is twice the training batch.
+        attention_on_target: Vision with boxes: measure how much attention falls into them.
+        predictions: Write each test sample's prediction.
+        limit: Only so many samples of each split.
+    """
+
+    every: Annotated[int, Field(ge=0)] = 1
+    batch_size: Annotated[int, Field(gt=0)] | None = None
+    attention_on_target: bool = True
+    predictions: bool = False
+    limit: Annotated[int, Field(gt=0)] | None = None
+
+
+class CheckpointConfig(_Section):
+    """When a run can be resumed from.
+
+    Args:
+        every: Steps between checkpoints; None writes one at the end of each epoch.
+        keep: How many of the newest are kept.
+    """
+
+    every: Annotated[int, Field(gt=0)] | None = None
+    keep: Annotated[int, Field(gt=0)] = 1
+
+
+class SweepConfig(_Section):
+    """A grid, searched on the validation split, for several rows of settings.
+
+    Args:
+        rows: Name of a row -> settings that make it, as dotted names; `grid` in a row replaces the grid.
+        grid: Dotted name -> values, such as `optimizer.learning_rate: [1e-3, 3e-3]`.
+        seeds: How often the chosen settings are trained on training and validation split together, and
+            measured on the test split.
+        final: Settings of the runs that are measured, such as `data.train: trainval`. They train on what
+            was held out, too, if these say so; `data.validation` and `data.validation_share` are taken out.
+        pretune: Configuration of the pre-tuning whose adapter rows name as `method.start: pretune`.
+        select_by: Measure of the validation split; the greatest wins, of `loss` and `perplexity` the least.
+    """
+
+    rows: dict[str, dict[str, Any]]
+    grid: dict[str, list[Any]] = {}
+    seeds: Annotated[int, Field(gt=0)] = 3
+    final: dict[str, Any] = {}
+    pretune: Path | None = None
+    select_by: str | None = None
+
+
+class RunConfig(_Section):
+    """All that a run is told.
+
+    Args:
+        name: Name of the run; its folder is `out/name`.
+        task: `vision` or `language`.
+        stage: `pretune` or `tune`, if the file is for one of them only.
+        out: Folder of run folders.
+        epochs: Passes over the training split; not with `steps`.
+        steps: Optimiser steps.
+        batch_size: Samples of an optimiser step, over all processes and micro-batches.
+        micro_batches: In how many parts a step's batch is computed (gradient accumulation).
+        seed: Of parameters, order, augmentation and dropout.
+        precision: `no`, `bf16` or `fp16`; None is what `accelerate launch` says.
+        checkpointing: Activation checkpointing: less memory, one more forward.
+        workers: Processes that load data.
+        log_every: Steps between logged losses.
+        trackers: Of Accelerate; `tensorboard` writes into the run folder, `wandb` and `trackio` if installed.
+        label_smoothing: Of the cross-entropy (vision).
+        reconstruction_weight: Pre-tuning: factor of the reconstruction loss; None is the adapter's.
+    """
+
+    name: str = "run"
+    task: Literal["vision", "language"] = "vision"
+    stage: Literal["pretune", "tune"] | None = None
+    out: Path = Path("runs")
+    model: ModelConfig
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    method: MethodConfig = MethodConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    first_pass: FirstPassConfig = FirstPassConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    sweep: SweepConfig | None = None
+    epochs: Annotated[int, Field(gt=0)] | None = None
+    steps: Annotated[int, Field(gt=0)] | None = None
+    batch_size: Annotated[int, Field(gt=0)] = 32
+    micro_batches: Annotated[int, Field(gt=0)] = 1
+    seed: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["no", "bf16", "fp16"] | None = None
+    checkpointing: bool = False
+    workers: Annotated[int, Field(ge=0)] = 0
+    log_every: Annotated[int, Field(gt=0)] = 10
+    trackers: list[str] = ["tensorboard"]
+    label_smoothing: Share = 0.0
+    reconstruction_weight: Annotated[float, Field(ge=0)] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.out / self.name
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> RunConfig:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs, steps: needs one of the two; both are given")
+        if self.epochs is None and self.steps is None:
+            self.epochs = 1
+        if self.batch_size % self.micro_batches:
+            raise ValueError(
+                f"batch_size: needs a multiple of micro_batches ({self.micro_batches}); got {self.batch_size}"
+            )
+        if self.task == "language" and self.method.name == "linear" and self.first_pass.mode == "cached":
+            raise ValueError("first_pass: features of every token are not stored for a language model's head")
+        if self.first_pass.mode == "cached" and not (self.method.is_toast or self.method.name == "linear"):
+            raise ValueError(
+                f"first_pass: {self.method.name} has no frozen first pass to store; needs toast, toast-lite "
+                "or linear, or mode: computed"
+            )
+        return self

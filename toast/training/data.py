@@ -1,0 +1,190 @@
+"""Opens the splits that a configuration names, as data sets of the loop."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from toast.training.backbones import Backbone
+from toast.training.config import RunConfig
+
+Collate = Callable[[Sequence[Any]], dict[str, Any]]
+
+
+@dataclass
+class Splits:
+    """The data of a run: map-style data sets, keys of the training split being (epoch, index).
+
+    Args:
+        train: What is trained on.
+        validation: What selects; None if nothing does.
+        test: What is measured once; None if there is none.
+        collate: Makes a batch of samples.
+        classes: Vision: names of the labels; empty for language.
+        fingerprint: Identifies the training samples and what is done to them.
+        lengths: Language: tokens of each training row; None where all have one shape.
+        summary: Figures to show.
+    """
+
+    train: Any
+    validation: Any | None
+    test: Any | None
+    collate: Collate
+    classes: tuple[str, ...]
+    fingerprint: str
+    lengths: list[int] | None
+    summary: dict[str, Any]
+
+
+def vision_sources(config: RunConfig) -> dict[str, Any]:
+    """Opens and checks the sources of all splits: `train`, `validation`, `test`.
+
+    Raises:
+        ValueError: If one is missing or malformed, with file, row and reason.
+    """
+    from toast.data import vision
+
+    data = config.data
+
+    def opened(split: str) -> Any:
+        source = vision.open_vision(data.source, root=data.root, name=data.name, split=split, **data.options)
+        vision.check(source)
+        return source
+
+    sources: dict[str, Any] = {"train": opened(data.train), "validation": None, "test": None}
+    if data.validation is not None:
+        sources["validation"] = opened(data.validation)
+    elif data.validation_share:
+        share = data.validation_share
+        sources["train"], sources["validation"] = vision.split_validation(
+            sources["train"], share, config.seed
+        )
+    if data.test is not None:
+        sources["test"] = opened(data.test)
+    elif data.test_share:
+        raise ValueError("data.test_share is for text; name the test split of images with data.test.")
+    for name, source in sources.items():
+        if source is None:
+            continue
+        limit = data.limit if name == "train" else config.evaluation.limit or data.limit
+        sources[name] = source.subset(_some(len(source), limit))
+        if source.classes != sources["train"].classes:
+            raise ValueError(
+                f"data: the {name} split has {len(source.classes)} classes, the training split "
+                f"{len(sources['train'].classes)}, or others; needs the same ones in the same order."
+            )
+    return sources
+
+
+def vision_splits(config: RunConfig, sources: dict[str, Any], backbone: Backbone) -> Splits:
+    """Makes data sets of the sources, for a backbone's images."""
+    from toast.data import vision
+
+    known = [field.name for field in fields(vision.Augmentation)]
+    unknown = sorted(set(config.augment.options) - set(known))
+    if unknown:
+        raise ValueError(f"augment.options: needs some of {', '.join(known)}; got {', '.join(unknown)}.")
+    augmentation = replace(vision.Augmentation.preset(config.augment.preset), **config.augment.options)
+    plain = vision.transforms(backbone.data, train=False, augment=augmentation)
+    varied = vision.transforms(backbone.data, train=True, augment=augmentation)
+    train = vision.VisionDataset(
+        sources["train"], varied, config.seed, augmented=not augmentation.is_none, views=config.augment.views
+    )
+    targets = config.evaluation.attention_on_target
+    held_out = {
+        name: sources[name]
+        and vision.VisionDataset(sources[name], plain, config.seed, augmented=False, with_targets=targets)
+        for name in ("validation", "test")
+    }
+    counts = {name: len(source) for name, source in sources.items() if source is not None}
+    return Splits(
+        train=train,
+        validation=held_out["validation"],
+        test=held_out["test"],
+        collate=vision.collate,
+        classes=sources["train"].classes,
+        fingerprint=f"{sources['train'].fingerprint}:{augmentation}:{config.augment.views}:{backbone.data}",
+        lengths=None,
+        summary={"images": counts, "classes": len(sources["train"].classes)},
+    )
+
+
+def language_splits(config: RunConfig, backbone: Backbone) -> Splits:
+    """Opens the splits of a language model's data.
+
+    Raises:
+        ValueError: As `vision_sources`.
+    """
+    from toast.data import language
+
+    data = config.data
+    language.check_block(data.block, backbone.model.config)
+
+    def opened(split: str) -> Any:
+        options: dict[str, Any] = {"path": data.root, "name": data.name, "split": split, **data.options}
+        if data.source != "hub":  # the training split is `root`, others are files beside it
+            options |= {"split": "train", "name": None}
+            if split != data.train:
+                options["path"] = Path(split) if data.root is None else data.root.parent / split
+        return language.open_language(
+            data.source, backbone.tokenizer, block=data.block, packing=data.packing, template=data.template,
+            limit=data.limit, streaming=data.streaming, **options,
+        )  # fmt: skip
+
+    train = opened(data.train)
+    splits: dict[str, Any] = {"validation": None, "test": None}
+    for name, share in (("test", data.test_share), ("validation", data.validation_share)):
+        given = getattr(data, name)
+        if given is not None:
+            splits[name] = opened(given)
+        elif share:
+            train, splits[name] = _held_out(train, share, name, config.seed)
+    validation, test = splits["validation"], splits["test"]
+    pad = backbone.tokenizer.pad_token_id
+    pad = backbone.tokenizer.eos_token_id if pad is None else pad
+    rows = {n: len(s) for n, s in (("train", train), ("validation", validation), ("test", test)) if s}
+    return Splits(
+        train=Keyed(train),
+        validation=validation and Keyed(validation),
+        test=test and Keyed(test),
+        collate=partial(language.collate, pad_token_id=pad),
+        classes=(),
+        fingerprint=train.fingerprint,
+        lengths=[len(train[row]["input_ids"]) for row in range(len(train))],
+        summary={"rows": rows, **asdict(train.summary)},
+    )
+
+
+def _held_out(rows: Any, share: float, name: str, seed: int) -> tuple[Any, Any]:
+    """Cuts a share of rows off, at random but always the same ones."""
+    order = random.Random(seed).sample(range(len(rows)), len(rows))
+    held = round(share * len(rows))
+    if not 0 < held < len(rows):
+        raise ValueError(f"data.{name}_share: {share} of {len(rows)} rows leaves nothing on one side.")
+    return rows.subset(sorted(order[held:])), rows.subset(sorted(order[:held]))
+
+
+class Keyed:
+    """Rows that are the same in every epoch, with their index."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """Returns a row; an epoch in the key changes nothing."""
+        index = key[1] if isinstance(key, tuple) else key
+        return {**self.rows[index], "index": index}
+
+
+def _some(count: int, limit: int | None) -> list[int]:
+    """Returns the indices of some samples: all, or as many as wanted, spread over the split."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    return [index * count // limit for index in range(limit)]

@@ -1,0 +1,99 @@
+"""What a run would do, without doing it: settings, trained groups, steps, memory, and the first batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from toast.training.accelerating import make_accelerator
+from toast.training.config import RunConfig
+from toast.training.loading import to_yaml
+from toast.training.memory import estimate, kept_for_backward
+from toast.training.order import EpochBatches
+from toast.training.preparing import Stage, prepare
+
+
+def dry_run(config: RunConfig, stage: Stage, console: Console | None = None) -> dict[str, Any]:
+    """Prepares a run, computes the loss of its first micro-batch, and prints what is known then.
+
+    Nothing is written.
+
+    Args:
+        config: The run's configuration.
+        stage: `pretune` or `tune`.
+        console: Where it is printed; None is the standard output.
+
+    Returns:
+        What is printed, beside the settings: `groups`, `steps`, `memory` in bytes, `batch`, `loss`.
+
+    Raises:
+        ValueError: As a run would.
+    """
+    console = console or Console(soft_wrap=True)
+    accelerator = make_accelerator(config)
+    prepared = prepare(config, stage)
+    splits = prepared.splits
+    size = config.batch_size // config.micro_batches
+    order = EpochBatches(len(splits.train), size, config.micro_batches, config.seed)
+    mine = next(iter(order))[: max(1, size // accelerator.num_processes)]
+    batch = splits.collate([splits.train[key] for key in mine])
+    held = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    objective = prepared.objective.to(accelerator.device).train()
+    losses: dict[str, float] = {}
+
+    def forward(given: dict[str, Any]) -> None:
+        with accelerator.autocast():
+            out = objective(given, float(len(mine)))
+        losses.update({name: float(value) for name, value in out.items()})
+
+    kept = kept_for_backward(objective, held, forward)
+    groups = {
+        name: sum(p.numel() for p in parameters.values())
+        for name, parameters in prepared.method.groups.items()
+    }
+    total = config.steps or (config.epochs or 1) * order.steps
+    result = {
+        "groups": groups,
+        "steps": total,
+        "steps_per_epoch": order.steps,
+        "samples": splits.summary,
+        "memory": estimate(prepared.method.model, config.optimizer.name, kept),
+        "batch": {name: tuple(value.shape) for name, value in batch.items() if isinstance(value, Tensor)},
+        "losses": losses,
+    }
+    if accelerator.is_main_process:
+        _print(console, config, prepared.method.model, result, accelerator.num_processes)
+    return result
+
+
+def _print(console: Console, config: RunConfig, model: Any, result: dict[str, Any], processes: int) -> None:
+    console.print(to_yaml(config), highlight=False, markup=False)
+    trained = sum(result["groups"].values())
+    everything = sum(p.numel() for p in model.parameters())
+    table = Table(title="trained", title_justify="left")
+    table.add_column("group")
+    table.add_column("parameters", justify="right")
+    for name, count in result["groups"].items():
+        table.add_row(name, f"{count:,}")
+    table.add_row("all trained", f"{trained:,}", end_section=True)
+    table.add_row("all", f"{everything:,}")
+    console.print(table)
+    memory = Table(title="memory of each process, estimated", title_justify="left")
+    memory.add_column("for")
+    memory.add_column("MiB", justify="right")
+    for name, size in result["memory"].items():
+        memory.add_row(name, f"{size / 2**20:,.1f}")
+    memory.add_row("together", f"{sum(result['memory'].values()) / 2**20:,.1f}")
+    console.print(memory)
+    shapes = ", ".join(f"{name} {shape}" for name, shape in result["batch"].items())
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in result["losses"].items())
+    console.print(f"samples: {result['samples']}", markup=False, highlight=False)
+    console.print(
+        f"steps: {result['steps']:,} ({result['steps_per_epoch']:,} an epoch) of {config.batch_size} samples, in "
+        f"{config.micro_batches} micro-batches on {processes} process{'es' * (processes > 1)}",
+        highlight=False,
+    )
+    console.print(f"first batch: {shapes}\nits losses: {losses}", highlight=False)

@@ -1,0 +1,157 @@
+"""Measures a model on a split: several processes share the samples, each sample counts once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass
+class Measured:
+    """What a split gave.
+
+    Args:
+        metrics: Figures by name; lists for those by class.
+        predictions: A row a sample, if they were wanted; those of all processes.
+        bad: Samples that could not be read: name and reason.
+    """
+
+    metrics: dict[str, Any]
+    predictions: Rows
+    bad: list[tuple[str, str]]
+
+    def write_predictions(self, path: Path) -> None:
+        """Writes the predictions as JSON lines, in the order of the samples."""
+        from toast.evaluation.predictions import write_predictions
+
+        write_predictions(path, sorted(self.predictions, key=lambda row: row["index"]))
+
+
+@torch.no_grad()
+def evaluate(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    data: Any,
+    collate: Callable[..., dict[str, Any]],
+    *,
+    task: str,
+    classes: tuple[str, ...],
+    batch_size: int,
+    workers: int = 0,
+    name: str = "validation",
+    predictions: bool = False,
+    on_target: bool = False,
+    stop: Callable[[], Any] = lambda: False,
+) -> Measured | None:
+    """Measures a model.
+
+    Args:
+        accelerator: What prepared the objective.
+        objective: Gives logits with `predict=True`.
+        data: A map-style data set.
+        collate: Makes a batch of samples.
+        task: `vision` or `language`.
+        classes: Vision: names of the labels.
+        batch_size: Samples at a time, over all processes.
+        workers: Processes that load data.
+        name: Of the split, for the progress bar.
+        predictions: Whether to keep each sample's prediction.
+        on_target: Whether to measure attention on target, where the samples have one.
+        stop: Asked after each batch whether to give up.
+
+    Returns:
+        What was measured, the same figures in every process; None if it was given up.
+    """
+    # Each process takes its own samples, none twice: counts differ by one, and metrics are summed.
+    mine = range(accelerator.process_index, len(data), accelerator.num_processes)
+    size = max(1, batch_size // accelerator.num_processes)
+    loader = DataLoader(Subset(data, mine), batch_size=size, collate_fn=collate, num_workers=workers)
+    steps = -(-(-(-len(data) // accelerator.num_processes)) // size)
+    metrics = _metrics(task, classes, accelerator.device)
+    objective.eval()
+    rows: Rows = []
+    bad: list[tuple[str, str]] = []
+    batches = iter(loader)
+    last: dict[str, Any] | None = None
+    for _ in tqdm(range(steps), name, unit="batch", leave=False, disable=not accelerator.is_main_process):
+        # A process that has run out takes part in the calls of a sharded model with what it had last.
+        batch = next(batches, None)
+        fresh = batch is not None
+        last = batch if batch is not None else last
+        if last is None:
+            last = collate([data[0]])
+        bad += (batch or {}).get("bad", [])
+        held = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in last.items()}
+        watch = _watching(on_target and "target" in held)
+        with watch as seen:
+            logits = objective(held, predict=True)
+        if fresh:
+            shares = None if seen is None else _shares(seen, held["target"])
+            _update(metrics, task, logits, held, shares)
+            if predictions and task == "vision":
+                rows += _rows(logits.float().softmax(-1).cpu(), held, classes)
+        if stop():
+            return None
+    if predictions and accelerator.num_processes > 1:
+        rows = gather_object(rows)
+    return Measured(metrics.compute(), rows, bad)
+
+
+def _metrics(task: str, classes: tuple[str, ...], device: torch.device) -> Any:
+    if task == "language":
+        from toast.evaluation.language import LanguageMetrics
+
+        return LanguageMetrics(device)
+    from toast.evaluation.vision import VisionMetrics
+
+    return VisionMetrics(len(classes), device)
+
+
+def _update(metrics: Any, task: str, logits: Tensor, batch: dict[str, Any], shares: Tensor | None) -> None:
+    if task == "language":
+        metrics.update(logits[:, :-1], batch["labels"][:, 1:])
+    else:
+        metrics.update(logits, batch["labels"], attention_on_target=shares)
+
+
+def _watching(wanted: bool) -> Any:
+    if not wanted:
+        return nullcontext()
+    from toast.visual.attention import LastAttention
+
+    return LastAttention()
+
+
+def _shares(seen: Any, target: Tensor) -> Tensor:
+    from toast.visual.measures import share_on_target
+
+    return share_on_target(seen, target)
+
+
+def _rows(probabilities: Tensor, batch: dict[str, Any], classes: tuple[str, ...], top: int = 5) -> Rows:
+    best = probabilities.topk(min(top, len(classes)))
+    return [
+        {
+            "index": int(index),
+            "label": classes[int(label)],
+            "predicted": classes[int(places[0])],
+            "probabilities": {
+                classes[int(c)]: round(float(p), 6) for c, p in zip(places, values, strict=True)
+            },
+        }
+        for index, label, places, values in zip(
+            batch["index"], batch["labels"], best.indices, best.values, strict=True
+        )
+    ]

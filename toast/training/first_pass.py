@@ -1,0 +1,194 @@
+"""What the frozen backbone computes of each sample, stored: TOAST's first pass, or the linear probe's features.
+
+The features before the head are the bottleneck features of classical transfer learning: freezing all but the
+head and training the head on them is the same, as long as nothing is drawn at random before the head.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import toast
+from toast.model import find_steering
+from toast.stored import FirstPass
+from toast.training.backbones import Backbone
+from toast.training.store import Rows, Store
+
+#: Layers that update statistics in training, so that what they give depends on the order of samples.
+_STATISTICS = (nn.modules.batchnorm._BatchNorm,)
+Tensors = dict[str, Tensor]
+
+
+def why_not(model: nn.Module, augmented: bool, views: int | None) -> list[str]:
+    """Returns what would make a run on stored values differ from one that computes them; empty if nothing.
+
+    Args:
+        model: The model that is trained.
+        augmented: Whether training samples are drawn anew each time.
+        views: A fixed number of variants a sample.
+    """
+    reasons = []
+    if augmented and views is None:
+        reasons.append(
+            "augmentation draws each sample anew in every epoch; set augment.preset=none, or augment.views"
+        )
+    steering = find_steering(model)
+    frozen = model if steering is None else steering.trunk
+    for name, module in frozen.named_modules():
+        rate = getattr(module, "p", getattr(module, "drop_prob", getattr(module, "prob", 0.0)))
+        is_drop = "drop" in type(module).__name__.lower() and isinstance(rate, float) and rate > 0
+        trained = any(parameter.requires_grad for parameter in module.parameters())
+        if is_drop and ".toast_" not in f".{name}":
+            reasons.append(f"{name} drops at random in training (rate {rate}); create the model without")
+        if isinstance(module, _STATISTICS) and module.track_running_stats and not trained:
+            reasons.append(f"{name} normalises by the statistics of the batch in training")
+    if steering is not None and steering._trains_beside():
+        reasons.append("something else in the backbone is trained too, so its first pass changes")
+    return reasons
+
+
+def weights_of(model: nn.Module) -> str:
+    """Returns the SHA-256 over the frozen weights: all but the top-down module and what is trained."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if not parameter.requires_grad and ".toast_" not in f".{name}" and ".modules_to_save." not in name:
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def settings_of(model: nn.Module) -> dict[str, Any]:
+    """Returns the settings of the adapter that decide what is stored."""
+    steering = find_steering(model)
+    if steering is None:
+        return {"what": "features before the head"}
+    config = steering.selector.config
+    names = ("select_features", "select_from", "steer_from")
+    return {"what": "first pass", **{name: getattr(config, name) for name in names}}
+
+
+class Computer:
+    """Computes what is stored of a batch.
+
+    Args:
+        model: The model that is trained.
+        backbone: How it is fed.
+        head: The head, whose input is stored where there is no first pass.
+    """
+
+    def __init__(self, model: nn.Module, backbone: Backbone, head: nn.Module | None) -> None:
+        self.model = model
+        self.feed = backbone.feed
+        self.head = None if find_steering(model) is not None else head
+        self.in_tuple = False
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Any]) -> Tensors:
+        """Returns the tensors by name; the first dimension of each is the batch."""
+        was_training = self.model.training
+        self.model.eval()
+        args, kwargs = self.feed(batch)
+        try:
+            if self.head is None:
+                stored = toast.first_pass(self.model, *args, **kwargs)
+                self.in_tuple = stored.in_tuple
+                return stored.tensors()
+            seen: list[Tensor] = []
+            handle = self.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+            with handle:
+                self.model(*args, **kwargs)
+            return {"features": seen[0]}
+        finally:
+            self.model.train(was_training)
+
+    def complete(self, batch: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
+        """Returns a batch with what was stored of its samples, where the objective looks for it."""
+        if self.head is not None:
+            return batch | {"features": tensors["features"].flatten(1)}
+        parts = {name: tensors.get(name) for name in ("unnormed", "normed", "entering")}
+        return batch | {"first_pass": FirstPass(**parts, in_tuple=self.in_tuple)}
+
+
+def build(
+    store_at: Path,
+    fingerprint: dict[str, Any],
+    compute: Computer,
+    samples: Callable[[range], tuple[dict[str, Any] | None, list[int]]],
+    lengths: list[int] | None,
+    count: int,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+    limit: float | None = None,
+) -> Store | None:
+    """Computes and stores what is missing; processes share the parts.
+
+    Args:
+        store_at: The folder.
+        fingerprint: What the values are a function of.
+        compute: Computes a batch's values.
+        samples: Maps a range of samples to their batch (None if all are bad) and the good ones' numbers in
+            the range.
+        lengths: Tokens of each sample, where these differ; None if all are of one shape.
+        count: Number of samples, all views.
+        accelerator: Devices, processes and precision.
+        say: Is told the size before anything is written, and where it is.
+        limit: Largest size in GiB; above it nothing is stored, and None returned.
+
+    Raises:
+        ValueError: If the folder holds something else, or there is no room.
+    """
+    first, _ = samples(range(1))
+    assert first is not None
+    with accelerator.autocast():
+        probe = compute(_on(accelerator, first))
+    shapes = {name: tuple(tensor.shape[1:]) for name, tensor in probe.items()}
+    tensors: dict[str, Rows] = {}
+    for name, tensor in probe.items():
+        shape = shapes[name] if tensor.ndim > 2 else (1, *shapes[name])
+        kept: tuple[int | None, ...] = shape if lengths is None else (None, *shape[1:])
+        tensors[name] = Rows(kept, str(tensor.dtype).removeprefix("torch."))
+    fixed = next(iter(tensors.values())).shape[0]
+    tokens = lengths if lengths is not None else [int(fixed or 1)] * count
+    store = Store(store_at, fingerprint, tokens, tensors)
+    if limit is not None and store.size > limit * 2**30:
+        say(
+            f"first pass: computed in every step; stored it needs {store.size / 2**30:.2f} GiB, of {limit} allowed"
+        )
+        return None
+    say(f"first pass: {count:,} samples, {store.size / 2**30:.3f} GiB, in {store_at}")
+    if accelerator.is_main_process:
+        store.create()
+    accelerator.wait_for_everyone()
+    missing = store.missing()
+    accelerator.wait_for_everyone()
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    for part in tqdm(mine, "first pass", unit="part", disable=not accelerator.is_main_process or not mine):
+        rows = store.parts[part]
+        batch, good = samples(rows)
+        held = {name: [torch.zeros(0)] * len(rows) for name in tensors}
+        for name, row in tensors.items():
+            empty = torch.zeros(1, dtype=getattr(torch, row.dtype))
+            held[name] = [empty.expand(tokens[sample], row.width) for sample in rows]
+        if batch is not None:
+            with accelerator.autocast() if accelerator.mixed_precision != "no" else nullcontext():
+                computed = compute(_on(accelerator, batch))
+            for name, tensor in computed.items():
+                for place, values in zip(good, tensor, strict=True):
+                    flat = values.reshape(-1, tensors[name].width)
+                    held[name][place] = flat[: tokens[rows[place]]]
+        store.write(part, held)
+    accelerator.wait_for_everyone()
+    return store
+
+
+def _on(accelerator: Accelerator, batch: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch.items()}

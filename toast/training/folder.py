@@ -1,0 +1,110 @@
+"""The folder of a run: what is in it, and how it is written so that nothing is ever half there.
+
+config.yaml        the resolved configuration
+environment.json   versions, devices, and the command
+metrics.jsonl      a JSON object a line: losses, rates, measurements
+checkpoints/       what a run resumes from
+adapter/           what was trained, in PEFT's format where PEFT has it
+predictions.jsonl  the test samples' predictions, if wanted
+labels.json        names of the classes
+result.json        what came out; there when the run has ended
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import toast
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter"
+PREDICTIONS = "predictions.jsonl"
+RESULT = "result.json"
+LABELS = "labels.json"
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Gives a file to write to, which takes the place of `path` when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield new
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    with beside(path) as new:
+        new.write_text(text)
+
+
+def write_json(path: Path, held: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    write_text(path, json.dumps(held, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        ValueError: If it is not there or no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def append_metrics(folder: Path, row: dict[str, Any]) -> None:
+    """Adds a line of measurements; a line is written in one piece."""
+    with (folder / METRICS).open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Reads all measurements of a run; a last line that an interruption cut off is left out."""
+    if not (folder / METRICS).is_file():
+        return []
+    lines = (folder / METRICS).read_text().split("\n")
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def cut_metrics(folder: Path, step: int) -> None:
+    """Takes back the measurements after a step, which a resumed run makes again."""
+    kept = [json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= step]
+    write_text(folder / METRICS, "".join(kept))
+
+
+def environment() -> dict[str, Any]:
+    """Returns what a run's figures depend on beside its configuration."""
+    import accelerate
+    import peft
+    import timm
+    import torch
+    import transformers
+
+    libraries = (toast, torch, transformers, peft, timm, accelerate)
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": gpus,
+        "versions": {library.__name__: library.__version__ for library in libraries},
+    }

@@ -1,0 +1,227 @@
+"""What each method makes of a backbone: which modules are added, what is trained, how it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+import toast
+from toast.baselines import methods as baselines
+from toast.baselines.heads import head_of
+from toast.config import OFFICIAL
+from toast.layer import ToastLayer
+from toast.training.backbones import Backbone
+from toast.training.config import MethodConfig, RunConfig
+from toast.training.optimizers import Groups
+
+#: Rank, bottleneck width, where none is given.
+RANKS = {"lora": 8, "toast-lite": 4, "adapter": 64}
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass
+class Method:
+    """A backbone with what is trained.
+
+    Args:
+        model: The model to call.
+        groups: Trained parameters by group.
+        head_name: Name of the head in the backbone; None if it has none.
+    """
+
+    model: nn.Module
+    groups: Groups
+    head_name: str | None
+
+
+def apply_method(backbone: Backbone, config: RunConfig, stage: str, folder: Path | None = None) -> Method:
+    """Makes a backbone one that the configured method trains.
+
+    Args:
+        backbone: The backbone; it is changed in place.
+        config: The run's configuration.
+        stage: `pretune` or `tune`; the former trains the whole top-down module.
+        folder: Where an official checkpoint that is started from is imported to.
+
+    Raises:
+        ValueError: If the method does not fit the model or the stage.
+    """
+    method = config.method
+    if stage == "pretune" and method.name != "toast":
+        raise ValueError(f"method: pre-tuning trains the whole top-down module, toast; got {method.name!r}.")
+    backbone.model.requires_grad_(False)
+    head_name, _ = head_of(backbone.model)
+    # "full" and "partial" train a language model's head with the rest.
+    trains_head = config.task == "vision" or method.name == "linear" if method.head is None else method.head
+    make = _OWN.get(method.name, _baseline)
+    model, named = make(backbone, config, head_name if trains_head else None, folder)
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
+    groups = _grouped(model, named)
+    if not groups:
+        raise ValueError(f"method: {method.name} leaves nothing to train in {type(model).__name__}.")
+    return Method(model, groups, head_name)
+
+
+_Made = tuple[nn.Module, dict[str, list[str]]]
+
+
+def _toast(backbone: Backbone, config: RunConfig, head: str | None, folder: Path | None) -> _Made:
+    method = config.method
+    options = toast_options(method)
+    if config.reconstruction_weight is not None:
+        options["reconstruction_weight"] = config.reconstruction_weight
+    if head is not None:
+        options["modules_to_save"] = [head]
+    start = None if method.start is None else _as_adapter(method.start, folder)
+    if start is not None and toast.ToastConfig.from_pretrained(str(start)).is_lite:
+        if method.name != "toast-lite":
+            raise ValueError(f"method.start: {start} is a TOAST-Lite adapter; needs method toast-lite.")
+        model: nn.Module = PeftModel.from_pretrained(backbone.model, str(start), is_trainable=True)
+        return model, {}
+    if start is not None:
+        options["pretrained"] = str(start)
+        for name in ("select_features", "select_from", "value_bias", "init"):
+            options.pop(name, None)  # the pre-tuned adapter says how it was used
+    return toast.wrap(backbone.model, **options), {}
+
+
+def toast_options(method: MethodConfig) -> dict[str, Any]:
+    """Returns the fields of `ToastConfig` that a method's section stands for."""
+    options: dict[str, Any] = {}
+    if method.preset is not None:
+        options = {"init": "official"} | OFFICIAL[method.preset]
+    options |= method.options
+    if method.name == "toast-lite":
+        options["lora_rank"] = method.rank or options.get("lora_rank") or RANKS["toast-lite"]
+    if method.train is not None:
+        options["train"] = method.train
+    return options
+
+
+def _as_adapter(start: Path, folder: Path | None) -> Path:
+    """Returns the folder of the adapter that is started from; official checkpoints become one."""
+    if (start / ADAPTER_CONFIG).is_file():
+        return start
+    if (start / "adapter" / ADAPTER_CONFIG).is_file():  # the folder of a run
+        return start / "adapter"
+    if not start.exists():
+        raise ValueError(
+            f"method.start: {start} is not there; needs an adapter's folder or an official file."
+        )
+    if folder is None:
+        raise ValueError(
+            f"method.start: {start} is no adapter's folder; import it with toast import-official."
+        )
+    from toast.importing import convert
+
+    imported = folder / "official"
+    if not (imported / ADAPTER_CONFIG).is_file():
+        convert(start, imported, head=False)
+    return imported
+
+
+def _lora(backbone: Backbone, config: RunConfig, head: str | None, folder: Path | None) -> _Made:
+    from peft import LoraConfig, get_peft_model
+
+    rank = config.method.rank or RANKS["lora"]
+    options: dict[str, Any] = {"r": rank, "lora_alpha": rank, "target_modules": _attention(backbone.model)}
+    if head is not None:
+        options["modules_to_save"] = [head]
+    if config.task == "language":
+        options["task_type"] = "CAUSAL_LM"
+    return get_peft_model(backbone.model, LoraConfig(**(options | config.method.options))), {}
+
+
+def _attention(model: nn.Module) -> list[str]:
+    """Returns the names of the projections to queries, keys and values, which LoRA is put on."""
+    known = (
+        "qkv",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "query",
+        "key",
+        "value",
+        "query_key_value",
+        "c_attn",
+        "Wqkv",
+    )
+    last = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    found = [name for name in known if name in last]
+    if not found:
+        raise ValueError(
+            f"method: no projections to queries, keys and values are known in {type(model).__name__}; pass "
+            "method.options={target_modules: [...]}."
+        )
+    return found
+
+
+def _baseline(backbone: Backbone, config: RunConfig, head: str | None, folder: Path | None) -> _Made:
+    method = config.method
+    return baselines.apply_method(
+        backbone.model,
+        method.name,
+        prompts=method.prompts,
+        bottleneck=method.rank or RANKS["adapter"],
+        freeze=method.freeze,
+        head=[] if head is None else head,
+        **method.options,
+    )
+
+
+_OWN: dict[str, Callable[[Backbone, RunConfig, str | None, Path | None], _Made]] = {
+    "lora": _lora,
+    "toast": _toast,
+    "toast-lite": _toast,
+}
+
+
+def _grouped(model: nn.Module, named: dict[str, list[str]]) -> Groups:
+    """Returns every trained parameter in one group: TOAST's, the named ones, PEFT's head, the method's rest."""
+    group_of = {id(parameter): group for group, parameter in _toast_groups(model)}
+    by_name = {name: group for group, names in named.items() for name in names}
+    groups: Groups = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kept = "head" if ".modules_to_save." in name else "adapter"
+            group = group_of.get(id(parameter)) or by_name.get(name) or kept
+            groups.setdefault(group, {})[name] = parameter
+    return groups
+
+
+def _toast_groups(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    layers = [module for module in model.modules() if isinstance(module, ToastLayer)]
+    return [pair for layer in layers for adapter in layer.configs for pair in layer.groups(adapter)]
+
+
+def save_method(model: nn.Module, config: RunConfig, folder: Path) -> None:
+    """Writes what was trained: in PEFT's format where PEFT has the method. Whole or not at all."""
+    if isinstance(model, PeftModel):
+        toast.save_adapter(model, folder)
+    else:
+        from toast.baselines.saving import save_trained
+
+        meta = {"method": config.method.name, "settings": config.method.model_dump(mode="json")}
+        save_trained(model, folder, meta)
+
+
+def load_method(backbone: Backbone, config: RunConfig, folder: Path) -> nn.Module:
+    """Returns a backbone with what a run has trained, in evaluation mode.
+
+    Raises:
+        ValueError: If the folder holds nothing that fits.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        return PeftModel.from_pretrained(backbone.model, str(folder)).eval()  # type: ignore[no-any-return]
+    from toast.baselines.saving import load_trained
+
+    load_trained(backbone.model, folder)  # puts in prompts and adapters, too
+    return backbone.model.requires_grad_(False).eval()

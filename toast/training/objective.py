@@ -1,0 +1,107 @@
+"""The loss of a step as one module, so that Accelerate wraps all of it: data parallel, sharded, autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import toast
+from toast.stored import FirstPass
+from toast.training.backbones import Backbone
+
+#: Label of what does not count.
+IGNORED = -100
+
+
+class Objective(nn.Module):
+    """Maps a batch to the loss of a stage, or to logits.
+
+    Args:
+        model: The model that is trained.
+        backbone: How it is fed.
+        task: `vision` or `language`; the latter predicts the next token.
+        stage: `pretune`: task loss averaged over both passes, plus the reconstruction loss
+            (arXiv 2305.15542, section 3.3); `tune`: the task loss of the model's output.
+        head: Module that takes the stored features of a batch; None if there are none.
+        label_smoothing: Of the cross-entropy.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        backbone: Backbone,
+        task: Literal["vision", "language"],
+        stage: Literal["pretune", "tune"],
+        head: nn.Module | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.feed = backbone.feed
+        self.logits_of = backbone.logits
+        self.task = task
+        self.stage = stage
+        self.label_smoothing = label_smoothing
+        self.__dict__["head"] = head  # a part of the model already: not registered twice
+
+    def forward(
+        self, batch: dict[str, Any], count: float | Tensor = 1.0, predict: bool = False
+    ) -> dict[str, Tensor] | Tensor:
+        """Computes the loss, or the logits.
+
+        Args:
+            batch: What the collator made: `pixels` or `input_ids`, `labels`; with what is stored of the
+                samples under `first_pass` or `features`.
+            count: Targets that the sum of losses is divided by: those of all processes and micro-batches,
+                by process and micro-batch, so that neither changes the gradient.
+            predict: Return the logits, `(batch, classes)` or `(batch, tokens, vocabulary)`.
+
+        Returns:
+            `loss` and its detached parts; or the logits.
+        """
+        if predict:
+            return self._logits(batch)
+        labels = batch["labels"]
+        if self.stage == "pretune":
+            args, kwargs = self.feed(batch)
+            loss, parts = toast.pretraining_loss(
+                self.model,
+                *args,
+                task_loss=lambda out: self._loss(self.logits_of(out), labels, count),
+                **kwargs,
+            )
+            return {"loss": loss, **parts}
+        loss = self._loss(self._logits(batch), labels, count)
+        return {"loss": loss}
+
+    def _logits(self, batch: dict[str, Any]) -> Tensor:
+        if "features" in batch:
+            head: Callable[..., Tensor] = self.__dict__["head"]
+            return head(batch["features"])
+        stored: FirstPass | None = batch.get("first_pass")
+        args, kwargs = self.feed(batch)
+        with nullcontext() if stored is None else toast.given_first_pass(self.model, stored):
+            return self.logits_of(self.model(*args, **kwargs))
+
+    def _loss(self, logits: Tensor, labels: Tensor, count: float | Tensor) -> Tensor:
+        if self.task == "language":
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        total = F.cross_entropy(
+            logits.flatten(0, -2).float(),
+            labels.flatten(),
+            ignore_index=IGNORED,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
+        return total / count
+
+
+def targets(labels: Tensor, task: str) -> Tensor:
+    """Counts what a batch's loss is summed over, `()`."""
+    counted = labels[:, 1:] if task == "language" else labels
+    return (counted != IGNORED).sum().to(torch.float64)

@@ -1,0 +1,107 @@
+"""Opens data and model and applies the method: all that can go wrong before a run starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from accelerate.utils import set_seed
+from torch import nn
+
+import toast
+from toast.training.backbones import Backbone, open_backbone
+from toast.training.config import RunConfig
+from toast.training.data import Splits, language_splits, vision_sources, vision_splits
+from toast.training.methods import Method, apply_method
+from toast.training.objective import Objective
+
+Stage = Literal["pretune", "tune"]
+
+#: Samples whose mean feature the task embedding starts from.
+_CALIBRATION = 64
+
+
+@dataclass
+class Prepared:
+    """What a run is made of, before Accelerate has it.
+
+    Args:
+        backbone: The model and how it is fed.
+        splits: The data.
+        method: What is trained.
+        head: The module that gives the logits; None if it is not known.
+        objective: The loss.
+    """
+
+    backbone: Backbone
+    splits: Splits
+    method: Method
+    head: nn.Module | None
+    objective: Objective
+
+
+def prepare(config: RunConfig, stage: Stage) -> Prepared:
+    """Opens data and model, and applies the method.
+
+    Raises:
+        ValueError: If something is missing or does not fit.
+    """
+    if config.stage not in (None, stage):
+        raise ValueError(f"stage: this configuration is for {config.stage}; the command is {stage}.")
+    backbone, splits = open_all(config)
+    set_seed(config.seed)  # what the method draws does not depend on what the data drew
+    method = apply_method(backbone, config, stage, config.folder)
+    if config.checkpointing:
+        _checkpoint_activations(backbone.model)
+    if config.method.is_toast and config.method.start is None and config.method.calibrate:
+        _calibrate(method.model, backbone, splits)
+    head = None if method.head_name is None else _active(method.model, method.head_name)
+    objective = Objective(method.model, backbone, config.task, stage, head, config.label_smoothing)
+    return Prepared(backbone, splits, method, head, objective)
+
+
+def open_all(config: RunConfig) -> tuple[Backbone, Splits]:
+    """Opens backbone and data.
+
+    Raises:
+        ValueError: If something is missing or malformed.
+    """
+    if config.task == "vision":
+        sources = vision_sources(config)
+        backbone = open_seeded(config, len(sources["train"].classes))
+        return backbone, vision_splits(config, sources, backbone)
+    backbone = open_seeded(config, None)
+    return backbone, language_splits(config, backbone)
+
+
+def open_seeded(config: RunConfig, classes: int | None) -> Backbone:
+    """Opens the backbone; what is drawn (a new head, weights that are not pre-trained) follows the seed."""
+    set_seed(config.seed)
+    return open_backbone(config, classes)
+
+
+def _calibrate(model: nn.Module, backbone: Backbone, splits: Splits) -> None:
+    count = len(splits.train)
+    rows = sorted({index * count // _CALIBRATION for index in range(_CALIBRATION)})
+    args, kwargs = backbone.feed(splits.collate([splits.train[0, row] for row in rows]))
+    was_training = model.training
+    toast.calibrate(model.eval(), *args, **kwargs)
+    model.train(was_training)
+
+
+def _checkpoint_activations(model: nn.Module) -> None:
+    switch: Any = getattr(model, "gradient_checkpointing_enable", None)
+    if switch is not None:  # transformers
+        switch(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return
+    switch = getattr(model, "set_grad_checkpointing", None)
+    if switch is None:
+        raise ValueError(f"checkpointing: {type(model).__name__} has no activation checkpointing.")
+    switch(True)
+
+
+def _active(model: nn.Module, name: str) -> nn.Module:
+    """Returns a module of the backbone as it is called, wrapped by PEFT or not."""
+    from peft import PeftModel
+
+    return (model.get_base_model() if isinstance(model, PeftModel) else model).get_submodule(name)

@@ -1,0 +1,316 @@
+"""A run from its configuration to its folder: either stage, any method."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from toast.training import checkpoints, folder
+from toast.training.accelerating import make_accelerator, replicate_trained
+from toast.training.config import RunConfig
+from toast.training.evaluate import Measured, evaluate
+from toast.training.interrupts import Interrupted, listening
+from toast.training.loading import to_yaml
+from toast.training.loop import Batch, Loop
+from toast.training.methods import save_method
+from toast.training.optimizers import make_optimizer, make_schedule
+from toast.training.order import EpochBatches
+from toast.training.preparing import Stage, prepare
+from toast.training.storing import stored_first_pass
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: RunConfig, stage: Stage, resume: bool = False) -> dict[str, Any]:
+    """Trains, measures and saves.
+
+    Args:
+        config: The run's configuration.
+        stage: `pretune` or `tune`.
+        resume: Go on from the newest checkpoint of the run's folder, if there is one.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        ValueError: If something is missing or does not fit, or the folder holds another run.
+        Interrupted: If a signal came; a checkpoint was written.
+    """
+    place = config.folder
+    if resume and (place / folder.RESULT).is_file():
+        return dict(folder.read_json(place / folder.RESULT))
+    if not resume and (place / folder.METRICS).is_file():
+        raise ValueError(
+            f"{place} holds a run already. Go on with it by --resume, or choose another name=… or out=…."
+        )
+    return Run(config, stage).execute(resume)
+
+
+class Run:
+    """One run, prepared.
+
+    Args:
+        config: Its configuration.
+        stage: `pretune` or `tune`.
+
+    Raises:
+        ValueError: If something is missing or does not fit.
+    """
+
+    def __init__(self, config: RunConfig, stage: Stage) -> None:
+        self.began = time.perf_counter()
+        self.config, self.stage, self.place = config, stage, config.folder
+        self.accelerator: Accelerator = make_accelerator(config)
+        self.prepared = prepare(config, stage)
+        self.splits = self.prepared.splits
+        self.stored = stored_first_pass(config, stage, self.accelerator, self.prepared, self.say)
+        self.order = EpochBatches(
+            len(self.splits.train),
+            config.batch_size // config.micro_batches,
+            config.micro_batches,
+            config.seed,
+        )
+        self.total = config.steps or (config.epochs or 1) * self.order.steps
+        groups = self.prepared.method.groups
+        optimizer = make_optimizer(groups, config.optimizer)
+        schedule = make_schedule(optimizer, config.optimizer, self.total)
+        loader = DataLoader(
+            self.splits.train,
+            batch_sampler=self.order,
+            collate_fn=self.splits.collate,
+            num_workers=config.workers,
+            persistent_workers=config.workers > 0,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        replicate_trained(self.accelerator, self.prepared)
+        self.objective, self.optimizer, loader = self.accelerator.prepare(
+            self.prepared.objective, optimizer, loader
+        )
+        # A sharded model has other parameters under the same names.
+        live = dict(self.accelerator.unwrap_model(self.objective).model.named_parameters())
+        self.groups = {group: {name: live[name] for name in held} for group, held in groups.items()}
+        self.loop = Loop(
+            self.accelerator, self.objective, self.optimizer, schedule, loader, self.order, self.groups,
+            config.task, self.total, config.seed, config.optimizer.clip, self.complete, self.on_step,
+            self.on_epoch,
+        )  # fmt: skip
+        self.pending: list[tuple[int, dict[str, Tensor | float]]] = []
+        self.validation: dict[str, Any] | None = None
+        self.validated = -1
+        self.bad: dict[str, str] = {}
+        self.bar: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self.accelerator.is_main_process)
+
+    def say(self, text: str) -> None:
+        """Shows a line, once for all processes."""
+        if self.is_main:
+            tqdm.write(text)
+
+    def execute(self, resume: bool) -> dict[str, Any]:
+        """Does all of it; see `run`."""
+        trained = {group: sum(p.numel() for p in held.values()) for group, held in self.groups.items()}
+        self.say(f"{self.config.name}: {self.config.method.name}, {_counts(trained)} trained; {self.place}/")
+        if self.is_main:
+            self.place.mkdir(parents=True, exist_ok=True)
+            folder.write_text(self.place / folder.CONFIG, to_yaml(self.config))
+            folder.write_json(self.place / folder.ENVIRONMENT, folder.environment())
+            folder.write_json(self.place / folder.LABELS, list(self.splits.classes))
+        self.accelerator.init_trackers("tensorboard", config=_flat(self.config.model_dump(mode="json")))
+        with listening(self.accelerator) as self.loop.wish:
+            step = self.resume() if resume else 0
+            with tqdm(
+                total=self.total, initial=step, desc=self.config.name, unit="step", disable=not self.is_main
+            ) as self.bar:
+                step = self.loop.run(step)
+                self.flush()
+            if step == self.total and self.validated != step:
+                self.validate(step)
+            test = None if self.loop.wish() else self.measure("test", self.config.evaluation.predictions)
+            if step < self.total or self.loop.wish():
+                self.interrupted(step)
+        return self.finish(trained, test)
+
+    def finish(self, trained: dict[str, int], test: Measured | None) -> dict[str, Any]:
+        """Writes what was trained, and what came out."""
+        model = self.accelerator.unwrap_model(self.objective).model
+        result = {
+            "name": self.config.name,
+            "stage": self.stage,
+            "task": self.config.task,
+            "method": self.config.method.name,
+            "trained": trained,
+            "trainable_parameters": sum(trained.values()),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "steps": self.total,
+            "samples": self.splits.summary,
+            "validation": self.validation,
+            "test": None if test is None else test.metrics,
+            "bad_samples": self.bad,
+            "step_seconds": round(self.loop.seconds, 2),
+            "seconds": round(time.perf_counter() - self.began, 2),
+        }
+        if self.is_main:
+            save_method(model, self.config, self.place / folder.ADAPTER)
+            folder.write_json(self.place / folder.RESULT, result)
+        self.accelerator.end_training()
+        self.accelerator.wait_for_everyone()
+        return result
+
+    def complete(self, batch: Batch, step: int) -> Batch:
+        """Counts what could not be read, and adds what is stored of a batch's samples."""
+        self.count_bad(batch.pop("bad", []))
+        return batch if self.stored is None else self.stored.complete(batch, step // self.order.steps)
+
+    def count_bad(self, bad: list[tuple[str, str]]) -> None:
+        """Names samples that cannot be read, once each.
+
+        Raises:
+            ValueError: If they are more than the configured share.
+        """
+        for name, reason in bad:
+            if name not in self.bad:
+                self.bad[name] = reason
+                self.say(f"skipped {name}: {reason}")
+        count, allowed = len(self.bad), self.config.data.bad_share * len(self.splits.train)
+        if count > allowed:
+            raise ValueError(
+                f"data: {count} of {len(self.splits.train)} training images cannot be read, first "
+                f"{next(iter(self.bad))}; data.bad_share={self.config.data.bad_share} allows {allowed:.0f}. "
+                "Mend or remove them, or allow more."
+            )
+
+    def on_step(self, step: int, parts: dict[str, Tensor | float]) -> None:
+        """Notes the losses of a step; they are read from the device every few steps."""
+        self.pending.append((step, parts))
+        self.bar.update()
+        if step % self.config.log_every == 0:
+            self.flush()
+        every = self.config.checkpoint.every
+        if every is not None and step % every == 0 and step % self.order.steps:
+            self.checkpoint(step)
+
+    def flush(self) -> None:
+        """Writes the losses that were noted."""
+        for step, parts in self.pending:
+            values = {
+                name: float(self.accelerator.reduce(value.float(), "mean"))
+                if isinstance(value, Tensor)
+                else value
+                for name, value in parts.items()
+            }
+            if self.is_main:
+                row = {"step": step, "epoch": round(step / self.order.steps, 4), "split": "train", **values}
+                folder.append_metrics(self.place, row)
+                self.bar.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
+            self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
+        self.pending.clear()
+
+    def on_epoch(self, step: int) -> None:
+        """Measures and writes a checkpoint."""
+        self.flush()
+        epoch, every = step // self.order.steps, self.config.evaluation.every
+        if step == self.total or (every and epoch % every == 0):
+            self.validate(step)
+        if not self.loop.wish():  # else one is written on the way out
+            self.checkpoint(step)
+
+    def validate(self, step: int) -> None:
+        """Measures on the validation split, if there is one."""
+        self.validated = step
+        measured = self.measure("validation")
+        if measured is None:
+            return
+        self.validation = measured.metrics
+        scalars = {name: value for name, value in measured.metrics.items() if isinstance(value, float)}
+        epoch = round(step / self.order.steps, 4)
+        if self.is_main:
+            row = {"step": step, "epoch": epoch, "split": "validation", **scalars}
+            folder.append_metrics(self.place, row)
+        self.accelerator.log({f"validation/{name}": value for name, value in scalars.items()}, step=step)
+        self.say(f"epoch {epoch:g}: " + ", ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
+
+    def measure(self, split: str, predictions: bool = False) -> Measured | None:
+        """Measures on a split; None if there is none, or a signal came."""
+        data = getattr(self.splits, split)
+        if data is None:
+            return None
+        config = self.config
+        measured = evaluate(
+            self.accelerator, self.objective, data, self.splits.collate, task=config.task,
+            classes=self.splits.classes, batch_size=config.evaluation.batch_size or 2 * config.batch_size,
+            workers=config.workers, name=split, predictions=predictions,
+            on_target=config.evaluation.attention_on_target, stop=self.loop.wish,
+        )  # fmt: skip
+        if measured is not None and predictions and self.is_main:
+            measured.write_predictions(self.place / folder.PREDICTIONS)
+        return measured
+
+    def checkpoint(self, step: int) -> Path:
+        """Writes a checkpoint."""
+        self.flush()
+        progress = {
+            "validation": self.validation,
+            "validated": self.validated,
+            "bad": self.bad,
+            "step_seconds": self.loop.seconds,
+            "total": self.total,
+        }
+        at, keep = self.place / folder.CHECKPOINTS, self.config.checkpoint.keep
+        return checkpoints.save_checkpoint(self.accelerator, at, step, progress, keep)
+
+    def resume(self) -> int:
+        """Goes to the newest checkpoint; returns the steps that were made."""
+        newest = checkpoints.newest_checkpoint(self.place / folder.CHECKPOINTS)
+        if newest is None:
+            if self.is_main and (self.place / folder.METRICS).is_file():
+                folder.cut_metrics(self.place, 0)
+            self.say(f"{self.place} has no checkpoint yet; starting from the beginning")
+            return 0
+        progress = checkpoints.load_checkpoint(self.accelerator, newest)
+        if progress["total"] != self.total:
+            raise ValueError(
+                f"{newest} is of a run of {progress['total']} steps, this one has {self.total}: rates would "
+                "jump. Resume with the run's own configuration, or start another run."
+            )
+        step = int(progress["step"])
+        self.validation, self.validated = progress["validation"], progress["validated"]
+        self.bad, self.loop.seconds = progress["bad"], progress["step_seconds"]
+        if self.is_main:
+            folder.cut_metrics(self.place, step)
+        self.say(f"resumed from {newest}")
+        return step
+
+    def interrupted(self, step: int) -> NoReturn:
+        """Writes a checkpoint and says how to go on."""
+        number = self.loop.wish()
+        at = self.checkpoint(step)
+        self.accelerator.end_training()
+        raise Interrupted(
+            number, f"interrupted after {step} of {self.total} steps; {at} holds it. Go on with --resume."
+        )
+
+
+def _counts(trained: dict[str, int]) -> str:
+    return ", ".join(f"{group} {count:,}" for group, count in trained.items())
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns settings by dotted name, as trackers want them."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, (int, float, bool, str)) else str(value)
+    return flat
