@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,7 +49,14 @@ def _train(stage: Stage, config: Path, overrides: list[str] | None, dry_run: boo
             show(loaded, stage)
             return
         result = run(loaded, stage, resume)
-    typer.echo(_summary(result, loaded.folder))
+    _say(_summary(result, loaded.folder))
+
+
+def _say(text: str) -> None:
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        typer.echo(text)
 
 
 def _summary(result: dict[str, object], place: Path) -> str:
@@ -95,7 +103,7 @@ def evaluate(
 
     with told():
         figures = measure(config, overrides or (), split, predictions, lm_eval or (), tasks_at)
-    typer.echo(json.dumps(figures, indent=2))
+    _say(json.dumps(figures, indent=2))
 
 
 def sweep(
@@ -118,3 +126,19 @@ def register(app: typer.Typer) -> None:
     """Adds the commands to the app."""
     for command in (pretune, tune, evaluate, sweep):
         app.command()(command)
+
+
+def script(command: Callable[..., None]) -> None:
+    """Runs a command as a script whose configuration is the option `--config`."""
+    arguments = sys.argv[1:]
+    if "--config" in arguments:
+        place = arguments.index("--config")
+        arguments = [*arguments[place + 1 : place + 2], *arguments[:place], *arguments[place + 2 :]]
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    try:
+        app(arguments)
+    finally:
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()

@@ -26,8 +26,11 @@ def make_accelerator(config: RunConfig) -> Accelerator:
 
     A batch of the loader is split over the processes, so that their number changes neither the order of the
     samples nor the gradient.
+
+    Raises:
+        ValueError: If the batch cannot be split over the processes.
     """
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=config.precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.micro_batches, sync_with_dataloader=False
@@ -39,6 +42,13 @@ def make_accelerator(config: RunConfig) -> Accelerator:
             DistributedDataParallelKwargs(find_unused_parameters=config.method.name in _MAY_LEAVE_OUT)
         ],
     )
+    processes = accelerator.num_processes
+    if config.batch_size // config.micro_batches % processes:
+        raise ValueError(
+            f"batch_size: needs batch_size / micro_batches to be a multiple of the {processes} processes; got "
+            f"{config.batch_size} / {config.micro_batches}."
+        )
+    return accelerator
 
 
 def replicate_trained(accelerator: Accelerator, prepared: Prepared) -> None:

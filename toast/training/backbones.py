@@ -72,6 +72,9 @@ def _timm(config: ModelConfig, classes: int) -> Backbone:
             "model.weights a local file, or set model.pretrained=false for random weights."
         ) from error
     data = timm.data.resolve_model_data_config(model)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is not None:  # timm's own answer is the size of the pre-training, whatever img_size was asked for
+        data["input_size"] = (data["input_size"][0], *size)
     return Backbone(model.to(_dtype(config)).eval(), data, _pixels, _itself)
 
 

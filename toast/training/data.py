@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -154,8 +154,8 @@ def language_splits(config: RunConfig, backbone: Backbone) -> Splits:
         collate=partial(language.collate, pad_token_id=pad),
         classes=(),
         fingerprint=train.fingerprint,
-        lengths=[len(train[row]["input_ids"]) for row in range(len(train))],
-        summary={"rows": rows, **asdict(train.summary)},
+        lengths=train.lengths,
+        summary={"rows": rows, **train.summary},
     )
 
 

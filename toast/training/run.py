@@ -129,13 +129,14 @@ class Run:
         self.accelerator.init_trackers("tensorboard", config=_flat(self.config.model_dump(mode="json")))
         with listening(self.accelerator) as self.loop.wish:
             step = self.resume() if resume else 0
+            self.validate_if_due(step)  # a signal may have come before
             with tqdm(
                 total=self.total, initial=step, desc=self.config.name, unit="step", disable=not self.is_main
             ) as self.bar:
                 step = self.loop.run(step)
                 self.flush()
-            if step == self.total and self.validated != step:
-                self.validate(step)
+            if step == self.total:
+                self.validate_if_due(step)
             test = None if self.loop.wish() else self.measure("test", self.config.evaluation.predictions)
             if step < self.total or self.loop.wish():
                 self.interrupted(step)
@@ -163,7 +164,7 @@ class Run:
         if self.is_main:
             save_method(model, self.config, self.place / folder.ADAPTER)
             folder.write_json(self.place / folder.RESULT, result)
-        self.accelerator.end_training()
+        self.end_trackers()
         self.accelerator.wait_for_everyone()
         return result
 
@@ -219,11 +220,18 @@ class Run:
     def on_epoch(self, step: int) -> None:
         """Measures and writes a checkpoint."""
         self.flush()
-        epoch, every = step // self.order.steps, self.config.evaluation.every
-        if step == self.total or (every and epoch % every == 0):
-            self.validate(step)
+        self.validate_if_due(step)
         if not self.loop.wish():  # else one is written on the way out
             self.checkpoint(step)
+
+    def validate_if_due(self, step: int) -> None:
+        """Measures at the end of a run, and of every so many epochs; once."""
+        epochs, rest = divmod(step, self.order.steps)
+        every = self.config.evaluation.every
+        if self.validated != step and (
+            step == self.total or (step and not rest and every and epochs % every == 0)
+        ):
+            self.validate(step)
 
     def validate(self, step: int) -> None:
         """Measures on the validation split, if there is one."""
@@ -255,6 +263,12 @@ class Run:
         if measured is not None and predictions and self.is_main:
             measured.write_predictions(self.place / folder.PREDICTIONS)
         return measured
+
+    def end_trackers(self) -> None:
+        """Lets trackers write; Accelerate's own end would take the processes' group from a sweep's next run."""
+        if self.is_main:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
     def checkpoint(self, step: int) -> Path:
         """Writes a checkpoint."""
@@ -295,7 +309,7 @@ class Run:
         """Writes a checkpoint and says how to go on."""
         number = self.loop.wish()
         at = self.checkpoint(step)
-        self.accelerator.end_training()
+        self.end_trackers()
         raise Interrupted(
             number, f"interrupted after {step} of {self.total} steps; {at} holds it. Go on with --resume."
         )

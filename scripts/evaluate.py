@@ -1,0 +1,6 @@
+"""Measures a run on several processes: `accelerate launch scripts/evaluate.py --config RUN [KEY=VALUE]...`."""
+
+from toast.commands.training import evaluate, script
+
+if __name__ == "__main__":
+    script(evaluate)

@@ -1,0 +1,6 @@
+"""Stage two on one or several processes: `accelerate launch scripts/tune.py --config CONFIG [KEY=VALUE]...`."""
+
+from toast.commands.training import script, tune
+
+if __name__ == "__main__":
+    script(tune)

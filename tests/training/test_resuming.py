@@ -1,0 +1,137 @@
+"""A run that was stopped goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.utils import load
+from safetensors.torch import load_file
+
+from tests.training.settings import language, losses, vision
+from toast.training.checkpoints import newest_checkpoint
+from toast.training.config import RunConfig
+from toast.training.interrupts import Interrupted
+from toast.training.loading import to_yaml
+from toast.training.run import run
+
+#: Dropout, augmentation, several micro-batches: all that could differ after a resumption.
+SETTINGS = {
+    "model.options.drop_rate": 0.2,
+    "augment.preset": "crop-flip",
+    "micro_batches": 2,
+    "epochs": 4,
+    "checkpoint.every": 2,
+}
+
+
+def _config(tmp_path: Path, name: str, **settings: object) -> RunConfig:
+    return vision(tmp_path, **{**SETTINGS, "name": name, "data.validation_share": 0.25, **settings})
+
+
+def _weights(config: RunConfig) -> dict[str, torch.Tensor]:
+    return load_file(config.folder / "adapter" / "adapter_model.safetensors")
+
+
+def _assert_same(resumed: RunConfig, whole: RunConfig) -> None:
+    assert losses(resumed.folder) == losses(whole.folder)
+    assert losses(resumed.folder, "validation") == losses(whole.folder, "validation")
+    weights, wanted = _weights(resumed), _weights(whole)
+    assert weights.keys() == wanted.keys()
+    assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+
+
+def test_a_killed_run_is_resumed_to_the_same_weights(tmp_path: Path) -> None:
+    whole, killed = _config(tmp_path, "whole"), _config(tmp_path, "killed")
+    run(whole, "tune")
+    (tmp_path / "killed.yaml").write_text(to_yaml(killed))
+    wanted = int(torch.randint(2, 6, (), generator=torch.Generator().manual_seed(time.time_ns())))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "toast.cli", "tune", str(tmp_path / "killed.yaml"), "log_every=1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    metrics = killed.folder / "metrics.jsonl"
+    while process.poll() is None and not (metrics.is_file() and len(losses(killed.folder)) >= wanted):
+        time.sleep(0.002)
+    process.kill()
+    _, error = process.communicate()
+    assert process.returncode == -signal.SIGKILL, error.decode()
+    assert not (killed.folder / "adapter").exists()
+    result = run(killed, "tune", resume=True)
+    assert result["steps"] == len(losses(whole.folder))
+    _assert_same(killed, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_writes_a_checkpoint(tmp_path: Path, number: int) -> None:
+    whole, stopped = _config(tmp_path, "whole"), _config(tmp_path, "stopped", **{"log_every": 1})
+    run(whole, "tune")
+
+    def stop() -> None:
+        while not (stopped.folder / "metrics.jsonl").is_file() or len(losses(stopped.folder)) < 3:
+            time.sleep(0.001)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop, daemon=True).start()
+    handler = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=r"interrupted after \d+ of 8 steps; .*--resume") as caught:
+        run(stopped, "tune")
+    assert caught.value.number == number
+    assert signal.getsignal(number) is handler
+    assert newest_checkpoint(stopped.folder / "checkpoints") is not None
+    assert not (stopped.folder / "result.json").exists()
+    run(stopped, "tune", resume=True)
+    _assert_same(stopped, whole)
+
+
+def test_language_is_resumed_too(tmp_path: Path) -> None:
+    whole = language(tmp_path, name="whole", checkpoint__every=2)
+    run(whole, "tune")
+    again = language(tmp_path, name="again", checkpoint__every=2)
+    run(again, "tune")
+    for name in ("result.json", "adapter/adapter_model.safetensors"):
+        (again.folder / name).unlink()
+    run(again, "tune", resume=True)  # from the last checkpoint: nothing is left to train
+    _assert_same(again, whole)
+
+
+def test_a_checkpoint_holds_what_is_trained_alone_and_runs_no_code(tmp_path: Path) -> None:
+    config = _config(tmp_path, "run")
+    run(config, "tune")
+    (checkpoint,) = (config.folder / "checkpoints").iterdir()
+    names = load_file(checkpoint / "trained.safetensors").keys()
+    assert names and all(".toast_" in name or ".modules_to_save." in name for name in names)
+    assert not (checkpoint / "model.safetensors").exists()
+    for path in [*checkpoint.glob("*.bin"), *checkpoint.glob("*.pkl")]:
+        load(path)  # with weights_only
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    config = _config(tmp_path, "run")
+    run(config, "tune")
+    with pytest.raises(ValueError, match="holds a run already"):
+        run(config, "tune")
+    assert run(config, "tune", resume=True) == json.loads((config.folder / "result.json").read_text())
+    (config.folder / "result.json").unlink()
+    with pytest.raises(ValueError, match="is of a run of 8 steps, this one has 12"):
+        run(_config(tmp_path, "run", epochs=6), "tune", resume=True)
+    with pytest.raises(ValueError, match="trained tensors differ in name or shape"):
+        run(_config(tmp_path, "run", method="lora"), "tune", resume=True)
+
+
+def test_a_half_written_checkpoint_is_not_taken(tmp_path: Path) -> None:
+    config = _config(tmp_path, "run", **{"checkpoint.keep": 2})
+    run(config, "tune")
+    held = sorted((config.folder / "checkpoints").iterdir())
+    assert [path.name for path in held] == ["step-00000006", "step-00000008"]
+    (held[1] / "progress.json").unlink()  # written last
+    assert newest_checkpoint(config.folder / "checkpoints") == held[0]
