@@ -1,0 +1,1 @@
+"""Data sets that a run trains on and is measured on."""

@@ -1,0 +1,77 @@
+"""Pictures that lie as files on a disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from toast.data.vision.decoding import decode
+from toast.data.vision.source import Box, Sample, VisionSource
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture's file and what is known of it.
+
+    Args:
+        path: The file.
+        label: Index into the source's classes.
+        name: What the picture is called in its source.
+        where: Who says that it is there, such as "train800.txt, row 17"; empty where nobody does.
+        box: Where the object is that the label names, or None.
+    """
+
+    path: Path
+    label: int
+    name: str
+    where: str = ""
+    box: Box | None = None
+
+
+class FileSource(VisionSource):
+    """A source whose pictures are files.
+
+    Its fingerprint holds names, labels, boxes, sizes and times of change, so it is quick and notices every
+    edit, but a copy of the data that does not keep the times counts as other data.
+
+    Args:
+        name: What the data are called.
+        classes: Names of the classes.
+        pictures: The files.
+        remarks: What is unusual about the data.
+    """
+
+    def __init__(
+        self, name: str, classes: Sequence[str], pictures: Sequence[Picture], remarks: Sequence[str] = ()
+    ) -> None:
+        super().__init__(name, classes, (picture.label for picture in pictures), remarks)
+        self.pictures = tuple(pictures)
+
+    def __getitem__(self, index: int) -> Sample:
+        picture = self.pictures[index]
+        return Sample(decode(picture.path, picture.name), picture.label, picture.name, picture.box)
+
+    def _identity(self) -> Iterable[bytes | memoryview]:
+        yield from super()._identity()
+        for picture, state in zip(self.pictures, self._states, strict=True):
+            yield repr((picture.name, picture.box, state)).encode()
+
+    def absent(self, indices: Iterable[int]) -> list[str]:
+        """See `VisionSource.absent`."""
+        missing = (self.pictures[index] for index in indices if self._states[index] is None)
+        return [f"{p.path} ({p.where})" if p.where else str(p.path) for p in missing]
+
+    @cached_property
+    def _states(self) -> list[tuple[int, int] | None]:
+        return [file_state(picture.path) for picture in self.pictures]
+
+
+def file_state(path: Path) -> tuple[int, int] | None:
+    """Returns a file's size in bytes and time of change in nanoseconds; None if it is not there."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_size, found.st_mtime_ns
