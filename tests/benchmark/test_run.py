@@ -11,7 +11,8 @@ import torch
 import toast
 from tests.models import decoder, images, tokens, vit
 from tests.steered import assert_same, call
-from toast.benchmark.contenders import SMALL, VptDeep, languages, visions
+from toast.baselines.vpt import find_prompts
+from toast.benchmark.contenders import PROMPTS, SMALL, languages, visions
 from toast.benchmark.measures import continued, stepper
 from toast.benchmark.run import MEASURES, run
 from toast.benchmark.textbook import TextbookLlama, TextbookVit
@@ -88,10 +89,13 @@ def plain_state(model: object) -> dict[str, torch.Tensor]:
 
 
 def test_prompts_get_gradients_and_weights_stay() -> None:
-    model = VptDeep(visions(SMALL)["plain"](), prompts=3)
-    model(torch.randn(2, 3, 32, 32)).sum().backward()
-    assert model.prompts.grad.abs().sum((1, 2)).gt(0).all()
-    assert model.vit.blocks[0].attn.qkv.weight.grad is None
+    model = visions(SMALL)["VPT-deep"]()
+    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    tokens_of_prompts = find_prompts(model).tokens
+    assert tokens_of_prompts.shape[:2] == (len(model.blocks), PROMPTS)
+    assert tokens_of_prompts.grad.abs().sum((1, 2)).gt(0).all()
+    assert model.blocks[0].attn.qkv.weight.grad is None
+    assert model.head.weight.grad is not None
 
 
 def test_a_step_changes_what_is_trained() -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 import toast
+from toast.baselines.methods import apply_method
 from toast.benchmark.textbook import TextbookLlama, TextbookVit
 
 CLASSES = 100
@@ -57,29 +57,6 @@ SMALL = Size(
 )  # fmt: skip
 
 
-class VptDeep(nn.Module):
-    """Visual prompt tuning (arXiv 2203.12119), deep: new prompts before every block of a frozen ViT.
-
-    Args:
-        vit: The frozen model; its head is trained.
-        prompts: Prompts a block.
-    """
-
-    def __init__(self, vit: Any, prompts: int = PROMPTS) -> None:
-        super().__init__()
-        self.vit = vit.requires_grad_(False)
-        self.vit.head.requires_grad_(True)
-        self.prompts = nn.Parameter(torch.randn(len(vit.blocks), prompts, vit.embed_dim) * 0.02)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Runs the model; `(batch, classes)`."""
-        x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
-        tokens = x.shape[1]
-        for block, prompts in zip(self.vit.blocks, self.prompts, strict=True):
-            x = block(torch.cat([x[:, :tokens], prompts.expand(x.shape[0], -1, -1)], dim=1))
-        return self.vit.forward_head(self.vit.norm(x[:, :tokens]))  # type: ignore[no-any-return]
-
-
 def vit(size: Size) -> Any:
     """Returns a ViT with random weights."""
     import timm
@@ -92,6 +69,11 @@ def llama(size: Size) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(LlamaConfig(**size.llama, max_position_embeddings=4096)).eval()
+
+
+def vpt_deep(model: nn.Module) -> nn.Module:
+    """Returns a ViT with visual prompts before every block (VPT-deep); its head is trained too."""
+    return apply_method(model, "vpt-deep", prompts=PROMPTS)[0]
 
 
 def lora(model: nn.Module, **options: Any) -> nn.Module:
@@ -124,7 +106,7 @@ def visions(size: Size) -> dict[str, Callable[[], Any]]:
         "plain": lambda: vit(size),
         "full tuning": lambda: vit(size),
         "LoRA": lambda: lora(vit(size), target_modules=["qkv"], modules_to_save=["head"]),
-        "VPT-deep": lambda: VptDeep(vit(size)),
+        "VPT-deep": lambda: vpt_deep(vit(size)),
         "textbook": lambda: TextbookVit(vit(size)),
         "TOAST": lambda: steered(),
         "TOAST-Lite": lambda: steered(lora_rank=4),
