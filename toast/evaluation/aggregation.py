@@ -1,0 +1,58 @@
+"""Means over what several processes have seen."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    import torchmetrics
+except ImportError as error:
+    raise ImportError("measuring needs torchmetrics: pip install 'toast-steering[train]'") from error
+
+#: The label that is left out, as in PyTorch and transformers.
+IGNORED = -100
+
+
+class Average(torchmetrics.Metric):
+    """Mean of values, and how many there were; `compute` joins the processes.
+
+    Sums are kept in double precision where the device has it: beside millions of tokens, float32 would lose
+    the single one.
+
+    Args:
+        device: Where values will be.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self.precision = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        self.add_state("total", torch.zeros((), dtype=self.precision), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.to(device)
+
+    def update(self, values: Tensor) -> None:
+        """Adds values of any shape; none is allowed."""
+        self.total += values.detach().to(self.precision).sum()
+        self.count += values.numel()
+
+    def compute(self) -> Any:
+        """Returns the mean, not a number if there were no values, and the count."""
+        return self.total / self.count, self.count
+
+
+@contextmanager
+def joining() -> Iterator[None]:
+    """Silences the warning of a process that has seen nothing: the others may have."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The ``compute`` method of metric", category=UserWarning)
+        yield

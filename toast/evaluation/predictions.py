@@ -1,0 +1,40 @@
+"""What a model said of each sample, as a file."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_predictions(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Writes predictions as JSON lines, beside the file and then renamed.
+
+    Args:
+        path: The file.
+        rows: One mapping a sample, such as `index`, `name`, `label`, `predicted` and the `probabilities` of
+            the most probable classes; taken one at a time.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: If a row holds what JSON has not, such as not a number; an earlier file is kept.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        beside = Path(folder, path.name)
+        with beside.open("w", encoding="utf-8") as file:
+            for number, row in enumerate(rows):
+                try:
+                    line = json.dumps(row, allow_nan=False, ensure_ascii=False)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(
+                        f"row {number} cannot be written as JSON: {error}; got {row}."
+                    ) from error
+                file.write(line + "\n")
+        beside.replace(path)
+    return path
