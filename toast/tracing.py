@@ -129,7 +129,7 @@ class _Recorder(Observer):
         self.index = {value: value.unit.number for value in values}
         self.wanted = wanted
         self.wants_states = wants_states
-        self.attention: dict[int, dict[int, Callable[[], Tensor]]] = {1: {}, 2: {}}
+        self.attention: dict[int, dict[int, SeenAttention]] = {1: {}, 2: {}}
         self.states: dict[int, Tensor] = {}
         self.outputs: dict[int, Any] = {}
         self.selection: Selection
@@ -153,11 +153,11 @@ class _Recorder(Observer):
             raise ValueError("trace shows one run of the trunk; this call ran the trunk more than once.")
         self.outputs[number] = output
 
-    def keep(self, attention: Callable[[], Tensor]) -> None:
-        """Keeps how to compute the attention of the block that runs: the first after its value projection.
+    def keep(self, attention: SeenAttention) -> None:
+        """Keeps the attention of the block that runs: the first after its value projection.
 
-        It is computed after the call: within it, activation checkpointing would count what the map saves for
-        backward, which a recomputation then misses.
+        Its map is computed after the call: within it, activation checkpointing would count what the map saves
+        for backward, which a recomputation then misses.
         """
         if self.expects is not None:
             number, block = self.expects
@@ -170,6 +170,41 @@ class _Recorder(Observer):
             return {block: attention() for block, attention in sorted(self.attention[number].items())}
 
 
+@dataclass(frozen=True, eq=False)
+class SeenAttention:
+    """One attention of a call, `(batch, heads, queries, keys)`; computed when it is called.
+
+    Args:
+        compute: Computes the map.
+        output: What has the graph of the call: the map itself, or what a fused kernel returned.
+        value: The values that a fused kernel weighed, `(batch, heads, keys, channels)`; None if the map is
+            `output`.
+    """
+
+    compute: Callable[[], Tensor] = field(repr=False)
+    output: Tensor = field(repr=False)
+    value: Tensor | None = field(default=None, repr=False)
+
+    def __call__(self) -> Tensor:
+        """Computes the map."""
+        return self.compute()
+
+    def gradient(self, of_output: Tensor) -> Tensor:
+        """Returns the gradient with respect to the map, of a kernel that keeps the map to itself too.
+
+        Of `O = A V` it is `dL/dA = dL/dO Vᵀ`; without dropout, which would lie between the two.
+
+        Args:
+            of_output: The gradient with respect to `output`.
+        """
+        if self.value is None:
+            return of_output
+        precision = torch.promote_types(self.value.dtype, torch.float32)
+        value = self.value.detach().to(precision)
+        value = value.repeat_interleave(of_output.shape[-3] // value.shape[-3], dim=-3)
+        return of_output.to(precision) @ value.transpose(-2, -1)
+
+
 class AttentionMode(TorchFunctionMode):
     """Sees attention as it is computed, in this thread only.
 
@@ -177,10 +212,10 @@ class AttentionMode(TorchFunctionMode):
     implementation by hand.
 
     Args:
-        keep: Is given what computes each attention, `(batch, heads, queries, keys)`, when it is called.
+        keep: Is given each attention when it is called.
     """
 
-    def __init__(self, keep: Callable[[Callable[[], Tensor]], None]) -> None:
+    def __init__(self, keep: Callable[[SeenAttention], None]) -> None:
         super().__init__()
         self.keep = keep
 
@@ -194,9 +229,10 @@ class AttentionMode(TorchFunctionMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if func is torch.nn.functional.scaled_dot_product_attention:
-            self.keep(partial(attention_map, *args, **kwargs))
+            value = kwargs["value"] if "value" in kwargs else args[2]
+            self.keep(SeenAttention(partial(attention_map, *args, **kwargs), out, value))
         elif getattr(func, "__name__", "") == "softmax" and out.ndim == 4:
-            self.keep(lambda: out)
+            self.keep(SeenAttention(lambda: out, out))
         return out
 
 

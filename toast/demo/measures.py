@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-from einops import einsum, rearrange, reduce
 from torch import Tensor, nn
 
 from toast.demo.task import SIDE, Pictures, normalise
-from toast.tracing import AttentionMode
+from toast.visual.grids import Grid
+from toast.visual.measures import share_in_target, share_of_area
+from toast.visual.relevance import of_head
+from toast.visual.seeing import LastAttention
 
+__all__ = ["LastAttention", "batches", "box_share_of_area", "class_attention", "evaluate", "share_in_boxes"]
 
-class LastAttention(AttentionMode):
-    """Sees the attention that a model computes last: in one call, that of its last block."""
-
-    def __init__(self) -> None:
-        super().__init__(self._replace)
-
-    def _replace(self, attention: Callable[[], Tensor]) -> None:
-        self._last = attention
-
-    @property
-    def attention(self) -> Tensor:
-        """The attention, `(batch, heads, tokens, tokens)`."""
-        return self._last()
+#: Where the backbone's patches lie: after the class token.
+GRID = Grid(prefix=1, rows=8, columns=8, cell=(SIDE / 8, SIDE / 8))
 
 
 def batches(pictures: Pictures, size: int = 100) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -43,15 +35,8 @@ def class_attention(attention: Tensor) -> Tensor:
     Returns:
         `(batch, rows, columns)` of the square grid of patches.
     """
-    over_patches = reduce(attention[:, :, 0, 1:], "batch heads patches -> batch patches", "mean")
-    return as_grid(over_patches / over_patches.sum(-1, keepdim=True))
-
-
-def as_grid(patches: Tensor) -> Tensor:
-    """Lays values of patches, `(batch, patches)`, out on their square grid, `(batch, rows, columns)`."""
-    rows = round(patches.shape[1] ** 0.5)
-    grid: Tensor = rearrange(patches, "batch (rows columns) -> batch rows columns", rows=rows)
-    return grid
+    over_patches = GRID.lay_out(of_head(attention, "mean")[:, 0]).values
+    return over_patches / over_patches.sum((1, 2), keepdim=True)
 
 
 def share_in_boxes(maps: Tensor, boxes: Tensor) -> Tensor:
@@ -64,23 +49,12 @@ def share_in_boxes(maps: Tensor, boxes: Tensor) -> Tensor:
     Returns:
         `(batch,)`, 0 to 1.
     """
-    patch = SIDE / maps.shape[-1]
-    edges = torch.arange(maps.shape[-1]) * patch
-    covered = [
-        (
-            torch.minimum(boxes[:, end, None], edges + patch) - torch.maximum(boxes[:, start, None], edges)
-        ).clamp(min=0)
-        for start, end in ((1, 3), (0, 2))
-    ]
-    down, across = covered[0] / patch, covered[1] / patch
-    shares: Tensor = einsum(maps, down, across, "batch rows columns, batch rows, batch columns -> batch")
-    return shares
+    return share_in_target(maps, boxes, GRID.cell)
 
 
 def box_share_of_area(pictures: Pictures) -> float:
     """Returns the mean share of the picture that its box covers: what even attention would reach."""
-    boxes = pictures.boxes.float()
-    return float(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).mean() / SIDE**2)
+    return float(share_of_area(pictures.boxes, (SIDE, SIDE)).mean())
 
 
 @torch.inference_mode()

@@ -1,0 +1,57 @@
+"""The arrays behind a drawing, as a `.npz` file that loads without running code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from toast.visual.files import beside
+from toast.visual.views import Views
+
+
+def arrays(views: Views, index: int, picture: Tensor) -> dict[str, Any]:
+    """Returns what is shown of one picture as arrays of NumPy, by name.
+
+    Every map `name` comes with `name_cell`, height and width of a token's place in pixels; `signal_N` is the
+    norm of the signal of block N.
+
+    Args:
+        views: Of a batch.
+        index: The picture's place in it.
+        picture: `(height, width, 3)`, 0 to 1.
+    """
+    import numpy as np
+
+    found: dict[str, Any] = {"picture": picture.numpy(), "shows": np.array(views.name)}
+    maps = {
+        "attention": views.attention, "frozen": views.frozen, "difference": views.difference,
+        "selection": views.selection, **{f"signal_{block}": norm for block, norm in views.signals.items()},
+    }  # fmt: skip
+    for name, shown in maps.items():
+        if shown is not None:
+            found[name] = shown.values[index].numpy()
+            found[f"{name}_cell"] = np.array(shown.cell)
+    found["on_patches"] = views.on_patches[index].numpy()
+    if views.frozen_on_patches is not None:
+        found["frozen_on_patches"] = views.frozen_on_patches[index].numpy()
+    if views.scores is not None:
+        found["scores"] = views.scores[index].detach().float().cpu().numpy()
+    return found
+
+
+def save_arrays(views: Views, index: int, picture: Tensor, path: Path) -> Path:
+    """Writes what `arrays` returns; read it with `numpy.load(path)`.
+
+    Args:
+        views: Of a batch.
+        index: The picture's place in it.
+        picture: `(height, width, 3)`, 0 to 1.
+        path: A `.npz` file; written beside and renamed.
+    """
+    import numpy as np
+
+    with beside(path) as new, new.open("wb") as file:
+        np.savez_compressed(file, **arrays(views, index, picture))
+    return path
