@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
@@ -30,6 +31,9 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     Raises:
         ValueError: If the batch cannot be split over the processes.
     """
+    held = AcceleratorState._shared_state.get("_mixed_precision")
+    if config.precision is not None and held not in (None, config.precision):
+        AcceleratorState._reset_state()  # of an earlier run of this process
     accelerator = Accelerator(
         mixed_precision=config.precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(

@@ -81,6 +81,7 @@ def evaluate(
     steps = -(-(-(-len(data) // accelerator.num_processes)) // size)
     metrics = _metrics(task, classes, accelerator.device)
     objective.eval()
+    watcher = _watcher(accelerator.unwrap_model(objective).model, data) if on_target else None
     rows: Rows = []
     bad: list[tuple[str, str]] = []
     batches = iter(loader)
@@ -94,11 +95,11 @@ def evaluate(
             last = collate([data[0]])
         bad += (batch or {}).get("bad", [])
         held = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in last.items()}
-        watch = _watching(on_target and "target" in held)
-        with watch as seen:
+        watched = watcher if "target" in held else None
+        with nullcontext() if watched is None else watched.watching() as seen:
             logits = objective(held, predict=True)
         if fresh:
-            shares = None if seen is None else _shares(seen, held["target"])
+            shares = None if watched is None else watched.shares(seen, held["target"]).to(logits.device)
             _update(metrics, task, logits, held, shares)
             if predictions and task == "vision":
                 rows += _rows(logits.float().softmax(-1).cpu(), held, classes)
@@ -126,18 +127,16 @@ def _update(metrics: Any, task: str, logits: Tensor, batch: dict[str, Any], shar
         metrics.update(logits, batch["labels"], attention_on_target=shares)
 
 
-def _watching(wanted: bool) -> Any:
-    if not wanted:
-        return nullcontext()
-    from toast.visual.attention import LastAttention
+def _watcher(model: nn.Module, data: Any) -> Any:
+    """Returns what measures attention on target; None where samples have none, or the model no such attention."""
+    if "target" not in data[0]:
+        return None
+    from toast.training.on_target import OnTarget
 
-    return LastAttention()
-
-
-def _shares(seen: Any, target: Tensor) -> Tensor:
-    from toast.visual.measures import share_on_target
-
-    return share_on_target(seen, target)
+    try:
+        return OnTarget(model)
+    except ValueError:
+        return None
 
 
 def _rows(probabilities: Tensor, batch: dict[str, Any], classes: tuple[str, ...], top: int = 5) -> Rows:

@@ -57,8 +57,9 @@ def apply_method(backbone: Backbone, config: RunConfig, stage: str, folder: Path
         raise ValueError(f"method: pre-tuning trains the whole top-down module, toast; got {method.name!r}.")
     backbone.model.requires_grad_(False)
     head_name, _ = head_of(backbone.model)
-    # "full" and "partial" train a language model's head with the rest.
-    trains_head = config.task == "vision" or method.name == "linear" if method.head is None else method.head
+    trains_head = method.head
+    if trains_head is None:
+        trains_head = config.task == "vision" or method.name in ("linear", "partial", "full")
     make = _OWN.get(method.name, _baseline)
     model, named = make(backbone, config, head_name if trains_head else None, folder)
     for parameter in model.parameters():

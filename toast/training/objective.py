@@ -86,7 +86,9 @@ class Objective(nn.Module):
         stored: FirstPass | None = batch.get("first_pass")
         args, kwargs = self.feed(batch)
         with nullcontext() if stored is None else toast.given_first_pass(self.model, stored):
-            return self.logits_of(self.model(*args, **kwargs))
+            logits = self.logits_of(self.model(*args, **kwargs))
+        # Prompts of PEFT stand before the text and have logits of their own.
+        return logits[:, -batch["input_ids"].shape[1] :] if self.task == "language" else logits
 
     def _loss(self, logits: Tensor, labels: Tensor, count: float | Tensor) -> Tensor:
         if self.task == "language":

@@ -90,9 +90,11 @@ def _calibrate(model: nn.Module, backbone: Backbone, splits: Splits) -> None:
 
 
 def _checkpoint_activations(model: nn.Module) -> None:
-    switch: Any = getattr(model, "gradient_checkpointing_enable", None)
-    if switch is not None:  # transformers
-        switch(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers has renamed it.
+    switch: Any = getattr(model, "activation_checkpointing_enable", None)
+    switch = switch or getattr(model, "gradient_checkpointing_enable", None)
+    if switch is not None:
+        switch({"use_reentrant": False})
         return
     switch = getattr(model, "set_grad_checkpointing", None)
     if switch is None:

@@ -70,7 +70,7 @@ def sweep(config: RunConfig, dry_run: bool = False, console: Console | None = No
             "sweep: needs a validation split to select on; set data.validation, or data.validation_share."
         )
     place = config.folder
-    rows = [_row(name, settings, spec, place) for name, settings in spec.rows.items()]
+    rows = [_row(name, settings, spec) for name, settings in spec.rows.items()]
     searches = {row.name: [_search(config, row, point) for point in row.points()] for row in rows}
     finals = {row.name: [_final(config, row, {}, seed) for seed in range(spec.seeds)] for row in rows}
     if dry_run:
@@ -98,13 +98,9 @@ def sweep(config: RunConfig, dry_run: bool = False, console: Console | None = No
     return {"name": config.name, "seeds": spec.seeds, "rows": table}
 
 
-def _row(name: str, settings: Settings, spec: SweepConfig, place: Path) -> Row:
+def _row(name: str, settings: Settings, spec: SweepConfig) -> Row:
     settings = dict(settings)
     grid = settings.pop("grid", spec.grid)
-    if settings.get("method.start") == "pretune":
-        if spec.pretune is None:
-            raise ValueError(f"sweep.rows.{name}: method.start is pretune, but sweep.pretune names no file.")
-        settings["method.start"] = str(place / "pretune" / folder.ADAPTER)
     return Row(name, settings, grid)
 
 
@@ -131,7 +127,14 @@ def _made(config: RunConfig, settings: Settings, out: Path, name: str) -> RunCon
     places = {"out": str(out), "name": name.replace("/", "_"), "first_pass.folder": str(stored)}
     if {"epochs", "steps"} & settings.keys():
         shared |= {"epochs": None, "steps": None}
-    return make_config(shared, [*settings.items(), *places.items()], f"sweep, {out.name}")
+    made = make_config(shared, [*settings.items(), *places.items()], f"sweep.rows.{out.name}")
+    if made.method.start == Path("pretune"):
+        assert config.sweep is not None
+        if config.sweep.pretune is None:
+            raise ValueError(f"sweep.rows.{out.name}: method.start is pretune, but sweep.pretune names no file.")
+        start = config.folder / "pretune" / folder.ADAPTER
+        return made.model_copy(update={"method": made.method.model_copy(update={"start": start})})
+    return made
 
 
 def _measure(result: dict[str, Any], split: str, name: str) -> float:
