@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
@@ -20,6 +22,8 @@ from toast.training.preparing import Prepared
 
 #: Methods of which a step may leave a trained parameter out, such as a pooler that the head does not read.
 _MAY_LEAVE_OUT = ("full", "partial", "bias")
+#: What is trained is float32, so weights in another precision need autocast.
+_PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -31,11 +35,14 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     Raises:
         ValueError: If the batch cannot be split over the processes.
     """
+    precision = config.precision
+    if precision is None and os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no":
+        precision = _PRECISIONS[config.model.dtype]
     held = AcceleratorState._shared_state.get("_mixed_precision")
-    if config.precision is not None and held not in (None, config.precision):
+    if precision is not None and held not in (None, precision):
         AcceleratorState._reset_state()  # of an earlier run of this process
     accelerator = Accelerator(
-        mixed_precision=config.precision,
+        mixed_precision=precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.micro_batches, sync_with_dataloader=False
         ),
@@ -49,8 +56,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     processes = accelerator.num_processes
     if config.batch_size // config.micro_batches % processes:
         raise ValueError(
-            f"batch_size: needs batch_size / micro_batches to be a multiple of the {processes} processes; got "
-            f"{config.batch_size} / {config.micro_batches}."
+            f"batch_size: needs batch_size / micro_batches to be a multiple of the {processes} processes; "
+            f"got {config.batch_size} / {config.micro_batches}."
         )
     return accelerator
 

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from toast.training.config import ModelConfig, RunConfig
 
+#: Maps a batch to a model's arguments, positional and by name.
+Feed = Callable[[dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+
 
 @dataclass
 class Backbone:
@@ -28,7 +31,7 @@ class Backbone:
 
     model: nn.Module
     data: dict[str, Any]
-    feed: Callable[[dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+    feed: Feed
     logits: Callable[[Any], Tensor]
     tokenizer: Any = None
 
@@ -75,7 +78,7 @@ def _timm(config: ModelConfig, classes: int) -> Backbone:
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size is not None:  # timm's own answer is the size of the pre-training, whatever img_size was asked for
         data["input_size"] = (data["input_size"][0], *size)
-    return Backbone(model.to(_dtype(config)).eval(), data, _pixels, _itself)
+    return Backbone(model.to(_dtype(config)).eval(), data, _pixels(_dtype(config)), _itself)
 
 
 def _demo(config: ModelConfig, classes: int) -> Backbone:
@@ -86,7 +89,10 @@ def _demo(config: ModelConfig, classes: int) -> Backbone:
         "interpolation": "bicubic",
     }  # fmt: skip
     return Backbone(
-        load_backbone(classes, **config.options).to(_dtype(config)).eval(), data, _pixels, _itself
+        load_backbone(classes, **config.options).to(_dtype(config)).eval(),
+        data,
+        _pixels(_dtype(config)),
+        _itself,
     )
 
 
@@ -116,7 +122,7 @@ def _transformers_vision(config: ModelConfig, classes: int) -> Backbone:
         "input_size": (3, height, width), "mean": mean, "std": std, "crop_pct": 1.0, "crop_mode": "squash",
         "interpolation": "bicubic",
     }  # fmt: skip
-    return Backbone(model.eval(), data, _pixel_values, _named_logits)
+    return Backbone(model.eval(), data, _pixel_values(_dtype(config)), _named_logits)
 
 
 def _language(config: ModelConfig) -> Backbone:
@@ -146,12 +152,12 @@ def _dtype(config: ModelConfig) -> torch.dtype:
     return getattr(torch, config.dtype)  # type: ignore[no-any-return]
 
 
-def _pixels(batch: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return (batch["pixels"],), {}
+def _pixels(dtype: torch.dtype) -> Feed:
+    return lambda batch: ((batch["pixels"].to(dtype),), {})
 
 
-def _pixel_values(batch: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return (), {"pixel_values": batch["pixels"]}
+def _pixel_values(dtype: torch.dtype) -> Feed:
+    return lambda batch: ((), {"pixel_values": batch["pixels"].to(dtype)})
 
 
 def _tokens(batch: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a run is told: every setting, its default, and what it must be. Files and overrides are read elsewhere."""
+"""What a run is told: every setting, its default, and what it must be."""
 
 from __future__ import annotations
 
@@ -268,7 +268,8 @@ class RunConfig(_Section):
         batch_size: Samples of an optimiser step, over all processes and micro-batches.
         micro_batches: In how many parts a step's batch is computed (gradient accumulation).
         seed: Of parameters, order, augmentation and dropout.
-        precision: `no`, `bf16` or `fp16`; None is what `accelerate launch` says.
+        precision: `no`, `bf16` or `fp16`; None is what `accelerate launch` says, or that of the frozen
+            weights.
         checkpointing: Activation checkpointing: less memory, one more forward.
         workers: Processes that load data.
         log_every: Steps between logged losses.

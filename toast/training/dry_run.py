@@ -78,7 +78,8 @@ def _print(console: Console, config: RunConfig, model: Any, result: dict[str, An
     table.add_column("parameters", justify="right")
     for name, count in result["groups"].items():
         table.add_row(name, f"{count:,}")
-    table.add_row("all trained", f"{trained:,}", end_section=True)
+    table.add_section()
+    table.add_row("all trained", f"{trained:,}")
     table.add_row("all", f"{everything:,}")
     console.print(table)
     memory = Table(title="memory of each process, estimated", title_justify="left")
@@ -92,8 +93,8 @@ def _print(console: Console, config: RunConfig, model: Any, result: dict[str, An
     losses = ", ".join(f"{name} {value:.4f}" for name, value in result["losses"].items())
     console.print(f"samples: {result['samples']}", markup=False, highlight=False)
     console.print(
-        f"steps: {result['steps']:,} ({result['steps_per_epoch']:,} an epoch) of {config.batch_size} samples, in "
-        f"{config.micro_batches} micro-batches on {processes} process{'es' * (processes > 1)}",
+        f"steps: {result['steps']:,} ({result['steps_per_epoch']:,} an epoch) of {config.batch_size} "
+        f"samples, in {config.micro_batches} micro-batches on {processes} process{'es' * (processes > 1)}",
         highlight=False,
     )
     console.print(f"first batch: {shapes}\nits losses: {losses}", highlight=False)

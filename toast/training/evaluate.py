@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def evaluate(
     mine = range(accelerator.process_index, len(data), accelerator.num_processes)
     size = max(1, batch_size // accelerator.num_processes)
     loader = DataLoader(Subset(data, mine), batch_size=size, collate_fn=collate, num_workers=workers)
-    steps = -(-(-(-len(data) // accelerator.num_processes)) // size)
+    steps = math.ceil(math.ceil(len(data) / accelerator.num_processes) / size)
     metrics = _metrics(task, classes, accelerator.device)
     objective.eval()
     watcher = _watcher(accelerator.unwrap_model(objective).model, data) if on_target else None
@@ -128,7 +129,7 @@ def _update(metrics: Any, task: str, logits: Tensor, batch: dict[str, Any], shar
 
 
 def _watcher(model: nn.Module, data: Any) -> Any:
-    """Returns what measures attention on target; None where samples have none, or the model no such attention."""
+    """Returns what measures attention on target; None if the samples have none, or the model no such maps."""
     if "target" not in data[0]:
         return None
     from toast.training.on_target import OnTarget

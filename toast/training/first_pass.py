@@ -1,4 +1,4 @@
-"""What the frozen backbone computes of each sample, stored: TOAST's first pass, or the linear probe's features.
+"""What the frozen backbone computes of each sample, stored: TOAST's first pass, or a probe's features.
 
 The features before the head are the bottleneck features of classical transfer learning: freezing all but the
 head and training the head on them is the same, as long as nothing is drawn at random before the head.
@@ -28,11 +28,12 @@ _STATISTICS = (nn.modules.batchnorm._BatchNorm,)
 Tensors = dict[str, Tensor]
 
 
-def why_not(model: nn.Module, augmented: bool, views: int | None) -> list[str]:
+def why_not(model: nn.Module, head: nn.Module | None, augmented: bool, views: int | None) -> list[str]:
     """Returns what would make a run on stored values differ from one that computes them; empty if nothing.
 
     Args:
         model: The model that is trained.
+        head: Its head, which comes after what is stored.
         augmented: Whether training samples are drawn anew each time.
         views: A fixed number of variants a sample.
     """
@@ -51,8 +52,14 @@ def why_not(model: nn.Module, augmented: bool, views: int | None) -> list[str]:
             reasons.append(f"{name} drops at random in training (rate {rate}); create the model without")
         if isinstance(module, _STATISTICS) and module.track_running_stats and not trained:
             reasons.append(f"{name} normalises by the statistics of the batch in training")
-    if steering is not None and steering._trains_beside():
-        reasons.append("something else in the backbone is trained too, so its first pass changes")
+    behind = set() if head is None else set(head.parameters())
+    beside = [
+        name
+        for name, parameter in frozen.named_parameters()
+        if parameter.requires_grad and parameter not in behind and ".toast_" not in f".{name}"
+    ]
+    if beside:
+        reasons.append(f"{beside[0]} is trained too, so what comes before the head changes")
     return reasons
 
 
@@ -161,7 +168,8 @@ def build(
     store = Store(store_at, fingerprint, tokens, tensors)
     if limit is not None and store.size > limit * 2**30:
         say(
-            f"first pass: computed in every step; stored it needs {store.size / 2**30:.2f} GiB, of {limit} allowed"
+            f"first pass: computed in every step; stored it needs {store.size / 2**30:.2f} GiB, "
+            f"first_pass.limit is {limit}"
         )
         return None
     say(f"first pass: {count:,} samples, {store.size / 2**30:.3f} GiB, in {store_at}")

@@ -59,7 +59,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(held, dict):
-        raise ValueError(f"{path}: needs settings by name (a YAML mapping); got {type(held).__name__}.")
+        raise ValueError(  # noqa: TRY004 - a fault of the file
+            f"{path}: needs settings by name (a YAML mapping); got {type(held).__name__}."
+        )
     return held
 
 

@@ -119,8 +119,8 @@ class Loop:
 def average_replicated(accelerator: Accelerator, trained: list[nn.Parameter]) -> None:
     """Averages the gradients of parameters that a sharded model holds whole in every process.
 
-    FSDP leaves out the modules that it is told to ignore. The top-down module is one of them: all its maps are
-    needed between the two passes, outside of the blocks that hold them.
+    FSDP leaves out the modules that it is told to ignore. The top-down module is one of them: all its maps
+    are needed between the two passes, outside of the blocks that hold them.
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         return

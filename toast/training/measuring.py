@@ -68,9 +68,11 @@ def measure(
     data = getattr(splits, split)
     if data is None:
         raise ValueError(f"split: {place} names no {split} split; set data.{split}=….")
+    objective = accelerator.prepare_model(
+        Objective(model, backbone, config.task, "tune"), evaluation_mode=True
+    )
     measured = evaluate(
-        accelerator, accelerator.prepare_model(Objective(model, backbone, config.task, "tune"), evaluation_mode=True),
-        data, splits.collate, task=config.task, classes=splits.classes,
+        accelerator, objective, data, splits.collate, task=config.task, classes=splits.classes,
         batch_size=config.evaluation.batch_size or 2 * config.batch_size, workers=config.workers, name=split,
         predictions=predictions is not None, on_target=config.evaluation.attention_on_target,
     )  # fmt: skip

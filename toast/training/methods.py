@@ -186,7 +186,7 @@ _OWN: dict[str, Callable[[Backbone, RunConfig, str | None, Path | None], _Made]]
 
 
 def _grouped(model: nn.Module, named: dict[str, list[str]]) -> Groups:
-    """Returns every trained parameter in one group: TOAST's, the named ones, PEFT's head, the method's rest."""
+    """Returns every trained parameter in a group: TOAST's, the named ones, PEFT's head, the method's rest."""
     group_of = {id(parameter): group for group, parameter in _toast_groups(model)}
     by_name = {name: group for group, names in named.items() for name in names}
     groups: Groups = {}

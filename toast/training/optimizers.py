@@ -77,5 +77,5 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, ste
 
 
 def set_rates(schedule: Any, step: int) -> None:
-    """Sets the rates of a step, counted from 0: those at its middle, so that neither end is a step of rate 0."""
+    """Sets the rates of a step, counted from 0: those at its middle, so that neither end has rate 0."""
     schedule.step_update(step + 0.5)

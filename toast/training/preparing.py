@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -54,7 +55,7 @@ def prepare(config: RunConfig, stage: Stage) -> Prepared:
     if config.checkpointing:
         _checkpoint_activations(backbone.model)
     if config.method.is_toast and config.method.start is None and config.method.calibrate:
-        _calibrate(method.model, backbone, splits)
+        _calibrate(config, method.model, backbone, splits)
     head = None if method.head_name is None else _active(method.model, method.head_name)
     objective = Objective(method.model, backbone, config.task, stage, head, config.label_smoothing)
     return Prepared(backbone, splits, method, head, objective)
@@ -80,12 +81,14 @@ def open_seeded(config: RunConfig, classes: int | None) -> Backbone:
     return open_backbone(config, classes)
 
 
-def _calibrate(model: nn.Module, backbone: Backbone, splits: Splits) -> None:
+def _calibrate(config: RunConfig, model: nn.Module, backbone: Backbone, splits: Splits) -> None:
     count = len(splits.train)
     rows = sorted({index * count // _CALIBRATION for index in range(_CALIBRATION)})
     args, kwargs = backbone.feed(splits.collate([splits.train[0, row] for row in rows]))
     was_training = model.training
-    toast.calibrate(model.eval(), *args, **kwargs)
+    dtype = getattr(torch, config.model.dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        toast.calibrate(model.eval(), *args, **kwargs)
     model.train(was_training)
 
 

@@ -265,7 +265,7 @@ class Run:
         return measured
 
     def end_trackers(self) -> None:
-        """Lets trackers write; Accelerate's own end would take the processes' group from a sweep's next run."""
+        """Lets trackers write. Accelerate's own end would take the processes from the next run of a sweep."""
         if self.is_main:
             for tracker in self.accelerator.trackers:
                 tracker.finish()

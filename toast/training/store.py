@@ -103,7 +103,8 @@ class Store:
         free = shutil.disk_usage(self.folder).free
         if self.size > free:
             raise ValueError(
-                f"first_pass: {self.folder} needs {self.size / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free. "
+                f"first_pass: {self.folder} needs {self.size / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are "
+                "free. "
                 "Set first_pass.folder to a larger disk, or first_pass.mode=computed."
             )
         for name, rows in self.tensors.items():

@@ -103,4 +103,4 @@ def _reasons(config: RunConfig, stage: Stage, prepared: Prepared) -> list[str]:
     if config.task == "language" and config.method.name == "linear":
         return ["features of every token are not stored for a language model's head"]
     augmented = config.task == "vision" and config.augment.preset != "none"
-    return why_not(prepared.method.model, augmented, config.augment.views)
+    return why_not(prepared.method.model, prepared.head, augmented, config.augment.views)

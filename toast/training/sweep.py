@@ -131,7 +131,9 @@ def _made(config: RunConfig, settings: Settings, out: Path, name: str) -> RunCon
     if made.method.start == Path("pretune"):
         assert config.sweep is not None
         if config.sweep.pretune is None:
-            raise ValueError(f"sweep.rows.{out.name}: method.start is pretune, but sweep.pretune names no file.")
+            raise ValueError(
+                f"sweep.rows.{out.name}: method.start is pretune, but sweep.pretune names no file."
+            )
         start = config.folder / "pretune" / folder.ADAPTER
         return made.model_copy(update={"method": made.method.model_copy(update={"start": start})})
     return made
@@ -191,6 +193,6 @@ def as_markdown(table: dict[str, Any]) -> str:
                 *cells,
                 f"{line['trainable_parameters']:,}",
                 f"{line['step_seconds']:.0f}",
-            ]  # fmt: skip
+            ]
         )
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"

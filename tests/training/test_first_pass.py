@@ -1,0 +1,198 @@
+"""A stored first pass gives the losses of a computed one; a stale, half-built or unfitting one is seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.settings import language, losses, vision
+from toast.training.config import RunConfig
+from toast.training.run import run
+from toast.training.store import Rows, Store
+
+METHODS: dict[str, dict[str, Any]] = {
+    "toast": {"method": "toast"},
+    "steer_from": {"method": {"name": "toast", "options": {"steer_from": 1}}},
+    "select_from": {"method": {"name": "toast", "options": {"select_from": 0}}},
+    "lite": {"method": {"name": "toast-lite", "rank": 2}},
+    "linear": {"method": "linear"},
+}
+
+
+def _both(make: Any, tmp_path: Path, **settings: Any) -> tuple[RunConfig, RunConfig]:
+    computed = make(tmp_path, name="computed", **settings)
+    cached = make(tmp_path, name="cached", first_pass__mode="cached", **settings)
+    run(computed, "tune")
+    run(cached, "tune")
+    return computed, cached
+
+
+def _store(config: RunConfig) -> Path:
+    (folder,) = (config.out / "first-pass").iterdir()
+    return folder
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_losses_on_pictures_are_those_of_a_computed_first_pass(tmp_path: Path, name: str) -> None:
+    computed, cached = _both(vision, tmp_path, **METHODS[name])
+    assert losses(cached.folder) == pytest.approx(losses(computed.folder), abs=1e-6)
+    header = json.loads((_store(cached) / "header.json").read_text())
+    assert header["samples"] == 24
+    assert set(header["tensors"]) == {
+        "steer_from": {"normed", "entering"}, "linear": {"features"}
+    }.get(name, {"normed"})  # fmt: skip
+
+
+@pytest.mark.parametrize("packing", ["none", "documents", "blocks"])
+@pytest.mark.parametrize("start", [0, 1])
+def test_losses_on_text_are_those_of_a_computed_first_pass(tmp_path: Path, packing: str, start: int) -> None:
+    settings = {
+        "data.packing": packing,
+        "method": {"name": "toast", "options": {"steer_from": start}},
+        "batch_size": 2,
+    }
+    settings["data.block"] = 64 if packing == "documents" else 24
+    computed, cached = _both(language, tmp_path, **settings)
+    assert losses(cached.folder) == pytest.approx(losses(computed.folder), abs=1e-6)
+
+
+def test_a_fixed_number_of_views_is_stored(tmp_path: Path) -> None:
+    settings = {"augment.preset": "crop-flip", "augment.views": 2, "epochs": 3}
+    computed, cached = _both(vision, tmp_path, **settings)
+    assert losses(cached.folder) == pytest.approx(losses(computed.folder), abs=1e-6)
+    assert json.loads((_store(cached) / "header.json").read_text())["samples"] == 48
+
+
+def test_it_is_stored_in_the_precision_of_the_run(tmp_path: Path) -> None:
+    config = vision(tmp_path, precision="bf16", model__dtype="bfloat16", first_pass__mode="cached")
+    run(config, "tune")
+    assert json.loads((_store(config) / "header.json").read_text())["tensors"]["normed"][1] == "bfloat16"
+
+
+def test_a_second_run_reads_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(vision(tmp_path, name="one", first_pass__mode="cached"), "tune")
+    monkeypatch.setattr(Store, "write", lambda *_: pytest.fail("computed again"))
+    run(vision(tmp_path, name="two", first_pass__mode="cached", optimizer__learning_rate=1e-3), "tune")
+
+
+def test_a_half_built_one_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of four samples; the power goes at the fourth part."""
+    monkeypatch.setattr("toast.training.store._PART", 4)
+    written: list[int] = []
+    write = Store.write
+
+    def until(self: Store, part: int, samples: Any) -> None:
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(part)
+        write(self, part, samples)
+
+    monkeypatch.setattr(Store, "write", until)
+    config = vision(tmp_path, name="run", first_pass__mode="cached")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, "tune")
+    rest: list[int] = []
+    monkeypatch.setattr(
+        Store, "write", lambda self, part, samples: (rest.append(part), write(self, part, samples))
+    )
+    run(config, "tune")
+    assert (written, rest) == ([0, 1, 2], [3, 4, 5])
+    computed = vision(tmp_path, name="computed")
+    run(computed, "tune")
+    assert losses(config.folder) == pytest.approx(losses(computed.folder), abs=1e-6)
+
+
+def test_a_stale_one_is_refused(tmp_path: Path) -> None:
+    config = vision(tmp_path, first_pass__mode="cached")
+    run(config, "tune")
+    place = _store(config) / "header.json"
+    header = json.loads(place.read_text())
+    header["fingerprint"]["backbone"] = "another"
+    place.write_text(json.dumps(header))
+    with pytest.raises(ValueError, match="computed from another backbone. Delete the folder"):
+        run(vision(tmp_path, name="again", first_pass__mode="cached"), "tune")
+
+
+def test_other_data_or_weights_are_stored_elsewhere(tmp_path: Path) -> None:
+    def stores(**settings: Any) -> int:
+        run(vision(tmp_path, name=str(settings), first_pass__mode="cached", **settings), "tune")
+        return len(list((tmp_path / "runs" / "first-pass").iterdir()))
+
+    assert stores() == 1
+    assert stores(epochs=1) == 1
+    assert stores(seed=1) == 2  # a random backbone has other weights
+    assert stores(data__limit=16) == 3
+    assert stores(method={"name": "toast", "options": {"steer_from": 1}}) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"augment.preset": "flip"}, "augmentation draws each sample anew.*augment.views"),
+        (
+            {"model.options.drop_path_rate": 0.1},
+            r"blocks\.1\.drop_path1 drops at random in training \(rate 0\.05",
+        ),
+        ({"model.options.proj_drop_rate": 0.1}, "drops at random in training"),
+    ],
+)
+def test_what_would_differ_is_refused_or_computed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=f"(?s)what is stored would differ.*{reason}"):
+        run(vision(tmp_path, first_pass__mode="cached", **settings), "tune")
+    auto = vision(tmp_path, name="auto", first_pass__mode="auto", **settings)
+    run(auto, "tune")
+    assert "computed in every step, for what is stored would differ" in capsys.readouterr().out
+    assert not (tmp_path / "runs" / "first-pass").exists()
+
+
+def test_auto_stores_up_to_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(vision(tmp_path, name="small", first_pass__mode="auto", first_pass__limit=1e-6), "tune")
+    assert "stored it needs" in capsys.readouterr().out
+    run(vision(tmp_path, name="large", first_pass__mode="auto"), "tune")
+    assert "24 samples, 0.000 GiB, in" in capsys.readouterr().out
+
+
+def test_pre_tuning_computes_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pre-tuning measures the task loss on the first pass's output"):
+        run(vision(tmp_path, first_pass__mode="cached"), "pretune")
+
+
+def test_bad_pictures_are_left_out(tmp_path: Path) -> None:
+    vision(tmp_path)
+    bad = sorted((tmp_path / "pictures" / "train").rglob("*.png"))[5]
+    bad.write_bytes(b"nothing")
+    computed, cached = _both(vision, tmp_path, data__bad_share=0.1)
+    assert losses(cached.folder) == pytest.approx(losses(computed.folder), abs=1e-6)
+
+
+def test_rows_of_a_store_come_back(tmp_path: Path) -> None:
+    tensors = {"a": Rows((None, 3), "bfloat16"), "b": Rows((None, 2), "float64")}
+    store = Store(tmp_path, {"x": 1}, [2, 4, 1], tensors)
+    store.create()
+    held = {
+        "a": [torch.randn(n, 3).bfloat16() for n in (2, 4, 1)],
+        "b": [torch.randn(n, 2, dtype=torch.float64) for n in (2, 4, 1)],
+    }
+    assert store.size == 7 * (3 * 2 + 2 * 8)
+    assert store.missing() == [0]
+    store.write(0, held)
+    again = Store(tmp_path, {"x": 1}, [2, 4, 1], tensors)
+    again.create()
+    assert again.missing() == []
+    read = again.read([2, 1])
+    assert read["a"].shape == (2, 4, 3)
+    assert torch.equal(read["a"][1], held["a"][1]) and torch.equal(read["b"][0, :1], held["b"][2])
+    assert not read["a"][0, 1:].any()
+
+
+def test_no_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", {}, [10**12], {"a": Rows((None, 1024), "float32")})
+    with pytest.raises(ValueError, match="needs .* GiB, .* GiB are free"):
+        store.create()
+    assert not list((tmp_path / "store").iterdir())
