@@ -18,10 +18,13 @@ _EXPORTS = {
     "ToastModel": "toast.model",
     "Trace": "toast.tracing",
     "calibrate": "toast.wrapping",
+    "compare": "toast.visual.comparing",
     "first_pass": "toast.stored",
     "fuse": "toast.fusing",
     "given_first_pass": "toast.stored",
     "load_official": "toast.official",
+    "load_run": "toast.training.loaded",
+    "look": "toast.visual.maps",
     "pretraining_loss": "toast.objectives",
     "probe": "toast.probing",
     "reconstruction_loss": "toast.objectives",
@@ -29,6 +32,8 @@ _EXPORTS = {
     "save_adapter": "toast.saving",
     "trace": "toast.tracing",
     "unfuse": "toast.fusing",
+    "visualize": "toast.visual.visualizing",
+    "visualize_text": "toast.visual.text_files",
     "wrap": "toast.wrapping",
 }
 
@@ -49,6 +54,11 @@ if TYPE_CHECKING:
     from toast.stored import given_first_pass as given_first_pass
     from toast.tracing import Trace as Trace
     from toast.tracing import trace as trace
+    from toast.training.loaded import load_run as load_run
+    from toast.visual.comparing import compare as compare
+    from toast.visual.maps import look as look
+    from toast.visual.text_files import visualize_text as visualize_text
+    from toast.visual.visualizing import visualize as visualize
     from toast.wrapping import calibrate as calibrate
     from toast.wrapping import wrap as wrap
 

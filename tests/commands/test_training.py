@@ -17,6 +17,8 @@ from toast.training.run import run
 
 def _call(*arguments: object) -> tuple[int, str, str]:
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if done.exit_code == 1 and done.exception is not None:
+        raise done.exception
     return done.exit_code, done.stdout, done.stderr
 
 

@@ -120,6 +120,7 @@ class MethodConfig(_Section):
         prompts: Of `vpt-shallow` and `vpt-deep`.
         freeze: Of `partial`: how many of the first blocks stay frozen.
         head: Whether the head is trained; None is yes for vision, no for language.
+        head_bias: What each class's bias starts from; None leaves the library's (official: −log 99).
         calibrate: `toast` and `toast-lite` from nothing: set the task embedding to a mean feature.
         options: Further fields of the method's configuration (`ToastConfig`, PEFT's `LoraConfig`).
     """
@@ -132,6 +133,7 @@ class MethodConfig(_Section):
     prompts: Annotated[int, Field(gt=0)] = 10
     freeze: Annotated[int, Field(ge=0)] = 0
     head: bool | None = None
+    head_bias: float | None = None
     calibrate: bool = True
     options: dict[str, Any] = {}
 

@@ -47,7 +47,7 @@ def dry_run(config: RunConfig, stage: Stage, console: Console | None = None) -> 
     def forward(given: dict[str, Any]) -> None:
         with accelerator.autocast():
             out = objective(given, float(len(mine)))
-        losses.update({name: float(value) for name, value in out.items()})
+        losses.update({name: float(value.detach()) for name, value in out.items()})
 
     kept = kept_for_backward(objective, held, forward)
     groups = {

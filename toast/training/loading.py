@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -31,6 +32,9 @@ _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
 )
 
 
+_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
+
+
 def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Reads a configuration.
 
@@ -52,7 +56,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML file that holds settings by name.
 
     Raises:
-        ValueError: If it is no YAML, or something else than settings.
+        ValueError: If it is no YAML, something else than settings, or names an environment variable that is
+            not set.
     """
     try:
         held = yaml.load(path.read_text(), _Loader)
@@ -62,7 +67,28 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(  # noqa: TRY004 - a fault of the file
             f"{path}: needs settings by name (a YAML mapping); got {type(held).__name__}."
         )
-    return held
+    return {key: _expanded(value, f"{path}: {key}") for key, value in held.items()}
+
+
+def _expanded(value: Any, place: str) -> Any:
+    """Fills environment variables, `$NAME` or `${NAME}`, into text.
+
+    Raises:
+        ValueError: If one is not set.
+    """
+    if isinstance(value, dict):
+        return {key: _expanded(held, f"{place}.{key}") for key, held in value.items()}
+    if isinstance(value, list):
+        return [_expanded(held, place) for held in value]
+    if not isinstance(value, str) or "$" not in value:
+        return value
+    filled = os.path.expandvars(value)
+    if missing := _VARIABLE.search(filled):
+        raise ValueError(
+            f"{place}: the environment variable {missing[1]} is not set; got {value!r}. "
+            f"Set it (export {missing[1]}=…), or give the value itself."
+        )
+    return filled
 
 
 def parse_override(text: str) -> tuple[str, Any]:

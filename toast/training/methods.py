@@ -56,7 +56,9 @@ def apply_method(backbone: Backbone, config: RunConfig, stage: str, folder: Path
     if stage == "pretune" and method.name != "toast":
         raise ValueError(f"method: pre-tuning trains the whole top-down module, toast; got {method.name!r}.")
     backbone.model.requires_grad_(False)
-    head_name, _ = head_of(backbone.model)
+    head_name, head = head_of(backbone.model)
+    if method.head_bias is not None:
+        _set_bias(head, method.head_bias)
     trains_head = method.head
     if trains_head is None:
         trains_head = config.task == "vision" or method.name in ("linear", "partial", "full")
@@ -69,6 +71,13 @@ def apply_method(backbone: Backbone, config: RunConfig, stage: str, folder: Path
     if not groups:
         raise ValueError(f"method: {method.name} leaves nothing to train in {type(model).__name__}.")
     return Method(model, groups, head_name)
+
+
+def _set_bias(head: nn.Module, value: float) -> None:
+    bias = getattr(head, "bias", None)
+    if not isinstance(bias, nn.Parameter):
+        raise ValueError(f"method.head_bias: {type(head).__name__} has no bias.")
+    nn.init.constant_(bias, value)
 
 
 _Made = tuple[nn.Module, dict[str, list[str]]]

@@ -1,0 +1,246 @@
+"""Pictures to look at, with their targets, as a model takes them: of a run's split, or a user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from toast.data.vision import BadSample, Transform, VisionSource, open_vision
+from toast.data.vision.boxes import read_boxes
+from toast.data.vision.decoding import decode
+from toast.data.vision.source import Box
+from toast.training.config import RunConfig
+from toast.training.data import vision_sources
+from toast.visual.preparing import open_picture
+
+#: Files of boxes, and the folder of masks, that lie beside pictures.
+BOXES = ("boxes.json", "boxes.csv")
+MASKS = "masks"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture.
+
+    Args:
+        name: What it is called.
+        pixels: As the model takes them, `(channels, height, width)`.
+        target: The share of each pixel that belongs to what counts, `(height, width)`, 0 to 1; None if that
+            is not known.
+        label: Its class; None if it is not known.
+    """
+
+    name: str
+    pixels: Tensor
+    target: Tensor | None = None
+    label: int | None = None
+
+    @property
+    def box(self) -> list[float] | None:
+        """What is drawn around the target, to a pixel: x0, y0, x1, y1; None where nothing of it is seen."""
+        if self.target is None or not bool((self.target >= 0.5).any()):
+            return None
+        inside = (self.target >= 0.5).nonzero()
+        (y0, x0), (y1, x1) = inside.amin(0).tolist(), inside.amax(0).tolist()
+        return [x0, y0, x1 + 1, y1 + 1]
+
+
+def open_split(config: RunConfig, split: str) -> VisionSource:
+    """Opens the pictures of a run's split, and no other split where that can be avoided.
+
+    Raises:
+        ValueError: If the run has no such split, or it cannot be opened.
+    """
+    if split not in ("validation", "test"):
+        raise ValueError(f"split: needs validation or test; got {split!r}.")
+    data = config.data
+    named = data.validation if split == "validation" else data.test
+    if named is not None:
+        return open_vision(data.source, root=data.root, name=data.name, split=named, **data.options)
+    cut: VisionSource | None = None
+    if split == "validation" and data.validation_share:
+        cut = vision_sources(config)[split]
+    if cut is None:
+        raise ValueError(
+            f"split: {config.name} names no {split} split; pass pictures of your own, or another --split."
+        )
+    return cut
+
+
+def of_split(
+    source: VisionSource, transform: Transform, most: int | None, skipped: Callable[[str], None]
+) -> Iterator[Sample]:
+    """Yields pictures of a split, spread over it.
+
+    Args:
+        source: The split.
+        transform: How a picture is prepared.
+        most: How many at most; None is all.
+        skipped: Told of each picture that cannot be decoded, and why.
+    """
+    count = len(source)
+    some = count if most is None else min(most, count)
+    for index in (place * count // some for place in range(some)):
+        try:
+            found = source[index]
+        except BadSample as bad:
+            skipped(str(bad))
+            continue
+        target = None if found.box is None else transform.mask(found.box, found.image.size)
+        yield Sample(_without_suffix(found.name), transform(found.image), target, found.label)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture's file.
+
+    Args:
+        path: The file.
+        root: The folder that the user named, or that the named file lies in.
+    """
+
+    path: Path
+    root: Path
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders that it lies in, up to the root."""
+        return [self.path.parent, *(p for p in self.path.parent.parents if p.is_relative_to(self.root))]
+
+
+def find_pictures(places: Iterable[Path]) -> list[Found]:
+    """Finds the files of pictures; folders are walked, but for what is hidden and for masks.
+
+    Args:
+        places: Files and folders.
+
+    Raises:
+        ValueError: If one is not there, or a folder holds no picture.
+    """
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    found: list[Found] = []
+    for place in places:
+        if place.is_file():
+            found.append(Found(place, place.parent))
+            continue
+        if not place.is_dir():
+            raise ValueError(f"images: there is no file or folder {str(place)!r}.")
+        inside = sorted(
+            path
+            for path in place.rglob("*")
+            if path.suffix.lower() in IMG_EXTENSIONS
+            and not any(part.startswith(".") or part == MASKS for part in path.relative_to(place).parts)
+        )
+        if not inside:
+            raise ValueError(f"images: the folder {place} holds no picture ({', '.join(IMG_EXTENSIONS)}).")
+        found += [Found(path, place) for path in inside]
+    return found
+
+
+def of_files(
+    found: Sequence[Found], transform: Transform, skipped: Callable[[str], None]
+) -> Iterator[Sample]:
+    """Yields pictures with what lies beside them of their targets.
+
+    That is a `boxes.json` or `boxes.csv` in a folder that the picture lies in, up to the one that was named,
+    in pixels of the file, under the picture's path from there; or a grey picture of the same size,
+    `masks/PATH.png`, white where the target is.
+
+    Args:
+        found: The files.
+        transform: How a picture is prepared.
+        skipped: Told of each picture that cannot be read, and why.
+
+    Raises:
+        ValueError: If a file of boxes is malformed, or a mask has another size than its picture.
+    """
+    boxes_in = cache(_boxes_in)
+    for each in found:
+        box = next((b for at in each.folders if (b := boxes_in(at).get(each.path)) is not None), None)
+        mask = next((m for at in each.folders if (m := _mask_in(at, each.path)).is_file()), None)
+        try:
+            # Places are counted in the file's pixels, so only without them it is turned as its camera says.
+            has_target = box is not None or mask is not None
+            picture = decode(each.path, str(each.path)) if has_target else open_picture(each.path)
+        except ValueError as error:
+            skipped(str(error))
+            continue
+        target = None
+        if box is not None:
+            target = transform.mask(box, picture.size)
+        elif mask is not None:
+            target = _prepared_mask(mask, picture, transform)
+        name = each.path.relative_to(each.root)
+        yield Sample(_without_suffix(name.as_posix()), transform(picture), target)
+
+
+def _boxes_in(folder: Path) -> Mapping[Path, Box]:
+    """Returns the boxes that the files of a folder hold, by picture."""
+    files = [folder / name for name in BOXES if (folder / name).is_file()]
+    return {folder / name: box for file in files for name, box in read_boxes(file).items()}
+
+
+def _mask_in(folder: Path, path: Path) -> Path:
+    return (folder / MASKS / path.relative_to(folder)).with_suffix(".png")
+
+
+def _prepared_mask(file: Path, picture: Any, transform: Transform) -> Tensor:
+    from torchvision.transforms import functional
+
+    mask: Image.Image = decode(file, str(file))
+    if mask.size != picture.size:
+        raise ValueError(f"{file}: a mask needs the size of its picture, {picture.size}; got {mask.size}.")
+    target: Tensor = functional.to_tensor(transform.geometry(mask))[0]
+    return target
+
+
+def _without_suffix(name: str) -> str:
+    return str(Path(name).with_suffix(""))
+
+
+def batches(
+    samples: Iterable[Sample], size: int, without: Callable[[str], None]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields batches of those pictures whose target is in sight.
+
+    Args:
+        samples: The pictures.
+        size: Pictures of a batch; the last one may have fewer.
+        without: Told the name of each picture that has no target, or none that the preparation leaves.
+
+    Yields:
+        Pixels `(batch, channels, height, width)` and targets `(batch, height, width)`.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    held: list[tuple[Tensor, Tensor]] = []
+    count, targets = 0, 0
+    for count, sample in enumerate(samples, 1):  # noqa: B007 - how many there were
+        if sample.target is None or not bool(sample.target.any()):
+            without(sample.name)
+            continue
+        targets += 1
+        held.append((sample.pixels, sample.target))
+        if len(held) == size:
+            yield _stacked(held)
+            held = []
+    if held:
+        yield _stacked(held)
+    if not targets:
+        raise ValueError(
+            f"targets: none of {count} pictures has one in sight; needs {' or '.join(BOXES)} beside them, "
+            f"with their paths from there, or grey pictures in {MASKS}/, white where the target is."
+        )
+
+
+def _stacked(held: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.stack([pixels for pixels, _ in held]), torch.stack([target for _, target in held])
