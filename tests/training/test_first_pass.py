@@ -113,7 +113,7 @@ def test_a_stale_one_is_refused(tmp_path: Path) -> None:
     header = json.loads(place.read_text())
     header["fingerprint"]["backbone"] = "another"
     place.write_text(json.dumps(header))
-    with pytest.raises(ValueError, match="computed from another backbone. Delete the folder"):
+    with pytest.raises(ValueError, match=r"computed from another backbone\. Delete the folder"):
         run(vision(tmp_path, name="again", first_pass__mode="cached"), "tune")
 
 
@@ -193,6 +193,6 @@ def test_rows_of_a_store_come_back(tmp_path: Path) -> None:
 
 def test_no_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
     store = Store(tmp_path / "store", {}, [10**12], {"a": Rows((None, 1024), "float32")})
-    with pytest.raises(ValueError, match="needs .* GiB, .* GiB are free"):
+    with pytest.raises(ValueError, match=r"needs .* GiB, .* GiB are free"):
         store.create()
     assert not list((tmp_path / "store").iterdir())

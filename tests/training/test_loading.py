@@ -60,10 +60,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.yaml is not there"):
         load_config(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
-    with pytest.raises(ValueError, match="needs settings by name .* got list"):
+    with pytest.raises(ValueError, match=r"needs settings by name .* got list"):
         load_config(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     with pytest.raises(ValueError, match=r"broken\.yaml is no YAML"):
         load_config(tmp_path / "broken.yaml")
-    with pytest.raises(ValueError, match="needs key=value.*'seed'"):
+    with pytest.raises(ValueError, match=r"needs key=value.*'seed'"):
         parse_override("seed")

@@ -83,6 +83,27 @@ def test_biases_that_are_not_there_are_refused(tmp_path: Path) -> None:
         run(language(tmp_path, method="bias"), "tune")
 
 
+def test_packed_documents_that_see_each_other_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(
+        language(tmp_path, name="apart", data__packing="documents", data__block=64, batch_size=2, epochs=1),
+        "tune",
+    )
+    assert "see each other" not in capsys.readouterr().out
+    # Prompt tuning makes positions of its own.
+    settings = {
+        "method": "vpt-shallow",
+        "data.packing": "documents",
+        "data.block": 60,
+        "batch_size": 2,
+        "epochs": 1,
+    }
+    with pytest.warns(UserWarning, match="[Pp]osition ids"):
+        run(language(tmp_path, name="joined", **settings), "tune")
+    assert "see each other" in capsys.readouterr().out
+
+
 def test_pretuning_then_tuning(tmp_path: Path) -> None:
     generic = vision(tmp_path, name="generic", epochs=6, optimizer__learning_rate=3e-3, stage="pretune")
     result = run(generic, "pretune")

@@ -70,6 +70,8 @@ class Run:
         self.accelerator: Accelerator = make_accelerator(config)
         self.prepared = prepare(config, stage)
         self.splits = self.prepared.splits
+        if config.task == "language" and config.data.packing == "documents":
+            self.say_leaks()
         self.stored = stored_first_pass(config, stage, self.accelerator, self.prepared, self.say)
         self.order = EpochBatches(
             len(self.splits.train),
@@ -116,6 +118,16 @@ class Run:
         """Shows a line, once for all processes."""
         if self.is_main:
             tqdm.write(text)
+
+    def say_leaks(self) -> None:
+        """Says so if packed documents see each other, which depends on the attention kernel and the method."""
+        from toast.data.language import leaks
+
+        if leaks(self.prepared.method.model, len(self.prepared.backbone.tokenizer)):
+            self.say(
+                "packed documents see each other in this model: its attention takes no notice of positions that "
+                "start again. Load it with attn_implementation=sdpa, or set data.packing=none."
+            )
 
     def execute(self, resume: bool) -> dict[str, Any]:
         """Does all of it; see `run`."""
