@@ -1,4 +1,4 @@
-"""Measures a run on several processes: `accelerate launch scripts/evaluate.py --config RUN [KEY=VALUE]...`."""
+"""Measures a run on processes: `accelerate launch scripts/evaluate.py --config RUN [KEY=VALUE]...`."""
 
 from toast.commands.training import evaluate, script
 

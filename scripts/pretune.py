@@ -1,4 +1,7 @@
-"""Stage one on one or several processes: `accelerate launch scripts/pretune.py --config CONFIG [KEY=VALUE]...`."""
+"""Stage one on any number of processes.
+
+accelerate launch scripts/pretune.py --config CONFIG [KEY=VALUE]...
+"""
 
 from toast.commands.training import pretune, script
 

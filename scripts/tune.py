@@ -1,4 +1,7 @@
-"""Stage two on one or several processes: `accelerate launch scripts/tune.py --config CONFIG [KEY=VALUE]...`."""
+"""Stage two on any number of processes.
+
+accelerate launch scripts/tune.py --config CONFIG [KEY=VALUE]...
+"""
 
 from toast.commands.training import script, tune
 

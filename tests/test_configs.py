@@ -1,4 +1,4 @@
-"""Every shipped configuration is read, says its command and score, and the offline ones run as far as they can."""
+"""Every shipped configuration is read, and says its command and score; the embedded ones run."""
 
 from __future__ import annotations
 

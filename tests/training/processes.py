@@ -35,7 +35,8 @@ def on_two_processes(config: RunConfig, sharded: str | None = None, resume: bool
 def _process(rank: int, port: int, config: RunConfig, sharded: str | None, resume: bool) -> None:
     os.environ |= {
         "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
     }  # fmt: skip
     for state in (AcceleratorState, PartialState):
         state._shared_state.clear()

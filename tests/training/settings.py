@@ -74,7 +74,8 @@ def write_language_model(place: Path) -> Path:
     ).save_pretrained(place)
     config = LlamaConfig(
         vocab_size=len(words), hidden_size=24, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(place)
     return place

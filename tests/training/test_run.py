@@ -84,23 +84,14 @@ def test_biases_that_are_not_there_are_refused(tmp_path: Path) -> None:
 
 
 def test_packed_documents_that_see_each_other_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(
-        language(tmp_path, name="apart", data__packing="documents", data__block=64, batch_size=2, epochs=1),
-        "tune",
-    )
+    settings = {"data.packing": "documents", "data.block": 60, "batch_size": 2, "epochs": 1}
+    run(language(tmp_path, name="apart", **settings), "tune")
     assert "see each other" not in capsys.readouterr().out
     # Prompt tuning makes positions of its own.
-    settings = {
-        "method": "vpt-shallow",
-        "data.packing": "documents",
-        "data.block": 60,
-        "batch_size": 2,
-        "epochs": 1,
-    }
     with pytest.warns(UserWarning, match="[Pp]osition ids"):
-        run(language(tmp_path, name="joined", **settings), "tune")
+        run(language(tmp_path, name="joined", method="vpt-shallow", **settings), "tune")
     assert "see each other" in capsys.readouterr().out
 
 
@@ -158,7 +149,8 @@ def test_a_run_folder_holds_what_is_promised(tmp_path: Path) -> None:
     run(config, "tune")
     names = {path.name for path in config.folder.iterdir()}
     assert names >= {
-        "config.yaml", "environment.json", "metrics.jsonl", "adapter", "checkpoints", "result.json", "labels.json",
+        "config.yaml", "environment.json", "metrics.jsonl", "adapter", "checkpoints", "result.json",
+        "labels.json",
         "predictions.jsonl", "tensorboard",
     }  # fmt: skip
     assert not [name for name in names if name.startswith(".")]

@@ -30,7 +30,8 @@ def _config(tmp_path: Path, **settings: Any) -> RunConfig:
     generic = vision(tmp_path, **{**settings, "name": "generic", "epochs": 1})
     (tmp_path / "generic.yaml").write_text(to_yaml(generic))
     section = {
-        "rows": ROWS, "grid": {"optimizer.learning_rate": [1e-2]}, "seeds": 2, "pretune": str(tmp_path / "generic.yaml"),
+        "rows": ROWS, "grid": {"optimizer.learning_rate": [1e-2]}, "seeds": 2,
+        "pretune": str(tmp_path / "generic.yaml"),
         "select_by": "loss",
     }  # fmt: skip
     return vision(tmp_path, name="sweep", sweep=section, data__validation_share=0.25, **settings)
@@ -77,7 +78,7 @@ def test_the_loss_is_selected_by_its_least(tmp_path: Path) -> None:
     line = sweep(config)["rows"]["linear"]
     assert line["validation"] == min(line["searched"])
     config.sweep.select_by = "speed"
-    with pytest.raises(ValueError, match="'speed' was not measured; there are .*accuracy"):
+    with pytest.raises(ValueError, match=r"'speed' was not measured; there are .*accuracy"):
         sweep(config)
 
 

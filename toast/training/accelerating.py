@@ -35,7 +35,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     Raises:
         ValueError: If the batch cannot be split over the processes.
     """
-    precision = config.precision
+    precision: str | None = config.precision
     if precision is None and os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no":
         precision = _PRECISIONS[config.model.dtype]
     held = AcceleratorState._shared_state.get("_mixed_precision")

@@ -167,4 +167,5 @@ def _fields(place: tuple[Any, ...]) -> list[str]:
 
 def to_yaml(config: RunConfig) -> str:
     """Returns a configuration as YAML, defaults included; reading it gives the same configuration."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text

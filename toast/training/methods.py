@@ -74,8 +74,8 @@ def apply_method(backbone: Backbone, config: RunConfig, stage: str, folder: Path
 
 
 def _set_bias(head: nn.Module, value: float) -> None:
-    bias = getattr(head, "bias", None)
-    if not isinstance(bias, nn.Parameter):
+    bias: nn.Parameter | None = getattr(head, "bias", None)
+    if bias is None:
         raise ValueError(f"method.head_bias: {type(head).__name__} has no bias.")
     nn.init.constant_(bias, value)
 

@@ -120,13 +120,13 @@ class Run:
             tqdm.write(text)
 
     def say_leaks(self) -> None:
-        """Says so if packed documents see each other, which depends on the attention kernel and the method."""
+        """Says so if packed documents see each other, which depends on attention kernel and method."""
         from toast.data.language import leaks
 
         if leaks(self.prepared.method.model, len(self.prepared.backbone.tokenizer)):
             self.say(
-                "packed documents see each other in this model: its attention takes no notice of positions that "
-                "start again. Load it with attn_implementation=sdpa, or set data.packing=none."
+                "packed documents see each other in this model: its attention takes no notice of positions "
+                "that start again. Load it with attn_implementation=sdpa, or set data.packing=none."
             )
 
     def execute(self, resume: bool) -> dict[str, Any]:
