@@ -299,9 +299,11 @@ class Run:
         """Goes to the newest checkpoint; returns the steps that were made."""
         newest = checkpoints.newest_checkpoint(self.place / folder.CHECKPOINTS)
         if newest is None:
-            if self.is_main and (self.place / folder.METRICS).is_file():
-                folder.cut_metrics(self.place, 0)
-            self.say(f"{self.place} has no checkpoint yet; starting from the beginning")
+            if (self.place / folder.METRICS).is_file():
+                self.say(f"{self.place} has no checkpoint yet; starting from the beginning")
+                if self.is_main:
+                    folder.cut_metrics(self.place, 0)
+            self.accelerator.wait_for_everyone()
             return 0
         progress = checkpoints.load_checkpoint(self.accelerator, newest)
         if progress["total"] != self.total:
