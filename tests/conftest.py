@@ -5,36 +5,59 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+# Heavy libraries are imported by the fixtures: the process that hands the tests out would wait for them.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # No test may reach for a hub; set before the libraries are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import pytest
-import torch
-from safetensors import safe_open
-from torch import Tensor
-
 DATA = Path(__file__).parent / "data"
 
-# The models are tiny: threads of one operator would only wait for each other.
-torch.set_num_threads(1)
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The models are tiny: threads of one operator would only wait for each other."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test starts from the same random state."""
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def official() -> Callable[[str], tuple[dict[str, Tensor], dict[str, str]]]:
     """Reads one run of the official implementation: tensors by name, and the sizes."""
+    from safetensors import safe_open
 
     def read(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(DATA / f"{name}.safetensors", "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
 
     return read
+
+
+@pytest.fixture
+def adapters_of_transformers() -> None:
+    """The adapter methods of transformers' models; skipped where they refuse PEFT as installed, LoRA too."""
+    import peft
+    import transformers
+    from packaging.version import Version
+    from transformers.integrations.peft import MIN_PEFT_VERSION
+
+    needed, there = Version(MIN_PEFT_VERSION), Version(peft.__version__)
+    if there < needed:
+        pytest.skip(f"transformers {transformers.__version__} refuses PEFT below {needed}; there is {there}")
 
 
 @pytest.fixture

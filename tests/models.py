@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import timm
@@ -10,6 +11,13 @@ import transformers
 from torch import Tensor, nn
 
 WIDTH, DEPTH, VOCABULARY = 24, 3, 37
+
+#: Name of the argument that takes a cache and of the output's field; another before transformers 5.24.
+CACHE = next(
+    name
+    for name in inspect.signature(transformers.LlamaForCausalLM.forward).parameters
+    if name in ("cache", "past_key_values")
+)
 
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"num_key_value_heads": 3}),

@@ -352,6 +352,7 @@ def test_a_failure_at_the_very_end_undoes_everything(monkeypatch) -> None:
         toast.wrap(model, modules_to_save=["head"])
 
 
+@pytest.mark.usefixtures("adapters_of_transformers")
 def test_transformers_can_try_again_after_a_refusal() -> None:
     with refused(model := decoder(), "select_from: needs a block from 0 to 2; got 7"):
         model.add_adapter(ToastConfig(select_from=7))

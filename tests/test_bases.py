@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 import toast
-from tests.models import DEPTH, awaken, decoder, images, tokens, vit
+from tests.models import CACHE, DEPTH, awaken, decoder, images, tokens, vit
 from tests.steered import call, gradients, trained
 from toast.model import find_steering
 
@@ -251,6 +251,9 @@ AWAY = {
 }
 
 
+LITE_TWICE = {"lora_rank": 2, "value_bias": "twice"}
+
+
 def offload(model: Any, how: str, kind: str, folder: Path) -> Any:
     """Accelerate takes the weights away and fetches them in `forward`, all of them or some blocks'."""
     if how == "cpu":
@@ -260,17 +263,23 @@ def offload(model: Any, how: str, kind: str, folder: Path) -> Any:
     prefix = "base_model.model." if isinstance(model, PeftModel) else ""
     places = {prefix + name: "cpu" for name in SPLITS[kind]} | {prefix + n: "disk" for n in AWAY[kind]}
     return accelerate.dispatch_model(
-        model, places, main_device="cpu", offload_dir=folder, force_hooks=True, skip_keys="past_key_values"
+        model, places, main_device="cpu", offload_dir=folder, force_hooks=True, skip_keys=CACHE
     )
 
 
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize(
-    ("how", "options"),
-    [("cpu", {}), ("disk", {}), ("split", {}), ("split", {"lora_rank": 2, "value_bias": "twice"})],
-    ids=["cpu", "disk", "split", "split-lite"],
+    ("how", "options", "wrapped_first"),
+    [
+        ("cpu", {}, False),
+        ("disk", {}, False),
+        ("split", {}, False),
+        ("split", LITE_TWICE, False),
+        ("disk", {}, True),
+        ("split", LITE_TWICE, True),
+    ],
+    ids=["cpu", "disk", "split", "split-lite", "disk-wrapped-first", "split-lite-wrapped-first"],
 )
-@pytest.mark.parametrize("wrapped_first", [False, True], ids=["offloaded-first", "wrapped-first"])
 def test_an_offloaded_base_is_steered_alike(
     kind: str, how: str, options, wrapped_first: bool, tmp_path
 ) -> None:

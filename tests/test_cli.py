@@ -83,7 +83,11 @@ def test_the_app_has_the_documented_commands() -> None:
     assert {c.name or c.callback.__name__ for c in app.registered_commands} == {
         "benchmark",
         "demo",
+        "evaluate",
         "families",
         "generate",
         "import_official",
+        "pretune",
+        "sweep",
+        "tune",
     }

@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import nn
 
 import toast
-from tests.models import DEPTH, decoder, images, tokens, vit
+from tests.models import CACHE, DEPTH, decoder, images, tokens, vit
 from tests.steered import assert_same, blocks_of, call, checkpoint, gradients, inputs, steer, steered, trained
 from tests.zoo import build
 from toast.model import find_steering
@@ -86,7 +86,7 @@ def test_generation(kind: str, steer_from: int, select_from: int | None, cache: 
     text = tokens(2)
     mask = torch.ones_like(text)
     mask[0, :3] = 0
-    for options in ({}, {"num_beams": 3}, {"attention_mask": mask}):
+    for options in ({}, {"num_beams": 3, "attention_mask": mask}):
         given = {"attention_mask": torch.ones_like(text), "max_new_tokens": 6, "do_sample": False} | options
         cached = model.generate(text, **given, cache_implementation=cache)
         assert torch.equal(cached, model.generate(text, **given, use_cache=False))
@@ -95,13 +95,14 @@ def test_generation(kind: str, steer_from: int, select_from: int | None, cache: 
 def test_one_cache_layer_for_what_runs_once() -> None:
     model = steer(bare("llama"), "llama", steer_from=2)
     out = model(tokens(1, 5), use_cache=True)
-    assert len(out.past_key_values.layers) == DEPTH + 1
-    assert {layer.get_seq_length() for layer in out.past_key_values.layers} == {5}
-    step = model(tokens(1, 1), past_key_values=out.past_key_values)
-    assert step.past_key_values is out.past_key_values
-    assert {layer.get_seq_length() for layer in out.past_key_values.layers} == {6}
-    as_tuple = model(tokens(1, 1), past_key_values=out.past_key_values, return_dict=False)
-    assert as_tuple[1] is out.past_key_values
+    past = getattr(out, CACHE)
+    assert len(past.layers) == DEPTH + 1
+    assert {layer.get_seq_length() for layer in past.layers} == {5}
+    step = model(tokens(1, 1), **{CACHE: past})
+    assert getattr(step, CACHE) is past
+    assert {layer.get_seq_length() for layer in past.layers} == {6}
+    as_tuple = model(tokens(1, 1), **{CACHE: past}, return_dict=False)
+    assert as_tuple[1] is past
 
 
 def test_who_asks_for_all_blocks_gets_them() -> None:

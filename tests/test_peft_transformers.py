@@ -44,12 +44,21 @@ def same_tokens() -> Tensor:
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_load_adapter_equals_peft(kind: str, options, tmp_path) -> None:
     base = decoder(kind)
+    expected = saved(tmp_path, base, **options)
+    base.load_adapter(tmp_path)
+    assert torch.equal(output(base, same_tokens()), expected)
+    assert not any(parameter.requires_grad for parameter in base.parameters())
+
+
+@pytest.mark.usefixtures("adapters_of_transformers")
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_loaded_adapter_is_disabled_enabled_and_deleted(kind: str, options, tmp_path) -> None:
+    base = decoder(kind)
     frozen = output(base, same_tokens())
     expected = saved(tmp_path, base, **options)
     weights = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     base.load_adapter(tmp_path)
-    assert torch.equal(output(base, same_tokens()), expected)
-    assert not any(parameter.requires_grad for parameter in base.parameters())
     base.disable_adapters()
     assert torch.equal(output(base, same_tokens()), frozen)
     base.enable_adapters()
@@ -63,6 +72,7 @@ def test_load_adapter_equals_peft(kind: str, options, tmp_path) -> None:
     assert torch.equal(output(base, same_tokens()), expected)
 
 
+@pytest.mark.usefixtures("adapters_of_transformers")
 def test_an_adapter_that_transformers_saves_is_the_same(tmp_path) -> None:
     base = decoder()
     twin = copy.deepcopy(base)
@@ -74,6 +84,7 @@ def test_an_adapter_that_transformers_saves_is_the_same(tmp_path) -> None:
     assert torch.equal(output(loaded, same_tokens()), output(base, same_tokens()))
 
 
+@pytest.mark.usefixtures("adapters_of_transformers")
 def test_add_adapter_equals_peft() -> None:
     base = decoder()
     wrapped = peft.get_peft_model(copy.deepcopy(base), ToastConfig())
@@ -89,6 +100,7 @@ def test_add_adapter_equals_peft() -> None:
     assert flags == {name for name, _ in base.named_parameters() if ".toast_" in name}
 
 
+@pytest.mark.usefixtures("adapters_of_transformers")
 @second_adapter
 def test_several_adapters_switch_and_are_deleted(tmp_path) -> None:
     base = decoder()
@@ -110,6 +122,7 @@ def test_several_adapters_switch_and_are_deleted(tmp_path) -> None:
     assert torch.equal(output(base, same_tokens()), frozen)
 
 
+@pytest.mark.usefixtures("adapters_of_transformers")
 @second_adapter
 def test_an_adapter_in_memory_survives_loading_another(tmp_path) -> None:
     base = decoder()
@@ -121,6 +134,7 @@ def test_an_adapter_in_memory_survives_loading_another(tmp_path) -> None:
     assert torch.equal(output(base, same_tokens()), expected)
 
 
+@pytest.mark.usefixtures("adapters_of_transformers")
 @second_adapter
 def test_lora_on_the_queries_beside_toast() -> None:
     base = decoder()
@@ -149,6 +163,7 @@ def test_lora_on_the_queries_beside_toast() -> None:
     assert not torch.allclose(both, steered)
 
 
+@pytest.mark.usefixtures("adapters_of_transformers")
 @second_adapter
 def test_lora_around_a_steered_projection_acts_alone_or_is_refused() -> None:
     base = decoder()

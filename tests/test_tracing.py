@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 import toast
-from tests.models import DECODERS, DEPTH, VITS, WIDTH, awaken, decoder, images, tokens, vit
+from tests.models import CACHE, DECODERS, DEPTH, VITS, WIDTH, awaken, decoder, images, tokens, vit
 from toast.model import find_steering
 from toast.passes import current_observer, observing
 from toast.tracing import AttentionMode, _Recorder, attention_map
@@ -121,8 +121,8 @@ def test_the_maps_of_a_decoder_are_those_that_transformers_returns(
 def test_the_map_of_a_cached_step_is_the_last_row_of_the_whole_text(implementation: str) -> None:
     model, text = steer(decoder("llama-grouped", attn_implementation=implementation)), tokens()
     whole = toast.trace(model, input_ids=text, attention_blocks="all", use_cache=False)
-    past = model(input_ids=text[:, :-1], use_cache=True).past_key_values
-    step = toast.trace(model, input_ids=text[:, -1:], past_key_values=past, attention_blocks="all")
+    past = getattr(model(input_ids=text[:, :-1], use_cache=True), CACHE)
+    step = toast.trace(model, input_ids=text[:, -1:], **{CACHE: past}, attention_blocks="all")
     for block in range(DEPTH):
         assert_near(step.attention[block], whole.attention[block][:, :, -1:], ROUNDED)
         assert_near(step.first_attention[block], whole.first_attention[block][:, :, -1:], ROUNDED)

@@ -16,7 +16,7 @@ from accelerate.hooks import remove_hook_from_module
 from torch import nn
 
 from toast.anatomy import Anatomy
-from toast.caching import pass_caches, wants_all_blocks, without_cache
+from toast.caching import cache_name, pass_caches, under_name, wants_all_blocks, without_cache
 from toast.feedback import feed_back
 from toast.hooks import BlockHook
 from toast.passes import (
@@ -137,7 +137,7 @@ class Steering:
         once = min(self.selector.config.steer_from, self.last_read + 1)
         if method.before is not None or method.name != self.family.methods[0]:
             return 0
-        return 0 if once and wants_all_blocks(self, inputs) else once
+        return 0 if once and wants_all_blocks(self, method, inputs) else once
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -316,6 +316,7 @@ class SteeredMethod:
         functools.update_wrapper(self, original, updated=())
         parameters = list(inspect.signature(original).parameters.values())[1:]
         self.__signature__ = inspect.Signature(parameters)
+        self.cache_name = cache_name(self.__signature__.parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the method, steered if an adapter is active."""
@@ -330,11 +331,11 @@ class SteeredMethod:
         return steering.forward(self, args, kwargs) if replayed is None else replayed
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Returns positional and keyword arguments by name."""
+        """Returns positional and keyword arguments by name; the cache by the name that the method knows."""
         names = [p.name for p in self.__signature__.parameters.values() if p.kind is not p.VAR_KEYWORD]
         if len(args) > len(names):
             raise TypeError(f"{self.name}() takes at most {len(names)} arguments; got {len(args)}.")
-        return dict(zip(names, args, strict=False)) | kwargs
+        return under_name(self.cache_name, dict(zip(names, args, strict=False)) | kwargs)
 
 
 OFFLOADED = (

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import toast
 from toast.benchmark.contenders import CLASSES, FULL, SMALL, Size, fused, languages, visions
-from toast.benchmark.textbook import TextbookLlama
+from toast.benchmark.textbook import TextbookLlama, cache_keyword
 from toast.benchmark.timing import Ratio, in_turns
 
 
@@ -107,17 +107,16 @@ def prefill(size: Size, names: list[str], rounds: int) -> dict[str, Ratio]:
 
 def continued(model: Any, prompt: Tensor, count: int) -> Tensor:
     """Continues a prompt greedily; the same loop for every contender. Returns `(batch, count)`."""
+    from peft import PeftModel
     from transformers import DynamicCache
 
     textbook = isinstance(model, TextbookLlama)
-    config = model.llama.config if textbook else model.config
-    caches = DynamicCache(config=config), DynamicCache(config=config)
+    llama = model.llama if textbook else model.get_base_model() if isinstance(model, PeftModel) else model
+    caches = DynamicCache(config=llama.config), DynamicCache(config=llama.config)
+    given = {cache_keyword(llama): caches[0], "use_cache": True}
     tokens, found = prompt, []
     for _ in range(count):
-        if textbook:
-            logits = model(tokens, caches)
-        else:
-            logits = model(tokens, past_key_values=caches[0], use_cache=True, logits_to_keep=1).logits
+        logits = model(tokens, caches) if textbook else model(tokens, **given, logits_to_keep=1).logits
         tokens = logits[:, -1:].argmax(-1)
         found.append(tokens)
     return torch.cat(found, dim=1)

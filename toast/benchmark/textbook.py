@@ -5,11 +5,14 @@ Parameters are those of the paper: task embedding ξ, channel transform P, and A
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from toast.caching import cache_name
 
 
 class Feedback(nn.Module):
@@ -77,6 +80,13 @@ class TextbookVit(nn.Module):
         return attention.proj(out)  # type: ignore[no-any-return]
 
 
+def cache_keyword(llama: Any) -> str:
+    """Returns the argument of a language model of transformers that takes a cache; it changed in 5.24."""
+    name = cache_name(inspect.signature(llama.forward).parameters)
+    assert name is not None
+    return name
+
+
 class TextbookLlama(nn.Module):
     """TOAST on a Llama of transformers, with a cache for each pass.
 
@@ -87,6 +97,7 @@ class TextbookLlama(nn.Module):
     def __init__(self, llama: Any) -> None:
         super().__init__()
         self.llama = llama.requires_grad_(False)
+        self.cache_keyword = cache_keyword(llama)
         self.feedback = Feedback(llama.config.hidden_size, llama.config.num_hidden_layers)
         self.signals: list[Tensor] = []
         for index, layer in enumerate(llama.model.layers):
@@ -100,8 +111,9 @@ class TextbookLlama(nn.Module):
         first, second = caches or (None, None)
         keeps = caches is not None
         with torch.no_grad():
-            features = self.llama.model(tokens, past_key_values=first, use_cache=keeps).last_hidden_state
+            given = {self.cache_keyword: first, "use_cache": keeps}
+            features = self.llama.model(tokens, **given).last_hidden_state
         self.signals = self.feedback(features)
-        logits = self.llama(tokens, past_key_values=second, use_cache=keeps).logits
+        logits = self.llama(tokens, **{self.cache_keyword: second, "use_cache": keeps}).logits
         self.signals = []
         return logits  # type: ignore[no-any-return]
