@@ -1,6 +1,6 @@
 """Writes structured recipes as text, a JSON line each, for `configs/offline/recipes.yaml`.
 
-    python scripts/recipes_text.py $TOAST_ASSETS/text/recipes.json $TOAST_ASSETS/recipes.jsonl
+python scripts/recipes_text.py $TOAST_ASSETS/text/recipes.json $TOAST_ASSETS/recipes.jsonl
 """
 
 from __future__ import annotations

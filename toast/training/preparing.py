@@ -18,8 +18,8 @@ from toast.training.objective import Objective
 
 Stage = Literal["pretune", "tune"]
 
-#: Samples whose mean feature the task embedding starts from.
-_CALIBRATION = 64
+#: Samples whose mean feature the task embedding starts from; a row of text has many tokens.
+_CALIBRATION = {"vision": 64, "language": 8}
 
 
 @dataclass
@@ -83,7 +83,8 @@ def open_seeded(config: RunConfig, classes: int | None) -> Backbone:
 
 def _calibrate(config: RunConfig, model: nn.Module, backbone: Backbone, splits: Splits) -> None:
     count = len(splits.train)
-    rows = sorted({index * count // _CALIBRATION for index in range(_CALIBRATION)})
+    wanted = _CALIBRATION[config.task]
+    rows = sorted({index * count // wanted for index in range(wanted)})
     args, kwargs = backbone.feed(splits.collate([splits.train[0, row] for row in rows]))
     was_training = model.training
     dtype = getattr(torch, config.model.dtype)
