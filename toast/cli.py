@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import toast as package
-from toast.commands import training
+from toast.commands import reporting, training, visual
 
 app = typer.Typer(
     help="Top-down attention steering of frozen transformers (TOAST, arXiv 2305.15542).",
@@ -129,7 +129,8 @@ def import_official(
     )
 
 
-training.register(app)
+for commands in (training, visual, reporting):
+    commands.register(app)
 
 
 def main() -> None:

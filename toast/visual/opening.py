@@ -110,11 +110,12 @@ def _open_adapter(place: Path, base: str | None, weights: Path | None, demo: boo
     config = make_config({"task": "language" if is_language else "vision", "model": model, "data": data})
     rows = None if is_language else _rows_of_head(place)
     own = 0 if is_language else _own_classes(config)
-    backbone = open_backbone(config, own if rows is None else rows)
+    backbone = open_backbone(config, rows or own or 1)  # a head that nobody reads, where none is known
     try:
         trained = load_method(backbone, config, place).to(PartialState().device)
-    except RuntimeError as error:  # PyTorch's, for tensors of another size
-        raise ValueError(f"{place} does not fit {base or 'the backbone of the demo'}: {error}") from error
+    except RuntimeError as error:  # PyTorch's, with a line for each tensor of another size
+        first = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise ValueError(f"{place} does not fit {base or 'the backbone of the demo'}: {first}") from error
     return Opened(
         place.resolve().name, trained, backbone, config,
         classes=_demo_classes(rows) if demo else (),
