@@ -1,0 +1,114 @@
+"""Draws the README's picture: where a finished run's model looks before and after it is steered.
+
+    python scripts/gallery.py RUN --out docs/gallery.png
+
+RUN is the folder of a run over pictures with boxes, such as those of the embedded task. Of each of the first
+classes, the first held-out picture is drawn: none is picked by how it looks.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from toast.report.images import shown
+from toast.report.looking import Look, look_at_split
+from toast.report.views import box_of
+from toast.training.data import vision_sources, vision_splits
+from toast.training.loaded import load_run
+from toast.visual.files import beside
+from toast.visual.preparing import Preparation
+
+# In inches: the README shows 9 of them as about 900 pixels.
+WIDTH, LABELS, GAP, LINE, TOP = 9.0, 0.72, 0.05, 0.15, 0.2
+#: Pixels of an inch, more than are shown, for fine screens.
+DPI = 160
+ROWS = ("input", "frozen\nattention", "selection\nweights", "refocused\nattention")
+RIGHT, WRONG, QUIET = "#1a7f37", "#be2028", "#57606a"
+
+
+def chosen(looks: list[Look], count: int) -> list[Look]:
+    """Returns the first picture of each of the first classes."""
+    first: dict[int, Look] = {}
+    for look in sorted(looks, key=lambda look: look.index):
+        first.setdefault(look.label, look)
+    return [first[label] for label in sorted(first)][:count]
+
+
+def draw(looks: list[Look], pictures: list[Tensor], classes: tuple[str, ...], out: Path) -> None:
+    """Draws a column for each picture."""
+    side = (WIDTH - LABELS) / len(looks) - GAP
+    step = side + LINE + 0.03
+    height = TOP + len(ROWS) * step
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
+
+    def write(
+        x: float, y: float, text: str, size: float, colour: str, anchor: str, at: str = "baseline"
+    ) -> None:
+        figure.text(
+            x / WIDTH, y / height, text, fontsize=size, color=colour, ha=anchor, va=at,
+            linespacing=1.1, parse_math=False,
+        )  # fmt: skip
+
+    for number, name in enumerate(ROWS):
+        write(LABELS - 0.08, height - TOP - number * step - side / 2, name, 7.5, "black", "right", "center")
+    for column, (look, picture) in enumerate(zip(looks, pictures, strict=True)):
+        assert look.frozen is not None
+        assert look.selection is not None
+        assert look.target is not None
+        left = LABELS + column * (side + GAP)
+        box = box_of(look.target)
+        pixels = round(side * DPI)
+        top = max(float(look.frozen.max()), float(look.attention.max()))
+        low, high = float(look.selection.min()), float(look.selection.max())
+        images = [
+            shown(picture, box=box, side=pixels),
+            shown(picture, look.frozen, look.cell, top, box=box, side=pixels),
+            shown(picture, look.selection, look.cell, high, low, box, pixels),
+            shown(picture, look.attention, look.cell, top, box=box, side=pixels),
+        ]
+        colour = RIGHT if look.is_right else WRONG
+        notes = [
+            (f"{classes[look.predicted]} {'✓' if look.is_right else '✗'}", colour),
+            (f"{look.frozen_on_target:.2f} in the box", QUIET),
+            (f"{low:.2f} to {high:.2f}", QUIET),
+            (f"{look.on_target:.2f} in the box", "black"),
+        ]
+        write(left + side / 2, height - TOP + 0.06, classes[look.label], 7.5, "black", "center")
+        for number, (image, (note, ink)) in enumerate(zip(images, notes, strict=True)):
+            bottom = height - TOP - number * step - side
+            axes = figure.add_axes((left / WIDTH, bottom / height, side / WIDTH, side / height))
+            axes.imshow(image, interpolation="none")
+            axes.set_axis_off()
+            write(left + side / 2, bottom - 0.11, note, 6.5, ink, "center")
+    with beside(out) as new:
+        figure.savefig(new, format="png", dpi=DPI)
+
+
+def main() -> None:
+    """Loads the run, looks at its held-out pictures and draws some."""
+    parser = argparse.ArgumentParser(description="Draw where a run's model looks before and after.")
+    parser.add_argument("run", type=Path, help="folder of a finished run of TOAST")
+    parser.add_argument("--out", type=Path, default=Path("docs/gallery.png"))
+    parser.add_argument("--pictures", type=int, default=8)
+    arguments = parser.parse_args()
+    loaded = load_run(arguments.run)
+    if not loaded.config.method.is_toast:
+        parser.error(f"{arguments.run} trained {loaded.config.method.name}; needs toast or toast-lite")
+    splits = vision_splits(loaded.config, vision_sources(loaded.config), loaded.backbone)
+    looks = look_at_split(loaded.model, None, splits)
+    data = loaded.backbone.data
+    preparation = Preparation(lambda pixels: pixels, data["mean"], data["std"])
+    drawn = chosen(looks.seen, arguments.pictures)
+    if not drawn or drawn[0].target is None:
+        parser.error(f"{arguments.run}: its {looks.split} split does not say where the answer is")
+    pictures = [preparation.shown(getattr(splits, looks.split)[look.index]["pixels"]) for look in drawn]
+    draw(drawn, pictures, splits.classes, arguments.out)
+    print(f"{arguments.out}: {len(drawn)} of {looks.of} pictures; {looks.shows}")
+
+
+if __name__ == "__main__":
+    main()

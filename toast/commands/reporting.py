@@ -1,0 +1,30 @@
+"""The command `toast report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toast.commands.training import told
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, ended or not.")],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Held-out pictures to show; 0 opens neither model nor data.")
+    ] = 8,
+) -> None:
+    """Write a run as one HTML page: what was trained, what came out, where it looks, how to load it."""
+    from toast.report.writing import write_report
+
+    with told():
+        page = write_report(run, out, pictures=pictures)
+    typer.echo(f"{page}, {page.stat().st_size / 1e6:.2f} MB")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the app."""
+    app.command()(report)

@@ -1,0 +1,188 @@
+"""What a vision run's model says of held-out pictures, and where it looks before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from toast.baselines.vpt import find_prompts
+from toast.training.data import Splits
+from toast.visual import measures
+from toast.visual.grids import Maps, has_class_token, sequence_grid
+from toast.visual.maps import look
+from toast.visual.relevance import class_scores
+from toast.visual.seeing import LastAttention, find_parts
+
+#: Most pictures that are looked at, spread over the split, and how many at a time.
+MOST, BATCH = 200, 20
+
+
+@dataclass(frozen=True)
+class Look:
+    """One picture.
+
+    Args:
+        index: Its place in the split.
+        label: Its class.
+        predicted: What the model says.
+        confidence: Probability of that, 0 to 1.
+        attention: Where the model looks, `(rows, columns)`, sums to 1.
+        frozen: The same of the frozen backbone; None if the method leaves it as it is.
+        selection: Selection weights, 0 to 1; None of another method than TOAST.
+        cell: Height and width of a cell of the maps in pixels.
+        target: Where the answer is, `(height, width)`, 0 to 1; None if that is not known.
+        on_target: Share of the attention on the target.
+        frozen_on_target: The same of the frozen backbone.
+        moved: Share of the attention that went elsewhere, total variation, 0 to 1.
+    """
+
+    index: int
+    label: int
+    predicted: int
+    confidence: float
+    attention: Tensor
+    frozen: Tensor | None
+    selection: Tensor | None
+    cell: tuple[float, float]
+    target: Tensor | None
+    on_target: float | None
+    frozen_on_target: float | None
+    moved: float | None
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the model says the class."""
+        return self.label == self.predicted
+
+
+@dataclass(frozen=True)
+class Looks:
+    """All pictures that were looked at.
+
+    Args:
+        split: Where they come from: `test`, `validation`, or `train` if there is no other.
+        of: Pictures of the split.
+        shows: What the maps show.
+        seen: The pictures.
+    """
+
+    split: str
+    of: int
+    shows: str
+    seen: list[Look]
+
+    def chosen(self, count: int) -> list[Look]:
+        """Returns pictures to show, half of them right and half wrong if there are, spread over the split."""
+        right = [look for look in self.seen if look.is_right]
+        wrong = [look for look in self.seen if not look.is_right]
+        wrongs = min(len(wrong), max(count // 2, count - len(right)))
+        return _spread(right, count - wrongs) + _spread(wrong, wrongs)
+
+
+def _spread(looks: list[Look], count: int) -> list[Look]:
+    count = min(count, len(looks))
+    return [looks[i * len(looks) // count] for i in range(count)]
+
+
+def look_at_split(model: nn.Module, frozen: nn.Module | None, splits: Splits, most: int = MOST) -> Looks:
+    """Looks at pictures that the model was not trained on.
+
+    Args:
+        model: The model, in evaluation mode.
+        frozen: The backbone as it was before, where the model holds it no more (full tuning, VPT, …).
+        splits: The run's data.
+        most: Pictures to look at.
+
+    Raises:
+        ValueError: If the model is one whose looking cannot be shown; the message says why.
+    """
+    name = next(n for n in ("test", "validation", "train") if getattr(splits, n) is not None)
+    data = getattr(splits, name)
+    count = min(most, len(data))
+    seen: list[Look] = []
+    shows = ""
+    for start in range(0, count, BATCH):
+        rows = [i * len(data) // count for i in range(start, min(start + BATCH, count))]
+        items = [item for item in (data[0, row] for row in rows) if "bad" not in item]
+        if not items:
+            continue
+        pixels = torch.stack([item["pixels"] for item in items])
+        views = _view(model, pixels)
+        before = _view(frozen, pixels) if frozen is not None else None
+        shows = shows or views.name
+        seen += _looks(items, views, before.attention if before else views.frozen)
+    return Looks(name, len(data), shows, seen)
+
+
+@dataclass(frozen=True)
+class _Views:
+    attention: Maps
+    frozen: Maps | None
+    selection: Maps | None
+    scores: Tensor
+    name: str
+
+
+def _view(model: nn.Module, pixels: Tensor) -> _Views:
+    prompts = None if isinstance(model, PeftModel) else find_prompts(model)
+    if prompts is not None:
+        return _view_before_prompts(model, pixels, prompts.count)
+    views = look(model, pixels)
+    scores = views.scores
+    assert scores is not None  # what a run trains gives scores of its classes
+    return _Views(views.attention, views.frozen, views.selection, scores.detach().float().cpu(), views.name)
+
+
+@torch.no_grad()
+def _view_before_prompts(model: nn.Module, pixels: Tensor, behind: int) -> _Views:
+    """Returns the last block's attention over the patches, without that on VPT's prompts behind them."""
+    parts = find_parts(model)
+    like = next(model.parameters())
+    with LastAttention() as seen:
+        scores = class_scores(model(pixels.to(like)))
+    assert scores is not None
+    attention = seen.attention.float().mean(1).cpu()
+    tokens = attention.shape[-1] - behind
+    attention = attention[:, :tokens, :tokens]
+    grid = sequence_grid(parts, tokens, pixels.shape[-2:])
+    has_class = has_class_token(parts, grid)
+    maps = grid.lay_out(attention[:, 0] if has_class else attention[:, grid.prefix :].mean(1))
+    values = maps.values / maps.values.sum((1, 2), keepdim=True)
+    last = len(parts.blocks) - 1
+    name = f"attention, block {last} of 0-{last}, {'class' if has_class else 'mean'} query, mean over heads"
+    return _Views(Maps(values, maps.cell), None, None, scores.float().cpu(), name)
+
+
+def _looks(items: list[dict[str, Any]], views: _Views, frozen: Maps | None) -> Iterator[Look]:
+    """Yields what was seen of each picture of a batch."""
+    chances, said = views.scores.softmax(-1).max(-1)
+    maps, cell = views.attention.values, views.attention.cell
+    same = frozen is not None and frozen.values.shape == maps.shape
+    moved = measures.total_variation(maps, frozen.values) if same and frozen is not None else None
+    for i, item in enumerate(items):
+        target = item.get("target")
+
+        def inside(which: Maps | None, i: int = i, target: Tensor | None = target) -> float | None:
+            if which is None or target is None:
+                return None
+            return float(measures.share_in_target(which.values[i : i + 1], target[None], which.cell))
+
+        yield Look(
+            index=int(item["index"]),
+            label=int(item["label"]),
+            predicted=int(said[i]),
+            confidence=float(chances[i]),
+            attention=maps[i],
+            frozen=None if frozen is None else frozen.values[i],
+            selection=None if views.selection is None else views.selection.values[i],
+            cell=cell,
+            target=target,
+            on_target=inside(views.attention),
+            frozen_on_target=inside(frozen),
+            moved=None if moved is None else float(moved[i]),
+        )

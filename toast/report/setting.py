@@ -1,0 +1,149 @@
+"""What was trained, on what, on which machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from toast.report.reading import RunFiles
+from toast.report.tables import bar, facts, folded, seconds, table
+from toast.training import folder
+from toast.training.config import RunConfig
+from toast.training.loading import to_yaml
+
+#: What the trained groups are, in the symbols of arXiv 2305.15542.
+_GROUPS = {
+    "task_embedding": "task embedding ξ",
+    "channel_transform": "channel transform P",
+    "to_state": "feedback between blocks, A",
+    "to_signal": "feedback into the values, B",
+    "lora": "LoRA factors of A and B",
+    "head": "head",
+}
+METHODS = {
+    "linear": "linear probe", "full": "full tuning", "partial": "partial tuning", "bias": "bias tuning",
+    "lora": "LoRA", "vpt-shallow": "VPT-shallow", "vpt-deep": "VPT-deep", "adapter": "AdaptFormer",
+    "toast": "TOAST", "toast-lite": "TOAST-Lite",
+}  # fmt: skip
+
+
+def backbone_name(config: RunConfig) -> str:
+    """Returns what the backbone is called."""
+    return config.model.name or "the backbone of the demonstration"
+
+
+def setting(files: RunFiles) -> Markup:
+    """Returns the section that says what the figures depend on."""
+    config = files.config
+    parts = [
+        _groups(files),
+        Markup('<div class="pair"><div><h3>Recipe</h3>{}</div><div><h3>Machine</h3>{}</div></div>').format(
+            facts(_recipe(files)), facts(_machine(files))
+        ),
+        folded("Configuration", Markup("<pre>{}</pre>").format(to_yaml(config))),
+    ]
+    if files.environment:
+        parts.append(
+            folded(
+                "Environment",
+                Markup("<pre>{}</pre>").format(json.dumps(files.environment, indent=2, ensure_ascii=False)),
+            )
+        )
+    return Markup("<section><h2>What was trained</h2>{}</section>").format(Markup("").join(parts))
+
+
+def share_trained(result: dict[str, Any]) -> str:
+    """Returns the share of the trained parameters among all, those that the method adds included."""
+    share = result["trainable_parameters"] / result["parameters"]
+    return f"{share:.2%}" if share < 0.1 else f"{share:.1%}"
+
+
+def _groups(files: RunFiles) -> Markup:
+    result = files.result
+    if result is None:
+        return Markup("")
+    most = max(result["trained"].values(), default=1)
+    rows = [
+        (name, _GROUPS.get(name, ""), bar(count / most, f"{count:,}"))
+        for name, count in result["trained"].items()
+    ]
+    note = (
+        f"{result['trainable_parameters']:,} of {result['parameters']:,} parameters, "
+        f"{share_trained(result)}; saved in {_size(files.place / folder.ADAPTER)}."
+    )
+    return Markup("<p>{}</p>{}").format(note, table(["group", "", "parameters"], rows, words=2))
+
+
+def _recipe(files: RunFiles) -> list[tuple[str, Any]]:
+    config, method, optimizer = files.config, files.config.method, files.config.optimizer
+    options = ", ".join(f"{name} {value}" for name, value in method.options.items())
+    rates = ", ".join(f"{group} {rate:g}" for group, rate in optimizer.rates.items())
+    augment = ", ".join(
+        [config.augment.preset, *(f"{name} {value}" for name, value in config.augment.options.items())]
+    )
+    length = f"{config.epochs} epochs" if config.epochs else f"{config.steps:,} steps"
+    return [
+        ("method", METHODS[method.name] + (f", rank {method.rank}" if method.rank else "")),
+        ("stage", "pre-tuning" if files.stage == "pretune" else ""),
+        ("started from", method.start or method.preset or ""),
+        ("options", options),
+        ("backbone", f"{backbone_name(config)} ({config.model.library}, {config.model.dtype})"),
+        ("data", _data(files)),
+        ("augmentation", augment if config.task == "vision" else ""),
+        (
+            "length",
+            f"{length}, batch {config.batch_size}" + (f", {files.total:,} steps" if files.total else ""),
+        ),
+        (
+            "optimiser",
+            f"{optimizer.name}, rate {optimizer.learning_rate:g}{f' ({rates})' if rates else ''}, "
+            f"weight decay {optimizer.weight_decay:g}, {optimizer.schedule}, warm-up {optimizer.warm_up:.0%}",
+        ),
+        ("first pass", config.first_pass.mode if method.is_toast or method.name == "linear" else ""),
+        ("seed", str(config.seed)),
+    ]
+
+
+def _data(files: RunFiles) -> str:
+    data = files.config.data
+    named = " ".join(str(part) for part in (data.source, data.name, data.root) if part)
+    samples = (files.result or {}).get("samples", {})
+    said = [
+        f"{count:,} {split}" for kind in ("images", "rows") for split, count in samples.get(kind, {}).items()
+    ]
+    if samples.get("classes"):
+        said.append(f"{samples['classes']:,} classes")
+    if samples.get("tokens"):
+        said.append(f"{samples['tokens']:,} tokens to train on")
+    return f"{named}: {', '.join(said)}" if said else named
+
+
+def _machine(files: RunFiles) -> list[tuple[str, Any]]:
+    held = files.environment
+    result = files.result or {}
+    versions = ", ".join(f"{name} {version}" for name, version in held.get("versions", {}).items())
+    cores = f"{held['cores']} cores, {held['threads']} used by an operator" if "cores" in held else ""
+    return [
+        (
+            "time",
+            f"{seconds(result['seconds'])}, of which steps {seconds(result['step_seconds'])}"
+            if result
+            else "",
+        ),
+        ("accelerators", ", ".join(held.get("accelerators", [])) or ("none" if held else "")),
+        ("processor", ", ".join(part for part in (held.get("processor", ""), cores) if part)),
+        ("system", held.get("system", "")),
+        ("python", held.get("python", "")),
+        ("versions", versions),
+        ("command", Markup("<code>{}</code>").format(held["command"]) if "command" in held else ""),
+        ("precision", files.config.precision or ""),
+    ]
+
+
+def _size(place: Path) -> str:
+    """Returns the size of a folder's files as it is said."""
+    size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    return f"{size / 1e6:,.2f} MB" if size >= 1e4 else f"{size:,} bytes"

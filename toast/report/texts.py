@@ -1,0 +1,59 @@
+"""Heat maps over held-out rows of a language run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markupsafe import Markup
+from torch import nn
+
+from toast.report.tables import folded
+from toast.training.data import Splits
+from toast.visual.text import TextViews, look_at_text
+from toast.visual.text_colours import heat_maps
+from toast.visual.text_html import _section as heat_map_section
+
+#: Rows that are shown, and tokens of each.
+ROWS, TOKENS = 3, 120
+
+
+def texts(model: nn.Module, tokenizer: Any, splits: Splits) -> Markup:
+    """Returns the section with the heat maps: the first open, those of further rows to unfold.
+
+    Args:
+        model: A steered causal language model.
+        tokenizer: Its tokenizer.
+        splits: The run's data.
+    """
+    name = next(n for n in ("test", "validation", "train") if getattr(splits, n) is not None)
+    data = getattr(splits, name)
+    count = min(ROWS, len(data))
+    drawn = []
+    for number in range(count):
+        views = _views(model, tokenizer, data[number * len(data) // count])
+        maps = Markup("").join(Markup(heat_map_section(views, heat)) for heat in heat_maps(views))
+        notes = " ".join(views.notes)
+        body = Markup('<p class="note">{}</p><div class="tokens">{}</div>').format(notes, maps)
+        drawn.append(body if not number else folded(f"Row {number + 1}", body))
+    held_out = "held-out" if name != "train" else "training"
+    return Markup(
+        "<section><h2>Where it looks</h2><p>{} {} rows of {}, up to {} tokens of each.</p>{}</section>"
+    ).format(count, held_out, f"{len(data):,}", TOKENS, Markup("").join(drawn))
+
+
+def _views(model: nn.Module, tokenizer: Any, row: dict[str, Any]) -> TextViews:
+    """Looks at a row as text; what its loss does not count is the prompt."""
+    ids, labels = (list(map(int, row[key]))[:TOKENS] for key in ("input_ids", "labels"))
+    # What the tokenizer puts before every text, it puts before this one again.
+    before = tokenizer("")["input_ids"]
+    start = len(before) if before and ids[: len(before)] == before else 0
+    # The first token is never counted; what follows it tells whether the row begins with a prompt.
+    counted = [i for i in range(start + 1, len(ids)) if labels[i] >= 0]
+    asks = counted[0] if counted and counted[0] > start + 1 else len(ids)
+
+    def text(part: list[int]) -> str:
+        return str(tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    return look_at_text(
+        model, tokenizer, text(ids[start:asks]), answer=text(ids[asks:]), max_tokens=2 * TOKENS
+    )

@@ -1,0 +1,218 @@
+"""`write_report`: reads a run, looks at its model, and writes the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from markupsafe import Markup
+
+import toast
+from toast.report import measures, setting, views
+from toast.report.loading import loading
+from toast.report.looking import Looks, look_at_split
+from toast.report.page import page
+from toast.report.reading import RunFiles, read_run, remarks
+from toast.report.tables import listed, seconds, tiles
+from toast.report.texts import texts
+from toast.report.training import curves
+from toast.training.data import Splits, language_splits, vision_sources, vision_splits
+from toast.training.loaded import LoadedRun, load_run
+from toast.training.preparing import open_seeded
+from toast.visual.figure import require_matplotlib
+from toast.visual.files import beside
+
+#: Most unreadable samples that are named.
+_NAMED = 10
+
+
+@dataclass
+class _Opened:
+    """What could be opened of a run.
+
+    Args:
+        loaded: Its model; None if there is none, or it cannot be opened.
+        splits: Its data; None if they cannot be opened.
+        looks: Vision: what was looked at.
+        problems: What could not be done, and why.
+    """
+
+    loaded: LoadedRun | None
+    splits: Splits | None
+    looks: Looks | None
+    problems: list[str]
+
+
+def write_report(run: Path, out: Path, *, pictures: int = 8) -> Path:
+    """Writes a run's report: one HTML file without network and script.
+
+    What is there is shown: a run that has not ended has its curves and settings, and one whose data or
+    backbone cannot be opened any more its figures.
+
+    Args:
+        run: The run's folder.
+        out: The file; written beside and renamed.
+        pictures: Held-out pictures to show (vision); 0 opens neither model nor data.
+
+    Returns:
+        The file.
+
+    Raises:
+        ImportError: If matplotlib is not there, with how to install it.
+        ValueError: If the folder holds no run, or a file in it is damaged.
+    """
+    require_matplotlib("train")
+    if pictures < 0:
+        raise ValueError(f"pictures: needs 0 or more; got {pictures}.")
+    files = read_run(run)
+    opened = _open(files) if files.has_adapter and pictures else _Opened(None, None, None, [])
+    text = page(
+        title=files.name,
+        kind=_kind(files),
+        head=_head(files, opened),
+        sections=[section for section in _sections(files, opened, pictures) if section],
+        foot=f"toast {toast.__version__}; from {files.place}",
+    )
+    with beside(out) as new:
+        new.write_text(text, encoding="utf-8", newline="\n")
+    return out
+
+
+def _open(files: RunFiles) -> _Opened:
+    """Opens model and data as far as that goes, and looks at the model."""
+    opened = _Opened(None, None, None, [])
+    try:
+        opened.loaded = load_run(files.place)
+        opened.splits = _splits(opened.loaded)
+        if files.config.task == "vision":
+            opened.looks = _looks(opened.loaded, opened.splits)
+    except (ValueError, OSError) as error:
+        what = ("model", "data", "attention")[(opened.loaded is not None) + (opened.splits is not None)]
+        opened.problems.append(f"The {what} cannot be shown: {error}")
+    return opened
+
+
+def _splits(loaded: LoadedRun) -> Splits:
+    if loaded.config.task == "language":
+        return language_splits(loaded.config, loaded.backbone)
+    return vision_splits(loaded.config, vision_sources(loaded.config), loaded.backbone)
+
+
+def _looks(loaded: LoadedRun, splits: Splits) -> Looks:
+    method = loaded.config.method.name
+    frozen = None
+    if not (loaded.config.method.is_toast or method in ("lora", "linear")):
+        # The model holds the backbone as it was no more.
+        frozen = open_seeded(loaded.config, len(loaded.classes)).model
+    if torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator()
+        for model in (loaded.model, frozen):
+            if model is not None:
+                model.to(device)
+    return look_at_split(loaded.model, frozen, splits)
+
+
+def _kind(files: RunFiles) -> str:
+    what = "Pre-tuning" if files.stage == "pretune" else "Run"
+    return what if files.sweep is None else f"{what} of the sweep {files.sweep.name}"
+
+
+def _head(files: RunFiles, opened: _Opened) -> Markup:
+    parts = [Markup('<p class="lead">{}</p>').format(_lead(files, opened))]
+    warnings = remarks(files) + opened.problems + _of_data(opened)
+    if warnings:
+        parts.append(Markup('<div class="warning" role="note">{}</div>').format(listed(warnings)))
+    bad = (files.result or {}).get("bad_samples") or {}
+    if bad:
+        named: list[Any] = [f"{name}: {reason}" for name, reason in list(bad.items())[:_NAMED]]
+        if len(bad) > _NAMED:
+            named.append(f"and {len(bad) - _NAMED:,} more")
+        parts.append(
+            Markup(
+                '<div class="warning" role="note"><p>{} samples could not be read and were left out:</p>{}'
+                "</div>"
+            ).format(f"{len(bad):,}", listed(named))
+        )
+    parts.append(_tiles(files, opened))
+    return Markup("").join(parts)
+
+
+def _lead(files: RunFiles, opened: _Opened) -> str:
+    """Returns the run in two or three sentences."""
+    config, result = files.config, files.result
+    method, backbone = setting.METHODS[config.method.name], setting.backbone_name(config)
+    method = method[0].upper() + method[1:]
+    if result is None:
+        return f"{method} on {backbone}; not ended."
+    trains = (
+        f"{method} trained {result['trainable_parameters']:,} parameters "
+        f"({setting.share_trained(result)} of all) on {backbone} in {seconds(result['step_seconds'])}."
+    )
+    split, measured = files.measured
+    said = [trains]
+    if "accuracy" in measured:
+        error = measures.margin(measured)
+        within = f" (± {error:.1%})" if error is not None else ""
+        said.append(
+            f"It names {measured['accuracy']:.1%}{within} of {measured['samples']:,} pictures of the {split} "
+            "split rightly."
+        )
+    if "perplexity" in measured:
+        said.append(f"Its perplexity on the {split} split is {measured['perplexity']:.2f}.")
+    shares = views.on_target(opened.looks) if opened.looks is not None else None
+    if shares is not None and shares[0] is not None:
+        before, after, area = shares
+        said.append(
+            f"Attention on what the label names went from {before:.2f} to {after:.2f}; that "
+            f"covers {area:.2f} of the area."
+        )
+    return " ".join(said)
+
+
+def _of_data(opened: _Opened) -> list[str]:
+    """Returns what the sources say is unusual about the data."""
+    source = getattr(opened.splits.train, "source", None) if opened.splits is not None else None
+    return list(getattr(source, "remarks", ()))
+
+
+def _tiles(files: RunFiles, opened: _Opened) -> Markup:
+    result = files.result
+    if result is None:
+        return Markup("")
+    split, measured = files.measured
+    figures = []
+    for name in ("accuracy", "perplexity", "loss", "token_accuracy"):
+        if name in measured and (name != "loss" or files.config.task == "language"):
+            called = name.replace("_", " ").capitalize()
+            error = measures.margin(measured) if name == "accuracy" else None
+            note = f"{split} split" if error is None else f"± {error:.3f}, two standard errors"
+            figures.append((called, f"{measured[name]:.3f}", note))
+    shares = views.on_target(opened.looks) if opened.looks is not None else None
+    if shares is not None:
+        before, after, _ = shares
+        value = f"{after:.2f}" if before is None else f"{before:.2f} → {after:.2f}"
+        of = f"{len(opened.looks.seen):,} pictures" if opened.looks is not None else ""
+        figures.append(("On target", value, f"attention, frozen → now; {of}" if before is not None else of))
+    count = result["trainable_parameters"]
+    said = f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}"
+    figures.append(("Trained", said, f"{setting.share_trained(result)} of all parameters"))
+    figures.append(("Time", seconds(result["step_seconds"]), f"{result['steps']:,} steps"))
+    return tiles(figures)
+
+
+def _sections(files: RunFiles, opened: _Opened, pictures: int) -> list[Markup]:
+    made = [measures.results(files, opened.looks)]
+    loaded, splits = opened.loaded, opened.splits
+    if loaded is not None and splits is not None:
+        if opened.looks is not None and opened.looks.seen:
+            made.append(
+                views.views(opened.looks, splits, loaded.backbone.data, files.config.method.name, pictures)
+            )
+        if files.config.task == "language" and files.config.method.is_toast:
+            made.append(texts(loaded.model, loaded.backbone.tokenizer, splits))
+    made += [curves(files), setting.setting(files)]
+    if loaded is not None:
+        made.append(loading(files, loaded.backbone.data))
+    return made
