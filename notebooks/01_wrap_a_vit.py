@@ -70,11 +70,12 @@ with torch.no_grad():
 toast.calibrate(model, images)  # task embedding = mean feature of a few samples
 with torch.no_grad():
     seen = toast.trace(model, images, attention_blocks=[-1])
+    strongest = max(float(signal.norm(dim=-1).max()) for signal in seen.signals)
 weights, last = seen.selection_weights, seen.attention[11]
 print("selection weights", tuple(weights.shape), f"up to {weights.max():.2f}")
 print("attention        ", tuple(last.shape), "of the last block")
 print("signals          ", tuple(seen.signals[0].shape), "in each of", len(seen.signals), "blocks")
-print("strongest signal ", float(max(signal.norm(dim=-1).max() for signal in seen.signals)))
+print("strongest signal ", strongest)
 
 # %% [markdown]
 # ## A loop of your own
@@ -101,10 +102,10 @@ print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; frozen parameters with a gradi
 # %%
 with torch.no_grad():
     seen = toast.trace(model, images)
+    norms = [float(signal.norm(dim=-1).mean()) for signal in seen.signals]
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
 left.plot(losses, color="#b5367a")
 left.set(xlabel="step", ylabel="cross-entropy", title="training")
-norms = [float(signal.norm(dim=-1).mean()) for signal in seen.signals]
 right.bar(range(len(norms)), norms, color="#b5367a")
 right.set(xlabel="block", ylabel="mean norm", title="top-down signal after training")
 plt.show()

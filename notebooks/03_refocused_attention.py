@@ -19,7 +19,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from IPython.display import Image, display
+from IPython.display import Image
+from IPython.display import display as show
 from rich.console import Console
 
 import toast
@@ -73,7 +74,7 @@ for drawing in toast.visualize(
     model, pixels[:some], out=OUT / "maps", boxes=boxes[:some], labels=CLASSES, formats=["png"],
     mean=MEAN, std=STD,
 ):  # fmt: skip
-    display(Image(drawing))
+    show(Image(drawing))
 
 # %% [markdown]
 # **What to see.** The frozen model spreads its attention over every object. The steered one gives the item
@@ -91,13 +92,13 @@ for drawing in toast.visualize(
 # %%
 METHODS = ("attention", "rollout", "relevance", "grad-cam", "energy")
 fig, axes = plt.subplots(2, 1 + len(METHODS), figsize=(10, 3.8), layout="constrained")
-axes[0, 0].imshow(held_out.images[0].permute(1, 2, 0))
+axes[0, 0].imshow(held_out.images[0].permute(1, 2, 0).numpy())
 for axis in axes.flat:
     axis.set_axis_off()
 for column, method in enumerate(METHODS, 1):
     views = toast.look(model, pixels[:1], method=method)
     for row, (name, maps) in enumerate((("frozen", views.frozen), ("steered", views.attention))):
-        axes[row, column].imshow(maps.values[0], cmap="magma")
+        axes[row, column].imshow(maps.values[0].numpy(), cmap="magma")
         axes[row, column].set_title(f"{name}: {method}", fontsize=8)
 plt.show()
 
@@ -133,7 +134,7 @@ before, after = (comparison.values[name]["on_target"] for name in ("frozen", "st
 fig, axis = plt.subplots(figsize=(4, 4), layout="constrained")
 axis.plot([0, 1], [0, 1], color="0.7", linewidth=1)
 for chosen, colour, label in ((right, "#b5367a", "right"), (~right, "#8c8c9c", "wrong")):
-    axis.scatter(before[chosen], after[chosen], s=12, color=colour, label=f"{label} ({int(chosen.sum())})")
+    axis.scatter(before[chosen].numpy(), after[chosen].numpy(), s=12, color=colour, label=label)
 axis.set(xlabel="attention on target, frozen", ylabel="steered", xlim=(0, 1), ylim=(0, 1))
 axis.legend()
 plt.show()

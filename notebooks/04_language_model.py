@@ -23,7 +23,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from IPython.display import Image, display
+from IPython.display import Image
+from IPython.display import display as show
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -48,8 +49,9 @@ def tiny():
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     config = LlamaConfig(
-        vocab_size=len(words), hidden_size=96, intermediate_size=192, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        vocab_size=len(words), hidden_size=96, intermediate_size=192, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+        bos_token_id=0, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="</s>"
@@ -72,8 +74,8 @@ print("SmolLM2-135M" if is_real else "a tiny random Llama")
 # Recipes that all read alike, but for what is cooked. Some dishes are held out.
 
 # %%
-THINGS = "leek carrot onion potato tomato turnip pumpkin lentil bean pea cabbage spinach".split()
-DISHES = "soup stew pie salad".split()
+THINGS = ["leek", "carrot", "onion", "potato", "tomato", "turnip", "lentil", "bean", "cabbage", "spinach"]
+DISHES = ["soup", "stew", "pie", "salad"]
 
 
 def recipe(thing, dish):
@@ -85,8 +87,8 @@ def recipe(thing, dish):
 
 
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-train = [recipe(thing, dish) for thing in THINGS[:9] for dish in DISHES]
-held_out = [recipe(thing, dish) for thing in THINGS[9:] for dish in DISHES]
+train = [recipe(thing, dish) for thing in THINGS[:8] for dish in DISHES]
+held_out = [recipe(thing, dish) for thing in THINGS[8:] for dish in DISHES]
 print(train[0])
 
 
@@ -178,7 +180,7 @@ files = toast.visualize_text(
     model, tokenizer, f"Recipe: {THINGS[-1]} soup\n", OUT / "maps", max_new_tokens=min(new, 24)
 )
 print(*(file.name for file in files))
-display(Image(next(file for file in files if file.suffix == ".png"), width=900))
+show(Image(next(file for file in files if file.suffix == ".png"), width=900))
 
 # %% [markdown]
 # **What to see.** In the last matrix, red is attention gained in the second pass, blue attention lost. The

@@ -15,6 +15,7 @@ from toast.benchmark import measures
 from toast.benchmark.contenders import FULL, SMALL, Size
 from toast.benchmark.picture import draw
 from toast.benchmark.timing import Ratio
+from toast.files import beside
 
 Results = dict[str, dict[str, Ratio]]
 _STEPS = [
@@ -124,6 +125,5 @@ def _write(path: Path, found: Results) -> None:
         "torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(),
     }  # fmt: skip
     ratios = {name: {who: ratio.as_dict() for who, ratio in each.items()} for name, each in found.items()}
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps({"machine": machine, "ratios": ratios}, indent=1))
-    beside.replace(path)
+    with beside(path) as new:
+        new.write_text(json.dumps({"machine": machine, "ratios": ratios}, indent=1))

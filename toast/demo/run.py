@@ -19,6 +19,7 @@ import toast
 from toast.demo import measures, picture
 from toast.demo.methods import METHODS, RECIPES, pre_tune, shortened
 from toast.demo.task import load_generic, load_task
+from toast.files import beside
 
 NAMES = {"linear": "linear probe", "lora": "LoRA (PEFT)", "toast": "TOAST", "toast-lite": "TOAST-Lite"}
 
@@ -95,9 +96,8 @@ def run(out: Path, size: Size | None = None, seed: int = 0, console: Console | N
             "python": platform.python_version(),
         },
     }
-    beside = out / ".result.json"
-    beside.write_text(json.dumps(result, indent=2) + "\n")
-    beside.replace(out / "result.json")
+    with beside(out / "result.json") as new:
+        new.write_text(json.dumps(result, indent=2) + "\n")
     assert isinstance(steered, PeftModel)
     title = "Class-token attention of the last block, before and after steering (held-out pictures)"
     picture.draw(steered, test, torch.arange(6), out / "attention.png", title)

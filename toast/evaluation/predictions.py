@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from toast.files import beside
 
 
 def write_predictions(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:
@@ -24,17 +25,11 @@ def write_predictions(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Pa
         ValueError: If a row holds what JSON has not, such as not a number; an earlier file is kept.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        beside = Path(folder, path.name)
-        with beside.open("w", encoding="utf-8") as file:
-            for number, row in enumerate(rows):
-                try:
-                    line = json.dumps(row, allow_nan=False, ensure_ascii=False)
-                except (TypeError, ValueError) as error:
-                    raise ValueError(
-                        f"row {number} cannot be written as JSON: {error}; got {row}."
-                    ) from error
-                file.write(line + "\n")
-        beside.replace(path)
+    with beside(path) as new, new.open("w", encoding="utf-8") as file:
+        for number, row in enumerate(rows):
+            try:
+                line = json.dumps(row, allow_nan=False, ensure_ascii=False)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"row {number} cannot be written as JSON: {error}; got {row}.") from error
+            file.write(line + "\n")
     return path

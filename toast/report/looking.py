@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from toast.baselines.vpt import find_prompts
 from toast.training.data import Splits
+from toast.training.on_target import OnTarget
 from toast.visual import measures
-from toast.visual.grids import Maps, has_class_token, sequence_grid
+from toast.visual.grids import Maps
 from toast.visual.maps import look
 from toast.visual.relevance import class_scores
-from toast.visual.seeing import LastAttention, find_parts
 
 #: Most pictures that are looked at, spread over the split, and how many at a time.
 MOST, BATCH = 200, 20
@@ -129,9 +129,8 @@ class _Views:
 
 
 def _view(model: nn.Module, pixels: Tensor) -> _Views:
-    prompts = None if isinstance(model, PeftModel) else find_prompts(model)
-    if prompts is not None:
-        return _view_before_prompts(model, pixels, prompts.count)
+    if not isinstance(model, PeftModel) and find_prompts(model) is not None:
+        return _view_before_prompts(model, pixels)
     views = look(model, pixels)
     scores = views.scores
     assert scores is not None  # what a run trains gives scores of its classes
@@ -139,23 +138,16 @@ def _view(model: nn.Module, pixels: Tensor) -> _Views:
 
 
 @torch.no_grad()
-def _view_before_prompts(model: nn.Module, pixels: Tensor, behind: int) -> _Views:
+def _view_before_prompts(model: nn.Module, pixels: Tensor) -> _Views:
     """Returns the last block's attention over the patches, without that on VPT's prompts behind them."""
-    parts = find_parts(model)
-    like = next(model.parameters())
-    with LastAttention() as seen:
-        scores = class_scores(model(pixels.to(like)))
+    watcher = OnTarget(model)
+    with watcher.watching() as seen:
+        scores = class_scores(model(pixels.to(next(model.parameters()))))
     assert scores is not None
-    attention = seen.attention.float().mean(1).cpu()
-    tokens = attention.shape[-1] - behind
-    attention = attention[:, :tokens, :tokens]
-    grid = sequence_grid(parts, tokens, pixels.shape[-2:])
-    has_class = has_class_token(parts, grid)
-    maps = grid.lay_out(attention[:, 0] if has_class else attention[:, grid.prefix :].mean(1))
-    values = maps.values / maps.values.sum((1, 2), keepdim=True)
-    last = len(parts.blocks) - 1
-    name = f"attention, block {last} of 0-{last}, {'class' if has_class else 'mean'} query, mean over heads"
-    return _Views(Maps(values, maps.cell), None, None, scores.float().cpu(), name)
+    maps = watcher.maps(seen, pixels.shape[-2:])
+    last = len(watcher.parts.blocks) - 1
+    name = f"attention, block {last} of 0-{last}, {watcher.query} query, mean over heads"
+    return _Views(maps, None, None, scores.float().cpu(), name)
 
 
 def _looks(items: list[dict[str, Any]], views: _Views, frozen: Maps | None) -> Iterator[Look]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from toast.visual.text_colours import DARK, LIGHT
-from toast.visual.text_html import _STYLE as TEXT_STYLE
-from toast.visual.text_html import _variables as variables
+from toast.visual.text_html import STYLE as TEXT_STYLE
+from toast.visual.text_html import variables
 
 _STYLE = """
 :root {

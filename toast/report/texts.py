@@ -11,7 +11,7 @@ from toast.report.tables import folded
 from toast.training.data import Splits
 from toast.visual.text import TextViews, look_at_text
 from toast.visual.text_colours import heat_maps
-from toast.visual.text_html import _section as heat_map_section
+from toast.visual.text_html import heat_map_section
 
 #: Rows that are shown, and tokens of each.
 ROWS, TOKENS = 3, 120

@@ -10,6 +10,7 @@ import torch
 from markupsafe import Markup
 
 import toast
+from toast.files import beside
 from toast.report import measures, setting, views
 from toast.report.loading import loading
 from toast.report.looking import Looks, look_at_split
@@ -22,7 +23,6 @@ from toast.training.data import Splits, language_splits, vision_sources, vision_
 from toast.training.loaded import LoadedRun, load_run
 from toast.training.preparing import open_seeded
 from toast.visual.figure import require_matplotlib
-from toast.visual.files import beside
 
 #: Most unreadable samples that are named.
 _NAMED = 10

@@ -16,12 +16,11 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import toast
+from toast.files import beside
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -31,18 +30,6 @@ ADAPTER = "adapter"
 PREDICTIONS = "predictions.jsonl"
 RESULT = "result.json"
 LABELS = "labels.json"
-
-
-@contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """Gives a file to write to, which takes the place of `path` when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield new
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from toast.baselines.vpt import find_prompts
-from toast.visual.grids import has_class_token, has_token_attention, sequence_grid
+from toast.visual.grids import Maps, has_class_token, has_token_attention, sequence_grid
 from toast.visual.measures import share_in_target
 from toast.visual.seeing import LastAttention, find_parts
 
@@ -30,10 +32,27 @@ class OnTarget:
             raise ValueError(f"{type(self.parts.trunk).__name__} has no attention over all patches.")
         prompts = find_prompts(model)
         self.behind = 0 if prompts is None else prompts.count
+        self.query = ""
 
     def watching(self) -> LastAttention:
         """Returns what sees the last attention of the calls within it."""
         return LastAttention()
+
+    def maps(self, seen: LastAttention, size: Sequence[int]) -> Maps:
+        """Lays the attention that was seen out over the picture; each map sums to 1.
+
+        Args:
+            seen: What saw the call.
+            size: Height and width of the picture in pixels.
+        """
+        attention = seen.attention.float().mean(1).cpu()
+        tokens = attention.shape[-1] - self.behind  # VPT's prompts stand behind the patches
+        attention = attention[:, :tokens, :tokens]
+        grid = sequence_grid(self.parts, tokens, size)
+        self.query = "class" if has_class_token(self.parts, grid) else "mean"
+        query = attention[:, 0] if self.query == "class" else attention[:, grid.prefix :].mean(1)
+        maps = grid.lay_out(query)
+        return Maps(maps.values / maps.values.sum((1, 2), keepdim=True), maps.cell)
 
     def shares(self, seen: LastAttention, target: Tensor) -> Tensor:
         """Returns the share on each target.
@@ -45,15 +64,9 @@ class OnTarget:
         Returns:
             `(batch,)`, 0 to 1; not a number where a sample has no target.
         """
-        attention = seen.attention.float().mean(1).cpu()
-        tokens = attention.shape[-1] - self.behind  # VPT's prompts stand behind the patches
-        grid = sequence_grid(self.parts, tokens, target.shape[1:])
-        first = attention[:, :tokens, :tokens]
-        query = first[:, 0] if has_class_token(self.parts, grid) else first[:, grid.prefix :].mean(1)
-        maps = grid.lay_out(query).values
-        maps = maps / maps.sum((1, 2), keepdim=True)
+        maps = self.maps(seen, target.shape[1:])
         target = target.float().cpu()
         known = ~target.flatten(1).isnan().any(1)
         shares = torch.full((len(target),), torch.nan)
-        shares[known] = share_in_target(maps[known], target[known], grid.cell)
+        shares[known] = share_in_target(maps.values[known], target[known], maps.cell)
         return shares

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from toast.files import beside
 from toast.visual import measures
-from toast.visual.files import beside
 from toast.visual.grids import Maps
 from toast.visual.maps import look
 from toast.visual.modes import evaluating

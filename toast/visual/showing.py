@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from toast.files import beside
 from toast.visual.arrays import save_arrays
 from toast.visual.figure import Panel, Row, draw, require_matplotlib
-from toast.visual.files import beside
 from toast.visual.maps import look
 from toast.visual.opening import Opened
 from toast.visual.preparing import Preparation

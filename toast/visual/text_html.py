@@ -26,14 +26,14 @@ def as_html(views: TextViews, title: str) -> str:
     maps = heat_maps(views)
     return _PAGE.format(
         title=escape("".join(c if c == " " else mark(c) or c for c in title)),
-        style=_STYLE.format(light=_variables(LIGHT), dark=_variables(DARK)),
+        style=STYLE.format(light=variables(LIGHT), dark=variables(DARK)),
         notes="".join(f"<p>{escape(note)}</p>\n" for note in views.notes),
-        maps="\n".join(_section(views, heat) for heat in maps),
+        maps="\n".join(heat_map_section(views, heat) for heat in maps),
         table=_table(views, maps),
     )
 
 
-def _section(views: TextViews, heat: HeatMap) -> str:
+def heat_map_section(views: TextViews, heat: HeatMap) -> str:
     """Returns one heat map with its scale."""
     parts = []
     for name, belongs in (("Prompt", True), ("Answer", False)):
@@ -92,12 +92,13 @@ def _table(views: TextViews, maps: list[HeatMap]) -> str:
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
 
-def _variables(theme: Theme) -> str:
+def variables(theme: Theme) -> str:
+    """Returns a theme's colours as variables of CSS."""
     colours: dict[str, Colour] = vars(theme)
     return " ".join(f"--{name}: {red} {green} {blue};" for name, (red, green, blue) in colours.items())
 
 
-_STYLE = """
+STYLE = """
 :root {{ color-scheme: light dark; {light} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}
 body {{ margin: 0 auto; padding: 1rem; max-width: 50rem;
