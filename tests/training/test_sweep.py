@@ -71,6 +71,16 @@ def test_a_sweep_selects_measures_and_goes_on(tmp_path: Path, monkeypatch: pytes
     assert lines[2].startswith("| linear | learning_rate 0.1, epochs 2 |")
 
 
+def test_results_of_other_settings_are_not_taken(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    assert config.sweep is not None
+    config.sweep.rows, config.sweep.seeds, config.sweep.pretune = {"linear": ROWS["linear"]}, 1, None
+    sweep(config)
+    other = config.model_copy(update={"batch_size": 4})
+    with pytest.raises(ValueError, match=r"holds a run of other settings: batch_size differ\."):
+        sweep(other)
+
+
 def test_the_loss_is_selected_by_its_least(tmp_path: Path) -> None:
     config = _config(tmp_path)
     assert config.sweep is not None

@@ -17,7 +17,7 @@ from toast.training.accelerating import make_accelerator, replicate_trained
 from toast.training.config import RunConfig
 from toast.training.evaluate import Measured, evaluate
 from toast.training.interrupts import Interrupted, listening
-from toast.training.loading import to_yaml
+from toast.training.loading import load_config, to_yaml
 from toast.training.loop import Batch, Loop
 from toast.training.methods import save_method
 from toast.training.optimizers import make_optimizer, make_schedule
@@ -45,6 +45,7 @@ def run(config: RunConfig, stage: Stage, resume: bool = False) -> dict[str, Any]
     """
     place = config.folder
     if resume and (place / folder.RESULT).is_file():
+        _refuse_others(config, place)
         return dict(folder.read_json(place / folder.RESULT))
     if not resume and (place / folder.METRICS).is_file():
         raise ValueError(
@@ -326,6 +327,23 @@ class Run:
         self.end_trackers()
         raise Interrupted(
             number, f"interrupted after {step} of {self.total} steps; {at} holds it. Go on with --resume."
+        )
+
+
+#: Settings that do not affect results.
+_NO_MATTER = ("name", "out", "sweep", "stage", "checkpoint", "first_pass", "log_every", "trackers", "workers")
+
+
+def _refuse_others(config: RunConfig, place: Path) -> None:
+    """Refuses to take the result of other settings for that of these."""
+    wanted, found = (
+        _flat(c.model_dump(mode="json", exclude=set(_NO_MATTER))) for c in (config, load_config(place))
+    )
+    differ = [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]
+    if differ:
+        raise ValueError(
+            f"{place} holds a run of other settings: {', '.join(sorted(differ))} differ. Choose another "
+            "name=… or out=…, or delete that folder."
         )
 
 

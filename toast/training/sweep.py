@@ -1,9 +1,9 @@
 """A grid for several rows of settings: searched on the validation split, measured once on the test split.
 
-SWEEP/pretune/           the pre-tuning that rows start from, if there is one
-SWEEP/search/ROW/POINT/  a run of the grid; it never opens the test split
-SWEEP/final/ROW/seed-N/  a run with the chosen settings
-SWEEP/sweep.json         the table with all figures; SWEEP/table.md to read
+SWEEP/pretune/                 the pre-tuning that rows start from, if there is one
+SWEEP/search/ROW/POINT/        a run of the grid; it never opens the test split
+SWEEP/final/ROW/POINT,seed-N/  a run with the chosen settings
+SWEEP/sweep.json               the table with all figures; SWEEP/table.md to read
 """
 
 from __future__ import annotations
@@ -109,8 +109,12 @@ def _pretune(at: Path, place: Path) -> None:
     run(config.model_copy(update={"out": place, "name": "pretune"}), "pretune", resume=True)
 
 
+def _named(point: Settings) -> str:
+    return ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
+
+
 def _search(config: RunConfig, row: Row, point: Settings) -> RunConfig:
-    name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items()) or "all"
+    name = _named(point) or "all"
     own = {"data.test": None, "data.test_share": 0.0}
     return _made(config, {**row.settings, **point, **own}, config.folder / "search" / row.name, name)
 
@@ -118,7 +122,8 @@ def _search(config: RunConfig, row: Row, point: Settings) -> RunConfig:
 def _final(config: RunConfig, row: Row, point: Settings, seed: int) -> RunConfig:
     assert config.sweep is not None
     own = {"data.validation": None, "data.validation_share": 0.0, **config.sweep.final, "seed": seed}
-    return _made(config, {**row.settings, **point, **own}, config.folder / "final" / row.name, f"seed-{seed}")
+    name = f"{_named(point)},seed-{seed}" if point else f"seed-{seed}"
+    return _made(config, {**row.settings, **point, **own}, config.folder / "final" / row.name, name)
 
 
 def _made(config: RunConfig, settings: Settings, out: Path, name: str) -> RunConfig:
