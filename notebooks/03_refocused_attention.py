@@ -10,7 +10,8 @@
 #
 # A steered model runs twice, so where the frozen model looks and where the steered one looks can be seen in
 # one call. This notebook tunes the package's small ViT to find the item of clothing among clip-art, draws
-# what it attends to before and after, and measures it. No network; about a minute on two cores.
+# what it attends to before and after, and measures it. No network; a little over a minute of one core's
+# time.
 
 # %%
 import os
@@ -78,8 +79,9 @@ for drawing in toast.visualize(
 
 # %% [markdown]
 # **What to see.** The frozen model spreads its attention over every object. The steered one gives the item
-# more, and the distractors less, though queries, keys and weights are those of the frozen model: only the
-# values were moved.
+# more, and the distractors less, though no weight of the model was changed: only the values got something
+# added. The selection weights say which tokens are sent back down, and that need not be the item: here much
+# of the ground is.
 #
 # From the command line, on a run and pictures of your own: `toast visualize RUN photos/ --out maps`.
 #

@@ -12,9 +12,9 @@
 # back down, and the second pass writes the next token. `generate` works as before: the two passes keep two
 # caches in one `Cache` object, so a new token costs two passes over one token.
 #
-# Without anything else, this notebook makes a tiny Llama with random weights and letters for tokens: it
-# shows the calls, not fluent text. With `TOAST_ASSETS` set to a folder that holds `smollm2/` (SmolLM2-135M
-# as `save_pretrained` writes it) it tunes that instead.
+# Without anything else, this notebook makes a tiny Llama with letters for tokens and lets it learn a little
+# on the spot: it shows the calls, not fluent text, in less than a minute. With `TOAST_ASSETS` set to a
+# folder that holds `smollm2/` (SmolLM2-135M as `save_pretrained` writes it) it tunes that instead.
 
 # %%
 import math
@@ -33,11 +33,10 @@ from toast.visual.text import look_at_text
 from toast.visual.text_terminal import as_terminal
 
 SCALE = float(os.environ.get("TOAST_NOTEBOOK_SCALE", "1"))  # the tests of the package run a smaller size
-OUT = Path(tempfile.mkdtemp(prefix="toast-"))
 torch.manual_seed(0)
+OUT = Path(tempfile.mkdtemp(prefix="toast-"))
 
 
-# %%
 def tiny():
     """Returns a Llama of four narrow blocks with random weights, and a tokenizer of letters."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -71,7 +70,7 @@ print("SmolLM2-135M" if is_real else "a tiny random Llama")
 # %% [markdown]
 # ## Text
 #
-# Recipes that all read alike, but for what is cooked. Some dishes are held out.
+# The task: recipes that all read alike, but for what is cooked. Some dishes are held out.
 
 # %%
 THINGS = ["leek", "carrot", "onion", "potato", "tomato", "turnip", "lentil", "bean", "cabbage", "spinach"]
@@ -86,6 +85,11 @@ def recipe(thing, dish):
     )
 
 
+def note(thing, dish):
+    """Returns a shopping note for a dish, which the tiny model learns first."""
+    return f"Note: {thing} {dish}\nBuy one {thing} for the {dish}.\nThe {thing} is in the bag.\n"
+
+
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 train = [recipe(thing, dish) for thing in THINGS[:8] for dish in DISHES]
 held_out = [recipe(thing, dish) for thing in THINGS[8:] for dish in DISHES]
@@ -93,11 +97,32 @@ print(train[0])
 
 
 # %%
+def inputs(texts):
+    """Returns a batch."""
+    return tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+
+
 def loss_of(model, texts):
     """Returns the mean loss of a token."""
-    batch = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    batch = inputs(texts)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     return model(**batch, labels=labels, use_cache=False).loss
+
+
+def fit(model, texts, steps, rate):
+    """Trains what requires a gradient."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], rate, weight_decay=0.0)
+    order = torch.Generator().manual_seed(0)
+    model.train()
+    for step in range(steps):
+        rows = torch.randperm(len(texts), generator=order)[:4].tolist()
+        loss = loss_of(model, [texts[row] for row in rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % max(1, steps // 5) == 0 or step == steps - 1:
+            print(f"step {step:3d}  loss {loss.item():.3f}")
+    model.eval()
 
 
 @torch.no_grad()
@@ -106,33 +131,22 @@ def perplexity(model):
     return math.exp(loss_of(model.eval(), held_out).item())
 
 
+if not is_real:
+    fit(base, [note(thing, dish) for thing in THINGS for dish in DISHES], max(2, round(150 * SCALE)), 3e-3)
+
 # %% [markdown]
 # ## Wrap and tune
 #
-# The paper trains the task embedding and the `B_l` of a language model. Here both come from nothing,
-# without pre-tuning; the task embedding starts at the mean feature of a few recipes.
+# From here on the model is frozen. The paper trains the task embedding and the `B_l` of a language model.
+# Here both come from nothing, without pre-tuning; the task embedding starts at the mean feature of a few
+# recipes.
 
 # %%
 model = toast.wrap(base, train=["task_embedding", "to_signal"])
 model.print_trainable_parameters()
 before = perplexity(model)
-first = tokenizer(train[:8], return_tensors="pt", padding=True, return_token_type_ids=False)
-toast.calibrate(model.eval(), **first)
-
-steps = max(2, round((12 if is_real else 60) * SCALE))
-optimizer = torch.optim.AdamW(
-    [p for p in model.parameters() if p.requires_grad], lr=3e-4 if is_real else 1e-2, weight_decay=0.0
-)
-order = torch.Generator().manual_seed(0)
-model.train()
-for step in range(steps):
-    rows = torch.randperm(len(train), generator=order)[:4].tolist()
-    loss = loss_of(model, [train[row] for row in rows])
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    if step % max(1, steps // 6) == 0:
-        print(f"step {step:3d}  loss {loss.item():.3f}")
+toast.calibrate(model, **inputs(train[:8]))
+fit(model, train, max(2, round((12 if is_real else 150) * SCALE)), 3e-4 if is_real else 1e-2)
 print(f"perplexity on held-out dishes: {before:.2f} -> {perplexity(model):.2f}")
 
 # %% [markdown]
@@ -142,14 +156,14 @@ print(f"perplexity on held-out dishes: {before:.2f} -> {perplexity(model):.2f}")
 # the time, not the text; without the adapter it is the frozen model that answers.
 
 # %%
-prompt = tokenizer(f"Recipe: {THINGS[-1]} soup\n", return_tensors="pt", return_token_type_ids=False)
+PROMPT = f"Recipe: {THINGS[-1]} soup\n"
 new = max(4, round((40 if is_real else 60) * SCALE))
 
 
 @torch.no_grad()
 def answer(**options):
     """Returns what the model continues with."""
-    out = model.eval().generate(**prompt, max_new_tokens=new, do_sample=False, **options)
+    out = model.generate(**inputs([PROMPT]), max_new_tokens=new, do_sample=False, **options)
     return tokenizer.decode(out[0], skip_special_tokens=True)
 
 
@@ -167,7 +181,7 @@ print("the same without a cache:", answer(use_cache=False) == steered)
 # or less. In colour here and in a terminal with colours; as a table elsewhere.
 
 # %%
-views = look_at_text(model, tokenizer, f"Recipe: {THINGS[-1]} soup\n", max_new_tokens=min(new, 24))
+views = look_at_text(model, tokenizer, PROMPT, max_new_tokens=min(new, 24))
 Console(width=100).print(as_terminal(views))
 
 # %% [markdown]
@@ -176,9 +190,7 @@ Console(width=100).print(as_terminal(views))
 # and answer.
 
 # %%
-files = toast.visualize_text(
-    model, tokenizer, f"Recipe: {THINGS[-1]} soup\n", OUT / "maps", max_new_tokens=min(new, 24)
-)
+files = toast.visualize_text(model, tokenizer, PROMPT, OUT / "maps", max_new_tokens=min(new, 24))
 print(*(file.name for file in files))
 show(Image(next(file for file in files if file.suffix == ".png"), width=900))
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import toast
+from tests.test_official import weights
 from tests.training.settings import language, losses, vision
 from toast.training.config import RunConfig
 from toast.training.loaded import load_run
@@ -120,6 +122,30 @@ def test_pretuning_then_tuning(tmp_path: Path) -> None:
         ValueError, match="pre-tuning trains the whole top-down module, toast; got 'toast-lite'"
     ):
         run(vision(tmp_path, name="y", method="toast-lite"), "pretune")
+
+
+@pytest.mark.parametrize("name", ["toast_vit", "toast_lite_vit"])
+def test_tuning_starts_from_an_official_checkpoint(tmp_path: Path, name: str, official: Any) -> None:
+    state = weights(official(name)[0])
+    torch.save(state, tmp_path / "official.pth")
+    parts = ("prompt", "top_down", "decoders", "head")
+    backbone = {key: tensor for key, tensor in state.items() if not any(part in key for part in parts)}
+    save_file(backbone, tmp_path / "backbone.safetensors")
+    method = {"name": "toast-lite" if "lite" in name else "toast", "start": str(tmp_path / "official.pth")}
+    config = vision(
+        tmp_path, method=method, steps=1, epochs=None, optimizer__learning_rate=1e-12,
+        model__weights=str(tmp_path / "backbone.safetensors"),
+    )  # fmt: skip
+    result = run(config, "tune")
+    assert ("lora" in result["trained"]) == ("lite" in name)
+    held = load_run(config.folder).model.state_dict()
+    prefix = "base_model.model.blocks.1.attn.qkv.toast_to_state.default"
+    layer = f"{prefix}.base_layer" if "lite" in name else prefix
+    wanted = state["decoders.1.linear.weight"].float()
+    torch.testing.assert_close(held[f"{layer}.weight"], wanted, atol=1e-6, rtol=0)
+    assert load_run(config.folder).model.peft_config["default"].value_bias == "twice"
+    with pytest.raises(ValueError, match=r"method\.start: nowhere is not there"):
+        run(vision(tmp_path, name="x", method={"name": "toast", "start": "nowhere"}), "tune")
 
 
 @pytest.mark.parametrize("preset", ["vision", "vision-lite"])

@@ -91,15 +91,16 @@ def _toast(backbone: Backbone, config: RunConfig, head: str | None, folder: Path
     if head is not None:
         options["modules_to_save"] = [head]
     start = None if method.start is None else _as_adapter(method.start, folder)
-    if start is not None and toast.ToastConfig.from_pretrained(str(start)).is_lite:
-        if method.name != "toast-lite":
-            raise ValueError(f"method.start: {start} is a TOAST-Lite adapter; needs method toast-lite.")
-        model: nn.Module = PeftModel.from_pretrained(backbone.model, str(start), is_trainable=True)
-        return model, {}
     if start is not None:
+        saved = toast.ToastConfig.from_pretrained(str(start))
+        if saved.is_lite:
+            if method.name != "toast-lite":
+                raise ValueError(f"method.start: {start} is a TOAST-Lite adapter; needs method toast-lite.")
+            return PeftModel.from_pretrained(backbone.model, str(start), is_trainable=True), {}
         options["pretrained"] = str(start)
-        for name in ("select_features", "select_from", "value_bias", "init"):
-            options.pop(name, None)  # the pre-tuned adapter says how it was used
+        for name in ("select_features", "select_from", "value_bias"):
+            if name not in method.options:  # feedback learnt on some features is no use on others
+                options[name] = getattr(saved, name)
     return toast.wrap(backbone.model, **options), {}
 
 
