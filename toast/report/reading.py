@@ -114,7 +114,8 @@ def read_run(place: Path) -> RunFiles:
     if not (place / folder.CONFIG).is_file():
         if (place / "sweep.json").is_file() or (place / "final").is_dir():
             raise ValueError(
-                f"{place} is a sweep; needs one of its runs, such as {place / 'final' / 'ROW' / 'seed-0'}."
+                f"{place} is a sweep; needs one of its runs, such as "
+                f"{place / 'final' / 'ROW' / 'POINT,seed-0'}."
             )
         raise ValueError(f"{place} is no run: it has no {folder.CONFIG}.")
 
