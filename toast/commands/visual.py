@@ -206,17 +206,18 @@ def compare(
 
 
 def _names(places: list[Path]) -> list[str]:
-    """Returns a name for each model: that of its folder, or its path where another has that name."""
+    """Returns a name for each model: the last parts of its path, as few as tell it from the others."""
     from toast.visual.comparing import FROZEN
 
-    short = [place.resolve().name for place in places]
-    long = [str(place.resolve()) for place in places]
-    if len(set(long)) < len(long):
+    parts = [place.resolve().parts for place in places]
+    if len(set(parts)) < len(parts):
         raise ValueError(f"compare: needs each run once; got {', '.join(map(str, places))}.")
-    return [
-        path if name == FROZEN or short.count(name) > 1 else name
-        for name, path in zip(short, long, strict=True)
-    ]
+    names = []
+    for own in parts:
+        short = (own[-count:] for count in range(1, len(own) + 1))
+        alone = (end for end in short if sum(other[-len(end) :] == end for other in parts) == 1)
+        names.append(next("/".join(end) for end in alone if end != (FROZEN,)))
+    return names
 
 
 def _print(shown: RenderableType) -> None:
