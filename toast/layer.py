@@ -35,6 +35,16 @@ class ToastLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
 
     @property
+    def in_features(self) -> int:
+        """Channels of what comes in, as other code asks of a tuner layer."""
+        return self.width
+
+    @property
+    def out_features(self) -> int:
+        """Channels of what goes out."""
+        return self.width
+
+    @property
     def adapter(self) -> str | None:
         """Name of the adapter that acts now: None if disabled, deleted, or not of this layer."""
         if self.disable_adapters:

@@ -85,6 +85,11 @@ class ToastValue(ToastLayer):
         return self.unit.layout
 
     @property
+    def out_features(self) -> int:
+        """Channels of the projection's output: of a fused one, queries and keys included."""
+        return self.layout.out
+
+    @property
     def value_width(self) -> int:
         """Channels of the values."""
         return self.unit.layout.value_width
