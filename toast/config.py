@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from pathlib import Path
@@ -93,7 +94,8 @@ class ToastConfig(PeftConfig):
         anatomy: For a family that is not known: `{"blocks": "encoder.layer", "value": "attention.value",
             "norm": "encoder.norm", "layout": "separate"}`, names relative to `"trunk"` (default: the model
             itself), `value` relative to a block; optional `"methods"`, the trunk's methods to steer.
-        target_modules: Names that PEFT replaces, as a regular expression. Filled from the family; leave it.
+        target_modules: Names of the modules that are wrapped, as in PEFT. They follow from the family and
+            `steer_from`: leave it, or name exactly these.
         backbone: What the adapter was made for: family, blocks, widths, and a few of its weights. Filled when
             an adapter is made, checked when it is loaded; None skips the check.
         family: Name of the family row that was used. Filled from the model.
@@ -119,12 +121,14 @@ class ToastConfig(PeftConfig):
     reconstruction_weight: float = 0.1
     reconstruction_scale: float = 1.0
     anatomy: dict[str, Any] | None = None
-    target_modules: str | None = field(default=None)
+    target_modules: list[str] | str | None = field(default=None)
     backbone: dict[str, Any] | None = None
     family: str | None = None
 
     #: The folder that it was read from, if any. What is saved there is checked before a model is changed.
     folder: ClassVar[Path | None] = None
+    #: What was filled in for a model: by field, the value before and the value after. See `toast.filling`.
+    filled: ClassVar[Mapping[str, tuple[Any, Any]]] = {}
 
     def __post_init__(self) -> None:
         """Checks the settings and fills the PEFT type."""
@@ -167,6 +171,7 @@ class ToastConfig(PeftConfig):
             ("train", str | list, "None, 'all' or a list of groups"),
             ("feedback_checksum", str, "None or text"),
             ("anatomy", dict, "None or a dictionary of names"),
+            ("target_modules", str | list | set | tuple, "None, a regular expression or module names"),
             ("backbone", dict, "None or a dictionary"),
         ):
             value = getattr(self, name)
@@ -200,6 +205,7 @@ class ToastConfig(PeftConfig):
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         if isinstance(config, ToastConfig):
             config.folder = Path(pretrained_model_name_or_path, subfolder or "")  # type: ignore[misc]
+            config.filled = {"target_modules": (None, config.target_modules)}  # type: ignore[misc]
         return config  # type: ignore[no-any-return]
 
     @property

@@ -6,6 +6,7 @@ selector around the final norm (`toast.selector`), a value layer around each val
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from toast.config import ToastConfig
+
+#: The layers of all models that are alive: they say whether a configuration is in use.
+LIVE: weakref.WeakSet[ToastLayer] = weakref.WeakSet()
 
 
 class ToastLayer(nn.Module, BaseTunerLayer):
@@ -33,6 +37,11 @@ class ToastLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
+        LIVE.add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        LIVE.add(self)
 
     @property
     def in_features(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
-from toast import registration, saving
+from toast import filling, registration, saving
 from toast.anatomy import Anatomy, find_anatomy, unwrapped
 from toast.config import ToastConfig
 from toast.layer import CANNOT_MERGE, ToastLayer, refuse_several
@@ -49,10 +48,17 @@ class ToastModel(BaseTuner):
             ValueError: If the model or the configuration cannot be used, with the reason.
         """
         before = _Snapshot(model)
+        config = self.peft_config[adapter_name]
+        settings = dict(vars(config))
         try:
             self._inject(model, adapter_name, *args, **kwargs)
         except BaseException:
+            for module in model.modules():
+                if isinstance(module, ToastLayer):  # lets go of the configuration, even if an error holds it
+                    module.configs = {}
             before.restore()
+            vars(config).clear()
+            vars(config).update(settings)
             self.peft_config.pop(adapter_name, None)
             if not self.peft_config:
                 # transformers sets it before it asks PEFT, and would then refuse a second try.
@@ -60,17 +66,28 @@ class ToastModel(BaseTuner):
             raise
 
     def _inject(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        given = self.peft_config[adapter_name]
+        assert isinstance(given, ToastConfig)
         # A configuration object may serve several models; what is filled in below belongs to one.
-        config = self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
-        assert isinstance(config, ToastConfig)
+        config = filling.as_written(given)
         anatomy = find_anatomy(model, config.anatomy)
         saving.follow_pretrained(config)
         saving.check_config(config, anatomy)
         _refuse_unknown_modules(model, config.modules_to_save)
         _refuse_steered_modules(anatomy, config.modules_to_save)
         steered = anatomy.from_block(config.steer_from)
+        self._check_targets(model, config, steered)
         saving.check_saved(model, config, steered)
         frozen = saving.pretrained_tensors(config, steered, saving.fingerprint(anatomy))
+        if config.target_modules is None:
+            config.target_modules = steered.target_modules
+        config.anatomy = config.anatomy if anatomy.guessed is None else anatomy.guessed
+        config = self.peft_config[adapter_name] = filling.fill(given, config, model)
+        if config is not given:
+            logger.warning(
+                "The configuration of adapter %r is in use on another backbone; this model takes a copy.",
+                adapter_name,
+            )
         had_layers = any(isinstance(module, ToastLayer) for module in model.modules())
         self._anatomy = steered
         try:
@@ -86,7 +103,25 @@ class ToastModel(BaseTuner):
         self._pretrained = {adapter_name: frozen}
         if anatomy.guessed is not None:
             _prove(model, anatomy)
-            config.anatomy = anatomy.guessed
+
+    def _check_targets(self, model: nn.Module, config: ToastConfig, anatomy: Anatomy) -> None:
+        """Refuses `target_modules` that are not what TOAST wraps."""
+        if config.target_modules is None:
+            return
+        layers = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, ToastLayer))
+        named = {
+            name
+            for name, _ in model.named_modules()
+            if name and not name.startswith(layers) and self._check_target_module_exists(config, name)
+        }
+        needed = {anatomy.norm_name, *anatomy.value_names}
+        if named != needed:
+            raise ValueError(
+                f"target_modules: needs the final norm and the value projections of the steered blocks, or "
+                f"None, which takes them: {_few(needed)}; {config.target_modules!r} names "
+                f"{_few(named) or 'none of the modules'}. Say with steer_from which blocks are steered, and "
+                "with anatomy or toast.register_family where else their values are."
+            )
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Makes one adapter active.
@@ -113,9 +148,7 @@ class ToastModel(BaseTuner):
         )
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
-        assert isinstance(peft_config, ToastConfig)
-        peft_config.target_modules = self._anatomy.target_modules
-        return peft_config
+        return peft_config  # all is filled in
 
     def _create_and_replace(
         self,
@@ -242,6 +275,11 @@ def _prove(model: nn.Module, anatomy: Anatomy) -> None:
     if not result.proved:
         raise ValueError(f"{what}, which is wrong:\n{result}\n{instead}")
     logger.warning("%s, as a probe shows:\n%s", what, result)
+
+
+def _few(names: set[str], limit: int = 4) -> str:
+    shown = ", ".join(sorted(names)[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
 class _Snapshot:
