@@ -72,9 +72,11 @@ class ToastConfig(PeftConfig):
         steer_from: First block, counted from 0, whose values are steered. The blocks below give the same in
             both passes, so they run once, keep one key-value cache, and backward ends above them.
         value_bias: `once` computes the values of the second pass as `W_V (x + s) + b`, the paper's equation;
-            `twice` as `W_V x + b + W_V s + b`, the official ViT code.
-        init: `identity` starts exactly at the frozen model (`to_state` identity, `to_signal` zero);
-            `official` draws both from a normal distribution of deviation 0.02, truncated at two deviations.
+            `twice` as `W_V x + b + W_V s + b`, the official ViT code. Where the projections have a bias, a
+            model with `twice` differs from the frozen one before any training.
+        init: `identity` starts without a signal (`to_state` identity, `to_signal` zero), which is exactly the
+            frozen model unless `value_bias="twice"` adds a bias; `official` draws both from a normal
+            distribution of deviation 0.02, truncated at two deviations.
         lora_rank: Rank of the factors of TOAST-Lite; 0 is full TOAST.
         lora_alpha: Numerator of the LoRA scaling `lora_alpha / lora_rank` (official: 1).
         lora_dropout: Dropout before the LoRA factors.

@@ -103,6 +103,8 @@ class ToastModel(BaseTuner):
         self._pretrained = {adapter_name: frozen}
         if anatomy.guessed is not None:
             _prove(model, anatomy)
+        if not frozen and config.folder is None:
+            _warn_of_second_bias(config, steered)
 
     def _check_targets(self, model: nn.Module, config: ToastConfig, anatomy: Anatomy) -> None:
         """Refuses `target_modules` that are not what TOAST wraps."""
@@ -275,6 +277,19 @@ def _prove(model: nn.Module, anatomy: Anatomy) -> None:
     if not result.proved:
         raise ValueError(f"{what}, which is wrong:\n{result}\n{instead}")
     logger.warning("%s, as a probe shows:\n%s", what, result)
+
+
+def _warn_of_second_bias(config: ToastConfig, anatomy: Anatomy) -> None:
+    """Says that a model does not start where `init="identity"` otherwise starts it."""
+    if config.init == "identity" and config.value_bias == "twice":
+        biased = sum(getattr(value, "bias", None) is not None for value in anatomy.values)
+        if biased:
+            logger.warning(
+                "value_bias='twice' adds the bias of %d value projections once more, so the model "
+                "starts apart from the frozen one although init='identity' starts without a signal. With "
+                "value_bias='once' it starts at the frozen model.",
+                biased,
+            )
 
 
 def _few(names: set[str], limit: int = 4) -> str:
