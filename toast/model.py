@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from toast import filling, registration, saving
@@ -68,6 +69,7 @@ class ToastModel(BaseTuner):
     def _inject(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         given = self.peft_config[adapter_name]
         assert isinstance(given, ToastConfig)
+        _refuse_names(model, adapter_name)
         # A configuration object may serve several models; what is filled in below belongs to one.
         config = filling.as_written(given)
         anatomy = find_anatomy(model, config.anatomy)
@@ -96,6 +98,9 @@ class ToastModel(BaseTuner):
             del self._anatomy
         if not had_layers:
             _attach(model, anatomy)
+        names = {name for layer in model.modules() if isinstance(layer, ToastLayer) for name in layer.configs}
+        for name in names:
+            _refuse_clashes(model, name, names - {name})
         steering = find_steering(model)
         assert steering is not None
         steering.refresh()
@@ -219,6 +224,7 @@ class ToastModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         assert isinstance(config, ToastConfig)
+        _refuse_clashes(model, adapter_name, unwanted_adapter_names)  # those of other methods among them
         return saving.tensors_to_save(config, state_dict)
 
     @classmethod
@@ -331,6 +337,52 @@ def _refuse_second_wrapping(model: nn.Module, adapter_name: str) -> None:
             f"this model has an adapter {adapter_name!r} already, which would be lost; choose another name, "
             "or take the first off with delete_adapter or unload()."
         )
+
+
+def _refuse_names(model: nn.Module, adapter_name: str) -> None:
+    """Refuses names that would be lost, or lose others, in the names of tensors and folders."""
+    taken = nn.ModuleDict()
+    if not adapter_name or adapter_name.startswith("/") or any(mark in adapter_name for mark in ".\\"):
+        reason = "it becomes part of the names of tensors and of a folder"
+    elif hasattr(taken, adapter_name) or hasattr(nn.ParameterDict(), adapter_name):
+        reason = "containers of PyTorch have an attribute of this name"
+    else:
+        reason = ""
+    if reason:
+        raise ValueError(
+            f"adapter_name: needs text without a dot or a backslash that is no attribute of a container; got "
+            f"{adapter_name!r}, and {reason}. Choose another name."
+        )
+
+
+def _refuse_clashes(model: nn.Module, adapter_name: str, others: Iterable[str]) -> None:
+    """Refuses names of adapters that are also a part of the names of another one's tensors.
+
+    PEFT leaves out of a saved adapter each tensor whose name has another adapter's name as a part.
+    """
+    for name in _tensor_names(model, adapter_name):
+        parts = name.split(".")
+        for other in others:
+            if other in parts:
+                raise ValueError(
+                    f"adapter_name: {other!r} is a part of {name!r}, a tensor of adapter {adapter_name!r}, "
+                    "which PEFT would therefore leave out when it saves that adapter. Choose another name."
+                )
+
+
+def _tensor_names(model: nn.Module, adapter_name: str) -> Iterator[str]:
+    """Yields the names of an adapter's tensors, as they are in a `PeftModel`."""
+    prefix = "" if isinstance(model, PeftModel) else "base_model.model."
+    for name, module in model.named_modules():
+        containers: Any = getattr(module, "adapter_layer_names", ()) if isinstance(module, ToastLayer) else ()
+        if isinstance(module, ModulesToSaveWrapper):
+            containers = ("modules_to_save",)
+        if not containers:
+            continue
+        for tensor, _ in module.named_parameters():
+            container, *behind = tensor.split(".")
+            if container in containers and behind[0] == adapter_name:
+                yield f"{prefix}{name}.{tensor}"
 
 
 def _refuse_unknown_modules(model: nn.Module, modules_to_save: list[str] | None) -> None:

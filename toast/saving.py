@@ -66,18 +66,19 @@ def tensors_to_save(config: ToastConfig, state_dict: dict[str, Tensor]) -> dict[
 
 
 def _is_frozen(name: str) -> bool:
-    return _CONTAINER.search(name) is not None and ".base_layer." in name.rpartition(".toast_")[2]
+    return _CONTAINER.search(name) is not None and name.endswith(".base_layer.weight")
 
 
 def without_adapter_name(key: str, adapter: str) -> str:
-    """Returns a model's key without the adapter's name, which stands behind each container of adapters."""
-    head, marker, tail = key.rpartition(".toast_")
-    if not marker:
-        return (
-            key.replace(f".{adapter}.", ".", 1) if f".{adapter}." in key else key.removesuffix(f".{adapter}")
-        )
-    container, *rest = tail.split(".")
-    return head + marker + ".".join([container, *(rest[1:] if rest[:1] == [adapter] else rest)])
+    """Returns a model's key without the adapter's name, which stands behind each container of adapters.
+
+    From the keys of other modules, such as a head, PEFT has removed it before.
+    """
+    container = _CONTAINER.search(key)  # the first: the adapter may be named like one
+    if container is None:
+        return key
+    name, behind = key[: container.end()], key[container.end() :].split(".")
+    return name + ".".join(["", *behind[2:]] if behind[1:2] == [adapter] else behind)
 
 
 def check_config(config: ToastConfig, anatomy: Anatomy) -> None:
