@@ -129,6 +129,8 @@ class ToastConfig(PeftConfig):
 
     #: The folder that it was read from, if any. What is saved there is checked before a model is changed.
     folder: ClassVar[Path | None] = None
+    #: Whether it was read to load a head of another size than the saved one, which is then left out.
+    leaves_misfits: ClassVar[bool] = False
     #: What was filled in for a model: by field, the value before and the value after. See `toast.filling`.
     filled: ClassVar[Mapping[str, tuple[Any, Any]]] = {}
 
@@ -207,6 +209,7 @@ class ToastConfig(PeftConfig):
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         if isinstance(config, ToastConfig):
             config.folder = Path(pretrained_model_name_or_path, subfolder or "")  # type: ignore[misc]
+            config.leaves_misfits = bool(kwargs.get("ignore_mismatched_sizes"))  # type: ignore[misc]
             config.filled = {"target_modules": (None, config.target_modules)}  # type: ignore[misc]
         return config  # type: ignore[no-any-return]
 

@@ -205,6 +205,8 @@ def check_saved(model: nn.Module, config: ToastConfig, anatomy: Anatomy) -> None
         if any(name.endswith(saved) for saved in config.modules_to_save or ()):
             module = getattr(module, "original_module", module)
             expected |= {f"{name}.{key}": tuple(t.shape) for key, t in module.state_dict().items()}
+            if config.leaves_misfits:  # PEFT leaves out what does not fit, with a warning
+                expected |= {n: given[n] for n in expected if n.startswith(f"{name}.") and n in given}
     _refuse_misfits(str(path), expected, {n: s for n, s in given.items() if n in expected or ".toast_" in n})
 
 
