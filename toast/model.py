@@ -111,6 +111,10 @@ class ToastModel(BaseTuner):
         if not frozen and config.folder is None:
             _warn_of_second_bias(config, steered)
 
+    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:
+        """Says what is wrapped, whichever way `target_modules` names it."""
+        return key == self._anatomy.norm_name or key in self._anatomy.value_names
+
     def _check_targets(self, model: nn.Module, config: ToastConfig, anatomy: Anatomy) -> None:
         """Refuses `target_modules` that are not what TOAST wraps."""
         if config.target_modules is None:
@@ -141,15 +145,21 @@ class ToastModel(BaseTuner):
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Casts as PEFT does, which makes what it casts trainable, and has rounded what was read before."""
-        steering = find_steering(self.model)
+        steering, loaded = find_steering(self.model), self.__dict__.pop("_loaded", {})
         if steering is not None:
-            saving.put_back(self.model, self.__dict__.pop("_loaded", {}))
+            saving.put_back(self.model, loaded)
             with torch.no_grad():
                 steering.fetch_parameters()  # PEFT dispatches a split model again once it has loaded
         trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        for name, parameter in self.model.named_parameters():
+        parameters = dict(self.model.named_parameters())
+        for name, parameter in parameters.items():
             parameter.requires_grad_(trainable[name])
+            if name in loaded and f".{adapter_name}." in f"{name}.":
+                head = parameters.get(name.replace(f".modules_to_save.{adapter_name}.", ".original_module."))
+                if head is not parameter and head is not None:  # PEFT leaves it in the file's precision
+                    parameter.data = parameter.data.to(head.dtype)
+                _unround(parameter, loaded[name])
         saving.load_pretrained(
             self.model, adapter_name, self.__dict__.pop("_pretrained", {}).get(adapter_name, {})
         )
@@ -241,10 +251,22 @@ class ToastModel(BaseTuner):
         )
         saving.check_tensors(model, config, adapter_name, remapped)
         remapped |= saving.frozen_tensors(model, config, adapter_name)
-        if getattr(model, "hf_device_map", None) is not None and isinstance(model, PeftModel):
-            # PEFT dispatches the model again when they are in, and loses them; see _cast_adapter_dtype.
+        empty = any(parameter.is_meta and name in remapped for name, parameter in model.named_parameters())
+        if isinstance(model, PeftModel) and (empty or getattr(model, "hf_device_map", None) is not None):
+            # When they are in, PEFT rounds those of an empty adapter to the base's precision, and loses those
+            # of a model that it dispatches again; see _cast_adapter_dtype.
             model.base_model._loaded = {n.removeprefix("base_model.model."): t for n, t in remapped.items()}
         return remapped
+
+
+@torch.no_grad()
+def _unround(parameter: nn.Parameter, read: Tensor) -> None:
+    """Gives a parameter the digits that were read from a file, if it has lost them by a cast and back."""
+    if parameter.dtype != read.dtype or parameter.shape != read.shape or parameter.is_meta:
+        return
+    read = read.to(parameter.device)
+    if any(torch.equal(parameter, read.to(low).to(read.dtype)) for low in (torch.float16, torch.bfloat16)):
+        parameter.copy_(read)
 
 
 def find_steering(model: nn.Module) -> Steering | None:
