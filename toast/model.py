@@ -143,6 +143,14 @@ class ToastModel(BaseTuner):
         refuse_several([adapter_name] if isinstance(adapter_name, str) else adapter_name)
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Deletes as PEFT does, which forgets the head of the adapter that takes over if it deletes none."""
+        super().delete_adapter(adapter_name)
+        for module in self.model.modules():
+            if isinstance(module, ModulesToSaveWrapper) and not module.active_adapters:
+                for name in set(self.active_adapters) & set(module.modules_to_save):
+                    module.set_adapter(name, inference_mode=self.peft_config[name].inference_mode)
+
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Casts as PEFT does, which makes what it casts trainable, and has rounded what was read before."""
         steering, loaded = find_steering(self.model), self.__dict__.pop("_loaded", {})
