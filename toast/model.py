@@ -119,14 +119,18 @@ class ToastModel(BaseTuner):
         """Refuses `target_modules` that are not what TOAST wraps."""
         if config.target_modules is None:
             return
+        matches = super()._check_target_module_exists
         layers = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, ToastLayer))
         named = {
             name
             for name, _ in model.named_modules()
-            if name and not name.startswith(layers) and self._check_target_module_exists(config, name)
+            if name and not name.startswith(layers) and matches(config, name)
         }
         needed = {anatomy.norm_name, *anatomy.value_names}
-        if named != needed:
+        # PEFT also takes the ends of names for names, which a short one may be.
+        if named != needed and (
+            isinstance(config.target_modules, str) or set(config.target_modules) != needed
+        ):
             raise ValueError(
                 f"target_modules: needs the final norm and the value projections of the steered blocks, or "
                 f"None, which takes them: {_few(needed)}; {config.target_modules!r} names "
