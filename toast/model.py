@@ -24,6 +24,9 @@ from toast.value import ToastValue
 
 logger = logging.getLogger(__name__)
 
+# What comes first in the names of a compiled model's modules.
+_COMPILED = "_orig_mod."
+
 
 class ToastModel(BaseTuner):
     """Wraps a frozen transformer with TOAST (arXiv 2305.15542).
@@ -113,7 +116,8 @@ class ToastModel(BaseTuner):
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:
         """Says what is wrapped, whichever way `target_modules` names it."""
-        return key == self._anatomy.norm_name or key in self._anatomy.value_names
+        wrapped = {self._anatomy.norm_name, *self._anatomy.value_names}
+        return key in wrapped or f"{_COMPILED}{key}" in wrapped
 
     def _check_targets(self, model: nn.Module, config: ToastConfig, anatomy: Anatomy) -> None:
         """Refuses `target_modules` that are not what TOAST wraps."""
@@ -191,6 +195,8 @@ class ToastModel(BaseTuner):
     ) -> None:
         assert isinstance(peft_config, ToastConfig)
         anatomy = self._anatomy
+        if current_key not in (anatomy.norm_name, *anatomy.value_names):  # PEFT names those of tensors so
+            current_key = f"{_COMPILED}{current_key}"
         is_norm = current_key == anatomy.norm_name
         fresh = fresh_weight_like(anatomy.values[-1] if is_norm else unwrapped(target))
         if fresh["device"].type == "meta":  # of a base that is offloaded in part, PEFT has removed the hooks
