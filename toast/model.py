@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 # What comes first in the names of a compiled model's modules.
 _COMPILED = "_orig_mod."
 
+#: Heads that PEFT trains by itself once the adapter is in; a model that has none could not be loaded again.
+HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+
 
 class ToastModel(BaseTuner):
     """Wraps a frozen transformer with TOAST (arXiv 2305.15542).
@@ -78,7 +81,7 @@ class ToastModel(BaseTuner):
         anatomy = find_anatomy(model, config.anatomy)
         saving.follow_pretrained(config)
         saving.check_config(config, anatomy)
-        _refuse_unknown_modules(model, config.modules_to_save)
+        _refuse_unknown_modules(model, config)
         _refuse_steered_modules(anatomy, config.modules_to_save)
         steered = anatomy.from_block(config.steer_from)
         self._check_targets(model, config, steered)
@@ -425,13 +428,16 @@ def _tensor_names(model: nn.Module, adapter_name: str) -> Iterator[str]:
                 yield f"{prefix}{name}.{tensor}"
 
 
-def _refuse_unknown_modules(model: nn.Module, modules_to_save: list[str] | None) -> None:
+def _refuse_unknown_modules(model: nn.Module, config: ToastConfig) -> None:
     """Refuses names that PEFT would ignore; it adds some of its own for classifiers, so one must fit."""
+    heads = HEADS.get(config.task_type or "", ())
+    wanted = [*(config.modules_to_save or ()), *heads]
     names = [name for name, _ in model.named_modules()]
-    if modules_to_save and not any(name.endswith(wanted) for name in names for wanted in modules_to_save):
+    if wanted and not any(name.endswith(each) for name in names for each in wanted):
+        task = f", which task_type={config.task_type} asks for" if heads else ""
         raise ValueError(
             f"modules_to_save: {type(model).__name__} has no module "
-            f"{' or '.join(map(repr, modules_to_save))}; its children are "
+            f"{' or '.join(map(repr, wanted))}{task}; its children are "
             f"{', '.join(name for name, _ in model.named_children())}."
         )
 
