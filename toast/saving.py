@@ -31,7 +31,10 @@ _PREFIX = "base_model.model."
 
 # The feedback maps in the names of a saved adapter: with factors of TOAST-Lite beside it, it is `base_layer`.
 _FEEDBACK = re.compile(r"(?P<map>.*\.toast_to_(?:state|signal))(?:\.base_layer)?\.weight$")
-_CONTAINER = re.compile(r"\.toast_(task_embedding|channel_transform|to_state|to_signal)(?=\.|$)")
+# Behind `modules_to_save` stands the name of an adapter, whatever it is.
+_CONTAINER = re.compile(
+    r"(?<!\.modules_to_save)\.toast_(task_embedding|channel_transform|to_state|to_signal)(?=\.|$)"
+)
 
 
 def save_adapter(model: PeftModel, folder: str | Path, **options: Any) -> Path:
