@@ -96,6 +96,10 @@ class ToastModel(BaseTuner):
                 "The configuration of adapter %r is in use on another backbone; this model takes a copy.",
                 adapter_name,
             )
+            # PEFT writes the head of a task into the object that it has given, and looks for it in this one.
+            config.modules_to_save = (
+                config.modules_to_save or [*HEADS.get(config.task_type or "", ())] or None
+            )
         had_layers = any(isinstance(module, ToastLayer) for module in model.modules())
         self._anatomy = steered
         try:

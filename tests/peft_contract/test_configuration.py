@@ -122,6 +122,20 @@ def test_one_configuration_for_two_models_that_live(tmp_path, caplog) -> None:
         PeftModel.from_pretrained(base, tmp_path / "first")
 
 
+@pytest.mark.parametrize("first", ["get_peft_model", "inject_adapter_in_model"])
+def test_one_configuration_of_a_task_for_two_models_that_live(first: str) -> None:
+    one = zoo.build("llama", torch.float32, HEADS["TOKEN_CLS"][0])
+    two, config = copy.deepcopy(one), ToastConfig(task_type="TOKEN_CLS")
+    nn.init.normal_(two.model.layers[0].self_attn.v_proj.weight)
+    first_model = getattr(peft, first)(*((one, config) if first == "get_peft_model" else (config, one)))
+    model = peft.get_peft_model(two, config)
+    assert "score" in model.peft_config["default"].modules_to_save
+    assert model.get_base_model().score.modules_to_save["default"].weight.requires_grad
+    x = {"input_ids": torch.randint(1, zoo.VOCABULARY, (2, 7)), "labels": torch.zeros(2, 7, dtype=torch.long)}
+    for each in (first_model, model):
+        each(**x).loss.backward()
+
+
 def test_the_copy_of_a_model_uses_its_own_configuration() -> None:
     config = ToastConfig()
     model = peft.get_peft_model(vit(), config)
