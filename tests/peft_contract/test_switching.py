@@ -10,11 +10,13 @@ import pytest
 import torch
 from peft.helpers import rescale_adapter_scale
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.hotswap import hotswap_adapter
 from torch import nn
 
 from tests.models import awaken
 from tests.peft_contract.cases import Case, layers, of_adapter, output, trainable
 from tests.snapshots import refused
+from toast.config import ToastConfig
 
 
 def test_the_interface_of_a_wrapped_model(each: Case) -> None:
@@ -191,6 +193,18 @@ def test_several_adapters_in_a_batch_are_refused(few: Case) -> None:
     if few.generates:
         with pytest.raises(ValueError, match="several adapters in one batch"):
             model.generate(**few.inputs(), adapter_names=["default", "other"], max_new_tokens=2)
+
+
+def test_what_is_made_for_low_rank_adapters_is_refused(tmp_path) -> None:
+    model = Case("timm-vit", "lite").wrap()
+    model.save_pretrained(tmp_path)
+    assert not model.supports_lora_conversion()
+    with refused(model, "do not support LoRA conversion", TypeError):
+        peft.convert_to_lora(model, rank=2)
+    with refused(model, "Hotswapping only supports LORA but TOAST was passed"):
+        hotswap_adapter(model, tmp_path, "default")
+    with refused(base := Case("timm-vit").base(), "'TOAST' is not compatible with the `PeftMixedModel`"):
+        peft.get_peft_model(base, ToastConfig(), mixed=True)
 
 
 def test_modules_to_save_of_one_adapter_only() -> None:
