@@ -143,6 +143,8 @@ class ToastConfig(PeftConfig):
         self.peft_type = registration.mint_peft_type()
         if self.pretrained is not None:
             self.pretrained = str(self.pretrained)
+        if self.family is not None:  # an injection has filled both in, and the configuration was saved since
+            self.filled = {"target_modules": (None, self.target_modules)}  # type: ignore[misc]
         self._check_types()
         _check_choice("init", self.init, get_args(Initialisation))
         _check_choice("value_bias", self.value_bias, get_args(ValueBias))
@@ -210,7 +212,6 @@ class ToastConfig(PeftConfig):
         if isinstance(config, ToastConfig):
             config.folder = Path(pretrained_model_name_or_path, subfolder or "")  # type: ignore[misc]
             config.leaves_misfits = bool(kwargs.get("ignore_mismatched_sizes"))  # type: ignore[misc]
-            config.filled = {"target_modules": (None, config.target_modules)}  # type: ignore[misc]
         return config  # type: ignore[no-any-return]
 
     @property

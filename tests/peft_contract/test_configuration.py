@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import logging
 import pickle
@@ -245,13 +246,14 @@ def test_other_modules_are_refused(targets: Any, named: str) -> None:
         ToastConfig(target_modules=3)  # type: ignore[arg-type]
 
 
-def test_a_loaded_configuration_is_filled_for_its_model(tmp_path) -> None:
+@pytest.mark.parametrize("read", [ToastConfig.from_pretrained, peft.PeftConfig.from_pretrained])
+def test_a_loaded_configuration_is_filled_for_its_model(read, tmp_path) -> None:
     base = vit()
     toast.save_adapter(toast.wrap(copy.deepcopy(base)), tmp_path)
-    config = ToastConfig.from_pretrained(tmp_path)
+    config = read(tmp_path)
     config.steer_from = 1  # the saved names are of all blocks
-    model = toast.wrap(base, config)
-    assert len(layers(model)) == 3
+    assert len(layers(toast.wrap(copy.deepcopy(base), config))) == 3
+    assert len(layers(toast.wrap(base, dataclasses.replace(config, steer_from=2)))) == 2
 
 
 @pytest.mark.parametrize("kind", ["timm-vit", "gpt2", "bert"])

@@ -33,6 +33,9 @@ def test_the_interface_of_a_wrapped_model(each: Case) -> None:
         base = layer.get_base_layer()
         for name in ("in_features", "out_features"):
             assert getattr(layer, name) == getattr(base, name, getattr(layer, name))
+        for name in ("weight", "bias"):
+            assert getattr(layer, name, None) is getattr(base, name, None)
+        assert (layer.active_adapters, layer.merged, layer.disable_adapters) == (["some-name"], False, False)
 
 
 def test_a_fresh_adapter_is_the_frozen_model_and_a_disabled_one_too(case: Case) -> None:
