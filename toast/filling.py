@@ -47,7 +47,7 @@ def fill(config: ToastConfig, ready: ToastConfig, model: nn.Module) -> ToastConf
         if getattr(written, name) != getattr(ready, name)
     }
     differs = any(getattr(config, name) != getattr(ready, name) for name in FILLED)
-    if differs and _is_used_elsewhere(config, model):
+    if config.filled and differs and _is_used_elsewhere(config, model):
         return ready
     config.__dict__.update(ready.__dict__)
     return config

@@ -118,7 +118,7 @@ class ToastModel(BaseTuner):
         self._pretrained = {adapter_name: frozen}
         if anatomy.guessed is not None:
             _prove(model, anatomy)
-        if not frozen and config.folder is None:
+        if not frozen and "backbone" in config.filled:  # otherwise it is loaded
             _warn_of_second_bias(config, steered)
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:
