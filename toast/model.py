@@ -159,8 +159,17 @@ class ToastModel(BaseTuner):
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Deletes as PEFT does, which forgets the head of the adapter that takes over if it deletes none."""
+        """Deletes as PEFT does, which passes over two things.
+
+        These are layers in a module of the base whose name contains the prefix of the adapters' parameters,
+        and the head of the adapter that takes over, if the deleted one had none.
+        """
         super().delete_adapter(adapter_name)
+        layers: list[Any] = [module for module in self.model.modules() if isinstance(module, ToastLayer)]
+        for layer in layers:
+            if adapter_name in layer.configs:
+                layer.delete_adapter(adapter_name)
+                self.active_adapter = list(layer.active_adapters)
         for module in self.model.modules():
             if isinstance(module, ModulesToSaveWrapper) and not module.active_adapters:
                 for name in set(self.active_adapters) & set(module.modules_to_save):

@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+import toast
 from tests.models import awaken, decoder, tokens
 from tests.peft_contract.cases import Case, layers, of_adapter, output, run, trainable
 from tests.snapshots import refused
@@ -234,3 +235,73 @@ def test_3793_an_adapter_is_loaded_where_the_base_is(saved, monkeypatch) -> None
     model = PeftModel.from_pretrained(VIT.base(), saved, torch_device="cpu")
     model.load_adapter(saved, "other", torch_device="cpu")
     assert {p.device.type for layer in layers(model) for p in layer.parameters()} == {"cpu"}
+
+
+class Named(nn.Module):
+    """A model whose modules are named like what TOAST adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.toast_body = VIT.base()
+        self.toast_head = nn.Linear(5, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.toast_head(self.toast_body(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}])
+def test_3433_modules_that_are_named_like_the_prefix(options, tmp_path) -> None:
+    """A head whose name contains the prefix of the method's parameters was not restored."""
+    torch.manual_seed(0)
+    base = Named()
+    twin, x = copy.deepcopy(base), VIT.inputs()
+    frozen = output(base, x)
+    config = ToastConfig(modules_to_save=["toast_head"], **options)
+    model = peft.get_peft_model(base, config).eval()
+    toast.calibrate(model, **x)
+    with torch.no_grad():
+        nn.init.normal_(model.base_model.toast_head.modules_to_save["default"].weight)
+        for layer in layers(model):
+            for _, parameter in layer.groups("default"):
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    expected = output(model, x)
+    assert not torch.allclose(expected, frozen)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(twin, tmp_path)
+    assert torch.equal(output(loaded, x), expected)
+    loaded.add_adapter("other", ToastConfig(modules_to_save=["toast_head"], **options))
+    loaded.set_adapter("other")
+    with pytest.warns(UserWarning, match="Setting active adapter to default"):
+        loaded.delete_adapter("other")
+    assert not [name for name in loaded.state_dict() if "other" in name]
+    assert torch.equal(output(loaded, x), expected)
+    with loaded.disable_adapter():
+        assert torch.equal(output(loaded, x), frozen)
+
+
+def test_3707_an_adapter_that_fails_on_the_way_leaves_nothing_behind(monkeypatch) -> None:
+    """Layers that had been wrapped before the error kept parameters of the adapter that failed."""
+    model = VIT.steered("one", lora_rank=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "toast.model.ToastSelector.update_layer", lambda *_: (_ for _ in ()).throw(OSError("full"))
+        )
+        with refused(model, "full", OSError):
+            model.add_adapter("two", VIT.config())
+    model.add_adapter("two", VIT.config())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_3753_new_layers_are_in_the_mode_of_the_model(training: bool) -> None:
+    """An adapter that was added in evaluation mode had its dropout on."""
+    model = VIT.wrap(lora_rank=2, lora_dropout=0.5).train(training)
+    model.add_adapter("other", VIT.config(lora_rank=2, lora_dropout=0.5))
+    assert {module.training for layer in layers(model) for module in layer.modules()} == {training}
+
+
+def test_3770_names_do_not_pile_up_in_the_configuration() -> None:
+    """The names of heads were added to the list of modules to save again with each model."""
+    config = Case("llama-classifier").config(modules_to_save=["score"])
+    for _ in range(2):
+        model = peft.get_peft_model(Case("llama-classifier").base(), config)
+        assert list(model.base_model.model.score.modules_to_save) == ["default"]
