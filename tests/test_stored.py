@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -87,7 +88,10 @@ def test_what_does_not_fit_is_refused() -> None:
     with toast.given_first_pass(model, stored), pytest.raises(ValueError, match="has 3 samples, the call 2"):
         model(x[:2])
     whole = toast.first_pass(steered("vit"), x)
-    with toast.given_first_pass(model, whole), pytest.raises(ValueError, match="has no state that enters"):
+    with toast.given_first_pass(model, whole), pytest.raises(ValueError, match="made with steer_from=0"):
+        model(x)
+    unknown = dataclasses.replace(whole, origin=None)
+    with toast.given_first_pass(model, unknown), pytest.raises(ValueError, match="has no state that enters"):
         model(x)
     language = steered("llama")
     with pytest.raises(ValueError, match="cannot be used or made with a key-value cache"):

@@ -24,6 +24,7 @@ class Unit:
         name: Path of the module in the model.
         path: The same in the trunk.
         block: Its block, counted from 0; a block with several attentions has several units.
+        place: Its place among the units of its block.
         layout: Where the values lie in its output.
         above: Channels of the state that comes from the unit above.
         scale: By which factor that state's grid of tokens is coarser than this unit's.
@@ -33,6 +34,7 @@ class Unit:
     name: str
     path: str
     block: int
+    place: int
     layout: Layout
     above: int
     scale: int = 1
@@ -303,7 +305,8 @@ def _units(
         else:
             above = widths[min(index + 1, len(widths) - 1)]
             scale = row.coarsens if above != layout.width else 1
-        units.append(Unit(index, _join(trunk_name, place), place, block, layout, above, scale))
+        beside = sum(each == block for each, _ in places[:index])
+        units.append(Unit(index, _join(trunk_name, place), place, block, beside, layout, above, scale))
     return units
 
 

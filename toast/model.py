@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from toast import registration, saving
+from toast.adapter import Adapter
 from toast.anatomy import Anatomy, find_anatomy, unwrapped
 from toast.config import ToastConfig
 from toast.layer import CANNOT_MERGE, ToastLayer, refuse_several
@@ -215,10 +216,27 @@ def find_steering(model: nn.Module) -> Steering | None:
     return None
 
 
+def active_parts(model: nn.Module, what: str) -> tuple[Steering, Adapter]:
+    """Returns the same of a model that has to be wrapped, and its active adapter.
+
+    Args:
+        model: The model.
+        what: What needs it, for the message.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    steering = find_steering(model)
+    adapter = None if steering is None else steering.adapter
+    if steering is None or adapter is None:
+        raise ValueError(f"{what} needs a model with an active TOAST adapter; wrap it with toast.wrap first.")
+    return steering, adapter
+
+
 def _attach(model: nn.Module, anatomy: Anatomy) -> None:
     selector = model.get_submodule(anatomy.norm_name)
     assert isinstance(selector, ToastSelector)
-    Steering(anatomy, selector).attach()
+    Steering(model, anatomy, selector).attach()
 
 
 def _prove(model: nn.Module, anatomy: Anatomy) -> None:

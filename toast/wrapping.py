@@ -11,7 +11,7 @@ from torch import nn
 
 from toast.config import ToastConfig, make_config
 from toast.layer import ToastLayer
-from toast.model import find_steering
+from toast.model import active_parts
 from toast.tracing import trace
 
 
@@ -80,11 +80,7 @@ def calibrate(model: nn.Module, *inputs: Any, **kwargs: Any) -> None:
         *inputs: Inputs of one call of the model, such as a batch of images.
         **kwargs: The same.
     """
-    steering = find_steering(model)
-    if steering is None or steering.selector.adapter is None:
-        raise ValueError(
-            "calibrate needs a model with an active TOAST adapter; wrap it with toast.wrap first."
-        )
+    steering, adapter = active_parts(model, "calibrate")
     features = trace(model, *inputs, **kwargs).features
     mask = kwargs.get("attention_mask")
     if getattr(steering.trunk, "cls_token", None) is not None and steering.family.reads == "norm":
@@ -94,5 +90,5 @@ def calibrate(model: nn.Module, *inputs: Any, **kwargs: Any) -> None:
     else:
         prefix = int(getattr(steering.trunk, "num_prefix_tokens", 0))
         read = features[:, prefix:].flatten(0, -2)
-    embedding = steering.selector.toast_task_embedding[steering.selector.adapter]
+    embedding = adapter.task_embedding
     embedding.copy_(torch.nn.functional.normalize(read, dim=-1).mean(0) * embedding.shape[0] ** 0.5)
