@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from toast.compiled import COMPILED
 from toast.families import FAMILIES, REFUSED, REFUSED_SIGNS, Family, make_row
 from toast.guessing import Guess, guess
 from toast.layouts import COUNT_HEADS, LAYOUTS, Layout, find_layout, stride
@@ -327,13 +328,19 @@ def _blocks(trunk: nn.Module, row: Family) -> list[str]:
 
 
 def _expand(parent: nn.Module, pattern: str) -> list[str]:
-    """Returns the paths that a pattern stands for; a `*` for every child of a list of modules."""
+    """Returns the paths that a pattern stands for; a `*` for every child of a list of modules.
+
+    They lead into modules that are compiled one by one, which hold the one that was written.
+    """
     paths = [""]
     for part in pattern.split("."):
         longer = []
         for path in paths:
+            holder = parent.get_submodule(path)
+            while part not in holder._modules and COMPILED in holder._modules:
+                path, holder = _join(path, COMPILED), holder.get_submodule(COMPILED)
             # Not by `children()`, which would leave out a block that is used twice.
-            children = parent.get_submodule(path)._modules
+            children = holder._modules
             if part == "*" and all(name.isdigit() for name in children):
                 longer += [_join(path, name) for name, child in children.items() if child is not None]
             elif children.get(part) is not None:

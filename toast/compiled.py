@@ -10,9 +10,13 @@ import torch
 from torch import nn
 
 
+#: Name under which `torch.compile(module)` holds the module.
+COMPILED = "_orig_mod"
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Whether a module is compiled by itself, by `module.compile()` or `torch.compile(module)`."""
-    return getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules
+    return getattr(module, "_compiled_call_impl", None) is not None or COMPILED in module._modules
 
 
 @contextmanager

@@ -189,7 +189,7 @@ class SelectorStart:
             task_embedding: Its task embedding, `(width,)`; written to.
             compared: The features that it is compared with, channels last.
         """
-        if adapter not in self.untouched or is_transformed() or _several_processes():
+        if is_transformed() or adapter not in self.untouched or _several_processes():
             return
         drawn = self.untouched.pop(adapter)
         same = drawn.device == task_embedding.device and drawn.dtype == task_embedding.dtype
@@ -209,7 +209,7 @@ class SelectorStart:
             task_embedding: Its task embedding.
             weights: The selection weights of a call.
         """
-        if not task_embedding.requires_grad or is_transformed():
+        if is_transformed() or not task_embedding.requires_grad:
             return
         calls = self.watched[adapter] = self.watched.get(adapter, 0) + 1
         if calls > 0 and calls & (calls - 1) == 0 and not weights.any():

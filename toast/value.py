@@ -181,6 +181,8 @@ class ToastValue(ToastLayer):
 
     def _signal(self, call: Pass, x: Tensor) -> Signal | None:
         """Returns the signal of a pass in the order of tokens of what comes in."""
+        if not call.signals:
+            return None
         here = current_signals()
         signal = call.signal_of(self.unit.number) if here is None else here[self.unit.place]
         return like_map(signal, x) if self.tokens == "map" and isinstance(signal, Tensor) else signal
