@@ -6,9 +6,10 @@ and keeps hold of its parts, so its answer is that of one of the two states.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
@@ -60,27 +61,50 @@ class FeedbackMaps:
         return weight.new_empty((*shift.shape[:-1], self.layer.width))
 
 
-@dataclass
 class Fusion:
     """What is known of an adapter's fused matrix (`toast.fuse`) since it was made.
 
     Args:
         with_values: Whether W_V is part of it. A weight that is quantised or traced afterwards would say
             something else if it were asked in each call.
-        made_of: The weights that it was computed from, with their versions.
+        own: The adapter's weights that it was computed from.
+        frozen: The base's weights that are part of it. One that is replaced, by a quantised one, was right.
         replaced: Whether other weights were loaded since.
     """
 
-    with_values: bool
-    made_of: tuple[tuple[Tensor, int | None], ...]
-    replaced: bool = False
+    def __init__(
+        self, with_values: bool, own: Iterable[Tensor], frozen: Iterable[Tensor], replaced: bool = False
+    ) -> None:
+        self.with_values = with_values
+        self.replaced = replaced
+        self._own = [(weight, _version(weight)) for weight in own]
+        self._frozen = [(weakref.ref(weight), _version(weight)) for weight in frozen]
 
-    @property
-    def is_stale(self) -> bool:
-        """Whether one of the weights was written to since."""
+    def is_stale(self, own: Iterable[Tensor]) -> bool:
+        """Whether a weight was written to or replaced since.
+
+        Args:
+            own: The adapter's weights as they are now.
+        """
         if self.replaced or torch.compiler.is_compiling():  # traced tensors count no writes
             return self.replaced
-        return any(version_of(weight) != version for weight, version in self.made_of)
+        if any(
+            now is not then or _version(now) != at for now, (then, at) in zip(own, self._own, strict=True)
+        ):
+            return True
+        frozen = [(weight(), version) for weight, version in self._frozen]
+        return any(weight is not None and _version(weight) != version for weight, version in frozen)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The weights of a copy count their writes anew.
+        own = [weight for weight, _ in self._own]
+        frozen = [weight for weight in (held() for held, _ in self._frozen) if weight is not None]
+        return Fusion, (self.with_values, own, frozen, self.is_stale(own))
+
+
+def _version(weight: Tensor) -> int | None:
+    """Returns how often a tensor was written to; None of one that does not count."""
+    return None if weight.is_inference() else weight._version
 
 
 @dataclass(frozen=True)
@@ -126,7 +150,7 @@ class Adapter:
                 f"adapter {self.name!r} is fused and trained: its matrix gives no gradient to what it was "
                 "made of. Call toast.unfuse(model) to train, or model.requires_grad_(False) for inference."
             )
-        if self.fusion.is_stale:
+        if self.fusion.is_stale(self.parameters()):
             raise ValueError(
                 f"adapter {self.name!r} was fused, and its weights were changed since. Call "
                 "toast.fuse(model) again, or toast.unfuse(model)."
@@ -157,8 +181,3 @@ def take(selector: ToastSelector, layers: Sequence[ToastValue]) -> Adapter | Non
         selector._buffers.get(f"{FUSED}{name}"),
         selector.fusions.get(name),
     )
-
-
-def version_of(weight: Tensor) -> int | None:
-    """Returns how often a tensor was written to; None of one that does not count."""
-    return None if weight.is_inference() else weight._version

@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
-
 #: Name under which `torch.compile(module)` holds the module.
 COMPILED = "_orig_mod"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from toast.adapter import FUSED, Fusion, version_of
+from toast.adapter import FUSED, Fusion
 from toast.feedback import alike, fused_matrix
 from toast.model import active_parts
 
@@ -44,8 +44,9 @@ def fuse(model: nn.Module) -> nn.Module:
     weight = next(adapter.maps[-1].layer.base_layer.parameters())
     dtype = weight.dtype if weight.dtype.is_floating_point else matrix.dtype
     selector.register_buffer(FUSED + adapter.name, matrix.to(dtype), persistent=False)
-    made_of = tuple((parameter, version_of(parameter)) for parameter in adapter.parameters())
-    selector.fusions[adapter.name] = Fusion(with_values, made_of)
+    projections = [maps.layer.base_layer for maps in adapter.maps] if with_values else []
+    frozen = [projection.weight for projection in projections]
+    selector.fusions[adapter.name] = Fusion(with_values, adapter.parameters(), frozen)
     return model
 
 
