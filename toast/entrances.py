@@ -37,7 +37,7 @@ class Entrance(StandIn):
         """Runs the method with the adapter that is active now."""
         if self.steering.heads is None and not torch.compiler.is_compiling():
             self.steering.heads = hold_heads(self.steering)
-        with self.steering.holding_adapter():
+        with self.steering.holding_adapter(generates=self.name == "generate"):
             return self.own(*args, **kwargs)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
@@ -103,8 +102,9 @@ class ToastModel(BaseTuner):
         steering = find_steering(self.model)
         if steering is not None:
             saving.put_back(self.model, self.__dict__.pop("_loaded", {}))
-            with torch.no_grad():
-                steering.fetch_parameters()  # PEFT dispatches a split model again once it has loaded
+            steering.fetch_parameters(
+                needs_gradients=False
+            )  # PEFT dispatches a split model again when loaded
         trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for name, parameter in self.model.named_parameters():

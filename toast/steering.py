@@ -118,13 +118,17 @@ class Steering:
         return output
 
     @contextmanager
-    def holding_adapter(self) -> Iterator[Adapter | None]:
-        """Takes the active adapter for all calls of the model within, unless that is done already."""
+    def holding_adapter(self, generates: bool = False) -> Iterator[Adapter | None]:
+        """Takes the active adapter for all calls of the model within, unless that is done already.
+
+        Args:
+            generates: Whether these are of `generate`, which needs no gradient, whatever the mode is here.
+        """
         if held_adapter(self) is not None:
             yield self.adapter
             return
         if self.selector.adapter is not None:
-            self.fetch_parameters()
+            self.fetch_parameters(needs_gradients=torch.is_grad_enabled() and not generates)
         adapter = self.adapter
         with holding(self, adapter):
             yield adapter
@@ -293,13 +297,16 @@ class Steering:
                 if getattr(hook, "__name__", "") in REQUIRE_GRADIENTS:
                     embeddings._forward_hooks[key] = NotInFirstPass(self, hook)
 
-    def fetch_parameters(self) -> None:
+    def fetch_parameters(self, needs_gradients: bool) -> None:
         """Takes back TOAST's own parameters, which Accelerate offloads if a wrapped model is dispatched.
 
         Its hooks would fetch them anew for every call, as other parameters than an optimiser holds.
 
+        Args:
+            needs_gradients: Whether the call needs the gradients of those that are trained.
+
         Raises:
-            ValueError: If one is trained and this call needs its gradient.
+            ValueError: If one that the call needs the gradient of was offloaded.
         """
         layers = (self.selector, *(layer for layer, _, _ in self._places))
         if not any(layer.may_be_offloaded for layer in layers):
@@ -309,7 +316,7 @@ class Steering:
                 if not name.startswith("toast_") or not hasattr(module, "_hf_hook"):
                     continue
                 offloaded = [p for p in module.parameters(recurse=False) if p.is_meta]
-                if offloaded and torch.is_grad_enabled() and any(p.requires_grad for p in offloaded):
+                if offloaded and needs_gradients and any(p.requires_grad for p in offloaded):
                     raise ValueError(OFFLOADED)
                 if offloaded:
                     remove_hook_from_module(module)
