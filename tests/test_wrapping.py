@@ -306,7 +306,9 @@ def test_calibration_sets_the_embedding_to_the_mean_feature() -> None:
 
 def test_language_models_read_normed_features_unless_asked() -> None:
     for kind in DECODERS:
-        assert find_steering(toast.wrap(decoder(kind))).selector.configs["default"].select_features == "normed"
+        assert (
+            find_steering(toast.wrap(decoder(kind))).selector.configs["default"].select_features == "normed"
+        )
     official = find_steering(toast.wrap(decoder(), ToastConfig.official("language")))
     assert official.selector.configs["default"].select_features == "unnormed"
 

@@ -98,7 +98,8 @@ class Anatomy:
     def target_modules(self) -> str:
         """Regular expression that matches the norm's and the value projections' names, and no other."""
         row = self.family
-        if row.first_value or self.units[0].number > 0:
+        compiled = any(COMPILED in name for name in (self.norm_name, *self.value_names))
+        if row.first_value or self.units[0].number > 0 or compiled:
             return "|".join(map(re.escape, [self.norm_name, *self.value_names]))
         pattern = re.escape(_join(self.trunk_name, row.blocks, "*", row.value)).replace(r"\*", r"\d+")
         return f"{re.escape(self.norm_name)}|{pattern}"
