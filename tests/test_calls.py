@@ -151,9 +151,12 @@ def test_what_a_hook_switches_is_for_the_next_call(number: int) -> None:
     handle.remove()
     model.base_model.set_adapter("default", inference_mode=True)
     features = model.get_base_model().forward_features(x)
-    handle = blocks_of(model)[1].register_forward_pre_hook(
-        lambda *_: toast.running_pass() == number and model.delete_adapter("default")
-    )
+
+    def delete(*_: Any) -> None:
+        if toast.running_pass() == number:
+            model.delete_adapter("default")
+
+    handle = blocks_of(model)[1].register_forward_pre_hook(delete)
     assert torch.equal(model.get_base_model().forward_features(x), features)
     handle.remove()
     assert torch.equal(call(model, x), expected["other"])
