@@ -120,7 +120,7 @@ class Twice(nn.Module):
 
 
 def vision() -> tuple[Any, torch.Tensor, toast.stored.FirstPass, torch.Tensor, torch.Tensor]:
-    """A model, pictures, the first pass of others, what the model makes of the pictures, and what with that."""
+    """A model, pictures, the first pass of others, what the model makes of the pictures, and what with it."""
     model, x = steered("vit"), images(2)
     stored = toast.first_pass(model, images(2))
     with toast.given_first_pass(model, stored):
