@@ -20,6 +20,7 @@ from peft.utils import CONFIG_NAME, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from toast.anatomy import Anatomy, find_anatomy
+from toast.checking import fingerprint
 from toast.config import ToastConfig
 from toast.official import Checkpoint, Flattened, open_checkpoint, parameters
 from toast.official_kinds import Kind, Sizes, find_kind
@@ -32,7 +33,7 @@ from toast.official_names import (
     spelled,
     variant,
 )
-from toast.saving import WEIGHTS, fingerprint, without_adapter_name
+from toast.saving import WEIGHTS, without_adapter_name
 from toast.wrapping import wrap
 
 _ADAPTER = "default"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from toast.baselines import adaptformer, vpt
-from toast.saving import read_safetensors
+from toast.reading import read_safetensors
 
 WEIGHTS = "trained.safetensors"
 METHOD = "method.json"
