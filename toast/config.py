@@ -142,7 +142,7 @@ class ToastConfig(PeftConfig):
             "toast.model"
         )  # registers TOAST, if the order of imports has left that undone
         self.peft_type = registration.mint_peft_type()
-        if self.pretrained is not None:
+        if isinstance(self.pretrained, Path):
             self.pretrained = str(self.pretrained)
         self._check_types()
         _check_choice("init", self.init, get_args(Initialisation))
@@ -174,7 +174,9 @@ class ToastConfig(PeftConfig):
             ("save_frozen", bool, "True or False"),
             ("modules_to_save", list, "None or a list of module names"),
             ("train", str | list, "None, 'all' or a list of groups"),
+            ("pretrained", str, "None or the folder of an adapter"),
             ("feedback_checksum", str, "None or text"),
+            ("family", str, "None or text"),
             ("anatomy", dict, "None or a dictionary of names"),
             ("backbone", dict, "None or a dictionary"),
             ("checksums", dict, "None or a dictionary"),

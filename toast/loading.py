@@ -236,7 +236,9 @@ def _load_adapter_of_transformers(original: Callable[..., Any]) -> Callable[...,
         kwargs = {name: value for name, value in given.items() if name != "self"}
         kwargs |= kwargs.pop("kwargs", {})
         with _loading(lambda: _begin(self, given.get("peft_model_id"), given)) as loading:
-            if loading is not None and loading.concerns_toast:
+            if loading is not None and (loading.concerns_toast or loading.tensors is not None):
+                if loading.folder is not None and given.get("peft_config") is None:
+                    ToastConfig.from_pretrained(str(loading.folder))  # names the file of a wrong setting
                 # transformers reads the file by itself, and takes what is left out there for missing.
                 kwargs["adapter_state_dict"] = loading.whole()
             return original(self, **kwargs)
