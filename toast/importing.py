@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from toast.anatomy import Anatomy, find_anatomy
 from toast.checking import fingerprint
 from toast.config import ToastConfig
-from toast.official import Checkpoint, Flattened, open_checkpoint, parameters
+from toast.official import Checkpoint, Flattened, naming_file, open_checkpoint, parameters
 from toast.official_kinds import Kind, Sizes, find_kind
 from toast.official_names import (
     Names,
@@ -33,6 +33,7 @@ from toast.official_names import (
     spelled,
     variant,
 )
+from toast.reading import refuse_values
 from toast.saving import WEIGHTS, without_adapter_name
 from toast.wrapping import wrap
 
@@ -107,6 +108,11 @@ def convert(
     out = Path(out)
     _refuse_taken(out)
     checkpoint = open_checkpoint(source)
+    with naming_file(source):
+        return _convert(checkpoint, out, head, kind)
+
+
+def _convert(checkpoint: Checkpoint, out: Path, head: bool | None, kind: str | None) -> Imported:
     names = sort_names(checkpoint.shapes)
     row = find_kind(names, checkpoint.shapes, kind)
     sizes = _sizes(row, checkpoint, names)
@@ -261,6 +267,8 @@ def _types(checkpoint: Checkpoint, held: Mapping[str, str]) -> dict[str, torch.d
     for name, dtype in types.items():
         if dtype not in _DTYPES:
             raise ValueError(f"{held[name]} is of type {dtype}; needs one of {', '.join(map(str, _DTYPES))}.")
+    for there in held.values():
+        refuse_values(checkpoint.where(there), [(there, checkpoint.peek(there))])
     return types
 
 

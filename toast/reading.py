@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -46,20 +47,21 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(_DAMAGED.format(path, error)) from error
 
 
-def read_pickled(path: Path, mmap: bool = True) -> dict[str, Tensor]:
-    """Reads a state dict that `torch.save` wrote; code in it is never run.
+def unpickled(path: Path, mmap: bool = True) -> Any:
+    """Reads what `torch.save` wrote; code in it is never run.
 
     Raises:
-        ValueError: If it is not there, cut off, or holds more than names and tensors.
+        ValueError: If it is not there, cut off, or holds more than tensors.
     """
     _refuse_no_file(path)
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that sparse tensors, which are refused later, take a while
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises many kinds for files that are cut off, foreign or hold code
         raise ValueError(
             f"{path} is damaged, or holds more than tensors, which is refused: {error}"
         ) from error
-    return state_dict(held, str(path))
 
 
 def state_dict(held: object, what: str) -> dict[str, Tensor]:
@@ -98,7 +100,7 @@ class TensorFile:
         self.path = path
         self._held: dict[str, Tensor] | None = None
         if path.suffix != ".safetensors":
-            self._held = read_pickled(path)
+            self._held = state_dict(unpickled(path), str(path))
             self.shapes = {name: tuple(tensor.shape) for name, tensor in self._held.items()}
             return
         _refuse_no_file(path)
