@@ -271,6 +271,63 @@ def test_a_head_with_a_flipped_bit_is_found(what: str, tmp_path) -> None:
         by_peft(model, tmp_path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), None])
+def test_a_head_of_no_numbers_is_refused(value: float | None, tmp_path) -> None:
+    torch.manual_seed(1)
+    awaken(toast.wrap(vit(), modules_to_save=["head"])).save_pretrained(tmp_path)
+    name = "base_model.model.head.weight"
+    if value is None:
+        change(tmp_path, lambda tensors: tensors.update({name: tensors[name].long()}))
+    else:
+        change(tmp_path, lambda tensors: tensors[name][0, :1].fill_(value))
+    torch.manual_seed(1)
+    with refused(model := vit(), f"{name} (is of type torch.int64|holds values that are not finite)"):
+        by_peft(model, tmp_path)
+
+
+def test_a_head_may_count(tmp_path) -> None:
+    def made() -> nn.Module:
+        torch.manual_seed(1)
+        model = vit()
+        model.head = nn.Sequential(nn.BatchNorm1d(24), nn.Linear(24, 5)).double()
+        return model.eval()
+
+    model = toast.wrap(made(), modules_to_save=["head"])
+    model.base_model.model.head.modules_to_save["default"][0].num_batches_tracked += 3
+    model.save_pretrained(tmp_path)
+    loaded = by_peft(made(), tmp_path)
+    assert loaded.base_model.model.head.modules_to_save["default"][0].num_batches_tracked == 3
+    peft.set_peft_model_state_dict(loaded, peft.get_peft_model_state_dict(model))
+
+
+PRETUNED: dict[str, tuple[Callable[[Path], None], str]] = {
+    name: FAULTS[name] for name in FAULTS if name not in ("lost", "renamed", "base")
+} | {"lost": (lose, f"pretrained: .*{FILE} is not there")}
+
+
+@pytest.mark.parametrize("fault", PRETUNED)
+def test_a_spoilt_pretuned_adapter_is_refused(fault: str, tmp_path) -> None:
+    spoil, message = PRETUNED[fault]
+    spoil(saved(tmp_path))
+    with refused(model := base(), message.removesuffix(".*'checksums' from")):
+        toast.wrap(model, lora_rank=2, pretrained=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", f"{SETTINGS} is damaged or no JSON"),
+        ("[]", f"{SETTINGS} needs a JSON object"),
+        ('{"steer_from": "x"}', f"{SETTINGS}: steer_from is 'x'"),
+        ('{"backbone": 3}', f"{SETTINGS}: backbone is 3"),
+    ],
+)
+def test_damaged_settings_of_a_pretuned_adapter_name_their_file(text: str, message: str, tmp_path) -> None:
+    (saved(tmp_path) / SETTINGS).write_text(text)
+    with refused(model := base(), message):
+        toast.wrap(model, lora_rank=2, pretrained=tmp_path)
+
+
 def test_tensors_in_memory_are_checked_too() -> None:
     model = awaken(toast.wrap(base()))
     held = peft.get_peft_model_state_dict(model)

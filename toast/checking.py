@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,10 +16,13 @@ from toast.initial import whole_shapes
 from toast.layer import ToastLayer
 from toast.layouts import is_plain, is_transposed
 from toast.reading import few
-from toast.saving import CONTAINER, PREFIX, is_frozen, without_adapter_name
+from toast.saving import PREFIX, is_frozen, without_adapter_name
 from toast.value import FACTORS
 
 Shapes = dict[str, tuple[int, ...]]
+
+# What PEFT puts into the names of the modules that it keeps beside an adapter.
+_WRAPPED = re.compile(r"(?<=\.)(original_module|modules_to_save\.[^.]+)\.")
 
 
 def check_config(config: ToastConfig, anatomy: Anatomy) -> None:
@@ -186,9 +190,21 @@ def saved_checksums(saved: Any) -> dict[str, str]:
     return {key: value for name, value in known.items() for key in (name, PREFIX + name)}
 
 
-def is_own(name: str) -> bool:
-    """Whether a saved tensor is one of TOAST's, and not of a module beside it."""
-    return CONTAINER.search(name) is not None
+def floating(model: nn.Module) -> Callable[[str], bool]:
+    """Returns what says by name whether a saved tensor has to hold floating-point numbers.
+
+    All have to, but what a module beside the adapter counts or looks up.
+    """
+    whole = {
+        _plain(name)
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, Tensor) and not tensor.is_floating_point()
+    }
+    return lambda name: _plain(name) not in whole
+
+
+def _plain(name: str) -> str:
+    return _WRAPPED.sub("", name.removeprefix(PREFIX))
 
 
 def embeddings(model: nn.Module) -> Shapes:

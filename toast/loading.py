@@ -20,7 +20,7 @@ from peft.utils import CONFIG_NAME
 from torch import Tensor, nn
 
 from toast.anatomy import Anatomy
-from toast.checking import check_file, check_live, is_own, saved_checksums
+from toast.checking import check_file, check_live, floating, saved_checksums
 from toast.config import ToastConfig
 from toast.initial import with_initial
 from toast.reading import TensorFile, read_json, refuse_values
@@ -86,7 +86,7 @@ class Loading:
         self.checksums = saved_checksums(config.checksums)
         if self.shapes and not self.renamed:
             check_file(model, config, anatomy, self.what, self.shapes, self.resized)
-        self._check_values()
+        self._check_values(model)
 
     def check_live(self, model: nn.Module, config: ToastConfig, adapter: str) -> None:
         """Compares what is to be loaded with an adapter that the model has already.
@@ -97,7 +97,7 @@ class Loading:
         self.open()
         if self.shapes and not self.renamed:
             check_live(model, config, adapter, self.what, self.shapes, self.resized)
-        self._check_values()
+        self._check_values(model)
 
     @property
     def what(self) -> str:
@@ -122,15 +122,15 @@ class Loading:
         if self.concerns_toast and self._before is not None:
             self._before.restore()
 
-    def _check_values(self) -> None:
+    def _check_values(self, model: nn.Module) -> None:
         if self._file is None:
-            refuse_values(self.what, (self.tensors or {}).items(), is_own)
+            refuse_values(self.what, (self.tensors or {}).items(), floating(model))
             return
         assert self.folder is not None
         settings = self.folder / CONFIG_NAME
         checksums = saved_checksums(read_json(settings).get("checksums")) if settings.is_file() else {}
         remedy = f" If it was changed on purpose, remove 'checksums' from {settings}."
-        refuse_values(self.what, self._file.tensors(), is_own, checksums, remedy)
+        refuse_values(self.what, self._file.tensors(), floating(model), checksums, remedy)
 
 
 _current: ContextVar[Loading | None] = ContextVar("toast_loading", default=None)
@@ -141,15 +141,20 @@ def current() -> Loading | None:
     return _current.get()
 
 
-def check_values(tensors: Mapping[str, Tensor]) -> None:
+def check_values(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Checks the values of an adapter's tensors, unless their file has been checked.
+
+    Args:
+        model: The model that has the adapter.
+        tensors: The tensors by saved names.
 
     Raises:
         ValueError: If some are no finite numbers, or not what was saved.
     """
     call = current()
     if call is None or call.folder is None:
-        refuse_values("the saved adapter", tensors.items(), is_own, call.checksums if call else None)
+        checksums = None if call is None else call.checksums
+        refuse_values("the saved adapter", tensors.items(), floating(model), checksums)
 
 
 class Snapshot:

@@ -200,7 +200,7 @@ class ToastModel(BaseTuner):
         assert isinstance(config, ToastConfig)
         state_dict = with_initial(state_dict)
         checking.check_tensors(model, config, adapter_name, state_dict)
-        loading.check_values(state_dict)
+        loading.check_values(model, state_dict)
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )

@@ -12,7 +12,7 @@ from peft.utils import CONFIG_NAME
 from torch import Tensor, nn
 
 from toast.anatomy import Anatomy, unwrapped
-from toast.checking import check_backbone, is_own, refuse_misfits, saved_checksums, shapes_of_adapter
+from toast.checking import check_backbone, refuse_misfits, saved_checksums, shapes_of_adapter
 from toast.config import ToastConfig
 from toast.initial import whole_shapes, with_initial
 from toast.layer import ToastLayer
@@ -46,7 +46,9 @@ def pretrained_tensors(config: ToastConfig, anatomy: Anatomy, backbone: dict[str
     made_with = _settings(config.pretrained)
     if not any(_FEEDBACK.match(name) for name in whole_shapes(file.shapes)):
         raise ValueError(_NOT_FULL.format(path, len(anatomy.values), 0))
-    refuse_values(f"pretrained: {path}", file.tensors(), is_own, saved_checksums(made_with.get("checksums")))
+    refuse_values(
+        f"pretrained: {path}", file.tensors(), checksums=saved_checksums(made_with.get("checksums"))
+    )
     read = with_initial(dict(file.tensors()))
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in read.items() if CONTAINER.search(name)}
     feedback = {name: tensor for name, tensor in tensors.items() if _FEEDBACK.match(name)}
