@@ -1,21 +1,17 @@
 """An adapter is loaded whole, or the model stays as it was, whichever library loads it.
 
 PEFT and transformers put an adapter's layers into the model before they look for its tensors. So their
-methods that load are followed from here: what a folder holds is opened first, compared with the model before
-anything is changed (`ToastModel` asks for `current`), and what fails afterwards is undone.
+methods that load are followed (`toast.following`): what a folder holds is opened first, compared with the
+model before anything is changed (`ToastModel` asks for `current`), and what fails afterwards is undone.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
 
-from peft import PeftModel
 from peft.utils import CONFIG_NAME
 from torch import Tensor, nn
 
@@ -26,7 +22,7 @@ from toast.initial import with_initial
 from toast.reading import TensorFile, read_json, refuse_values
 from toast.saving import weights_of
 
-_METHOD = "TOAST"
+METHOD = "TOAST"
 
 
 class Loading:
@@ -55,9 +51,9 @@ class Loading:
         self.concerns_toast = False
         self.checksums: dict[str, str] = {}
         self._file: TensorFile | None = None
-        method = None if folder is None else _method(folder)
-        self._before = Snapshot(model) if method in (None, _METHOD) else None
-        if method == _METHOD:
+        method = None if folder is None else method_of(folder)
+        self._before = Snapshot(model) if method in (None, METHOD) else None
+        if method == METHOD:
             self.open()
 
     def open(self) -> None:
@@ -183,7 +179,7 @@ class Snapshot:
 
 
 @contextmanager
-def _loading(begin: Callable[[], Loading]) -> Iterator[Loading | None]:
+def followed(begin: Callable[[], Loading]) -> Iterator[Loading | None]:
     """Follows a call that loads; of nested ones the outermost counts, so it gives None in an inner one."""
     if _current.get() is not None:
         yield None
@@ -199,91 +195,7 @@ def _loading(begin: Callable[[], Loading]) -> Iterator[Loading | None]:
         _current.reset(token)
 
 
-def follow() -> None:
-    """Follows the methods of PEFT and transformers that load adapters; a second call does nothing."""
-    from transformers.integrations.peft import PeftAdapterMixin
-
-    if hasattr(PeftModel.load_adapter, "__wrapped__"):
-        return
-    from_pretrained = PeftModel.from_pretrained.__func__  # type: ignore[attr-defined]
-    PeftModel.from_pretrained = classmethod(_from_pretrained(from_pretrained))  # type: ignore[assignment]
-    PeftModel.load_adapter = _load_adapter(PeftModel.load_adapter)  # type: ignore[method-assign]
-    PeftAdapterMixin.load_adapter = _load_adapter_of_transformers(PeftAdapterMixin.load_adapter)
-
-
-def _from_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def from_pretrained(cls: type, model: nn.Module, model_id: Any, *args: Any, **kwargs: Any) -> Any:
-        given = _arguments(original, cls, model, model_id, *args, **kwargs)
-        with _loading(lambda: _begin(model, model_id, given)):
-            return original(cls, model, model_id, *args, **kwargs)
-
-    return from_pretrained
-
-
-def _load_adapter(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-        given = _arguments(original, self, model_id, adapter_name, *args, **kwargs)
-        with _loading(lambda: _begin(self, model_id, given)) as loading:
-            config = self.peft_config.get(adapter_name)
-            if loading is not None and isinstance(config, ToastConfig):
-                loading.check_live(self, config, adapter_name)
-            return original(self, model_id, adapter_name, *args, **kwargs)
-
-    return load_adapter
-
-
-def _load_adapter_of_transformers(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def load_adapter(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        given = _arguments(original, self, *args, **kwargs)
-        kwargs = {name: value for name, value in given.items() if name != "self"}
-        kwargs |= kwargs.pop("kwargs", {})
-        with _loading(lambda: _begin(self, given.get("peft_model_id"), given)) as loading:
-            if loading is not None and (loading.concerns_toast or loading.tensors is not None):
-                if loading.folder is not None and given.get("peft_config") is None:
-                    ToastConfig.from_pretrained(str(loading.folder))  # names the file of a wrong setting
-                # transformers reads the file by itself, and takes what is left out there for missing.
-                kwargs["adapter_state_dict"] = loading.whole()
-            return original(self, **kwargs)
-
-    return load_adapter
-
-
-def _arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-    return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
-
-
-def _begin(model: nn.Module, source: Any, given: dict[str, Any]) -> Loading:
-    more = given.get("kwargs", {})
-    load_config: Any = given.get("load_config")  # transformers passes one when it loads the base as well
-    places = [more, given.get("adapter_kwargs") or {}, getattr(load_config, "download_kwargs", {})]
-    source = source or getattr(load_config, "pretrained_model_name_or_path", None)
-    tensors = given.get("adapter_state_dict")
-    folder = None
-    if source is not None and tensors is None:
-        folder = Path(source, next((place["subfolder"] for place in places if place.get("subfolder")), ""))
-    loading = Loading(
-        model,
-        folder if folder is not None and folder.is_dir() else None,
-        tensors,
-        resized=bool(
-            more.get("ignore_mismatched_sizes") or getattr(load_config, "ignore_mismatched_sizes", False)
-        ),
-        renamed=bool(
-            given.get("key_mapping")
-            or more.get("key_mapping")
-            or getattr(load_config, "key_mapping", None)
-            or getattr(model, "_checkpoint_conversion_mapping", None)
-        ),
-    )
-    if any(isinstance(given.get(name), ToastConfig) for name in ("config", "peft_config")):
-        loading.open()
-    return loading
-
-
-def _method(folder: Path) -> str | None:
+def method_of(folder: Path) -> str | None:
     """Returns the method of the adapter in a folder; None if its configuration is not there.
 
     Raises:

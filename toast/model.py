@@ -13,7 +13,7 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
-from toast import checking, loading, pretrained, registration, saving
+from toast import checking, following, loading, pretrained, registration, saving
 from toast.anatomy import Anatomy, find_anatomy, unwrapped
 from toast.config import ToastConfig
 from toast.initial import with_initial
@@ -302,4 +302,4 @@ def _refuse_foreign_adapters(model: nn.Module) -> None:
 
 
 registration.register(ToastConfig, ToastModel)
-loading.follow()
+following.follow()
