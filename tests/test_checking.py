@@ -1,4 +1,4 @@
-"""What is refused beside a damaged file: heads, vocabularies, pre-tuned adapters, settings, tensors in memory."""
+"""What is refused beside a damaged file: heads, vocabularies, pre-tuned adapters, settings, and memory."""
 
 from __future__ import annotations
 
