@@ -13,8 +13,8 @@ from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from toast.reading import checksum_file, refuse_values
-from toast.training.folder import read_json, write_json
+from toast.reading import checksum_file, read_json, refuse_values
+from toast.training.folder import write_json
 
 _TRAINED = "trained.safetensors"
 _PROGRESS = "progress.json"
@@ -72,7 +72,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> dict[str, Any
     Raises:
         ValueError: If it is of another model, or damaged; nothing has been read into the run then.
     """
-    progress: dict[str, Any] = read_json(checkpoint / _PROGRESS)
+    progress = read_json(checkpoint / _PROGRESS)
     _refuse_changed(checkpoint, progress.pop(_FILES, {}))
     try:
         with _trained_alone(accelerator):
