@@ -61,6 +61,14 @@ def test_a_refused_folder_leaves_a_wrapped_model_as_it_was(fault: str, tmp_path)
     assert list(model.peft_config) == ["default"]
 
 
+def test_a_subfolder_is_checked_too(tmp_path) -> None:
+    cut(saved(tmp_path / "inner"))
+    with refused(model := base(), f"inner/{FILE} is damaged"):
+        peft.PeftModel.from_pretrained(model, tmp_path, subfolder="inner")
+    with refused(model, f"inner/{FILE} is damaged"):
+        model.load_adapter(tmp_path, adapter_kwargs={"subfolder": "inner"})
+
+
 @pytest.mark.parametrize("route", [by_peft, by_transformers])
 def test_what_fails_after_the_check_is_undone(route, tmp_path, monkeypatch) -> None:
     saved(tmp_path)

@@ -15,8 +15,8 @@ from toast.config import ToastConfig
 from toast.initial import whole_shapes
 from toast.layer import ToastLayer
 from toast.layouts import is_plain, is_transposed
+from toast.names import PREFIX, is_frozen, without_adapter_name
 from toast.reading import few
-from toast.saving import PREFIX, is_frozen, without_adapter_name
 from toast.value import FACTORS
 
 Shapes = dict[str, tuple[int, ...]]

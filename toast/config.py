@@ -82,8 +82,8 @@ class ToastConfig(PeftConfig):
         lora_dropout: Dropout before the LoRA factors.
         pretrained: Folder of the pre-tuned full adapter whose feedback a Lite adapter freezes. With
             `save_frozen=False` it is needed again at loading.
-        save_frozen: Whether a saved Lite adapter holds its frozen feedback. If not, it names `pretrained`
-            and `feedback_checksum`, and loading checks them.
+        save_frozen: Whether a saved Lite adapter holds its frozen feedback, but for what `init` makes again.
+            If not, it names `pretrained` and `feedback_checksum`, and loading checks them.
         feedback_checksum: SHA-256 over the frozen feedback weights. Set when the adapter is saved or loaded.
         train: Names of the trained groups, of `GROUPS`, or `"all"`. None is everything that is not frozen
             by the Lite variant: task embedding, channel transform, and the feedback or its LoRA factors.

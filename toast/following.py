@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -91,7 +92,7 @@ def _begin(model: nn.Module, source: Any, given: dict[str, Any], fetch: bool = F
     source = source or getattr(load_config, "pretrained_model_name_or_path", None)
     tensors = given.get("adapter_state_dict")
     folder = None
-    if source is not None and tensors is None:
+    if isinstance(source, str | os.PathLike) and tensors is None:
         folder = Path(source, next((place["subfolder"] for place in places if place.get("subfolder")), ""))
         if not folder.is_dir():
             folder = _fetched(str(source), places) if fetch else None

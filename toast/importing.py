@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from toast.anatomy import Anatomy, find_anatomy
 from toast.checking import fingerprint
 from toast.config import ToastConfig
+from toast.names import without_adapter_name
 from toast.official import Checkpoint, Flattened, naming_file, open_checkpoint, parameters
 from toast.official_kinds import Kind, Sizes, find_kind
 from toast.official_names import (
@@ -34,7 +35,7 @@ from toast.official_names import (
     variant,
 )
 from toast.reading import refuse_values
-from toast.saving import WEIGHTS, without_adapter_name
+from toast.saving import WEIGHTS
 from toast.wrapping import wrap
 
 _ADAPTER = "default"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from toast.config import ToastConfig
 from toast.layouts import is_plain
+from toast.names import CONTAINER
 
 #: What stands behind the name of a tensor that is left out.
 SUFFIX = ".initial"
@@ -71,8 +72,10 @@ def _is_initial(config: ToastConfig, name: str, tensor: Tensor) -> bool:
 
 def _group(name: str) -> str | None:
     """Returns the group that a tensor is of, by its name in a model or a file; None for LoRA factors."""
-    group, *rest = name.rpartition(".toast_")[2].split(".")
-    return None if any(part.startswith("lora_") for part in rest) else group
+    container = CONTAINER.search(name)
+    if container is None or any(part.startswith("lora_") for part in name[container.end() :].split(".")):
+        return None
+    return container[1]
 
 
 def _is_known(group: str | None, shape: tuple[int, ...]) -> bool:

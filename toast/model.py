@@ -19,6 +19,7 @@ from toast.config import ToastConfig
 from toast.initial import with_initial
 from toast.layer import CANNOT_MERGE, ToastLayer, refuse_several
 from toast.layouts import fresh_weight_like
+from toast.names import without_adapter_name
 from toast.selector import ToastSelector
 from toast.steering import SteeredMethod, Steering
 from toast.value import ToastValue
@@ -191,7 +192,7 @@ class ToastModel(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        return saving.without_adapter_name(key, adapter_name)
+        return without_adapter_name(key, adapter_name)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

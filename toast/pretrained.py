@@ -16,8 +16,9 @@ from toast.checking import check_backbone, refuse_misfits, saved_checksums, shap
 from toast.config import ToastConfig
 from toast.initial import whole_shapes, with_initial
 from toast.layer import ToastLayer
+from toast.names import CONTAINER, PREFIX, is_frozen, without_adapter_name
 from toast.reading import TensorFile, read_json, refuse_values
-from toast.saving import CONTAINER, PREFIX, is_frozen, weights_of, without_adapter_name
+from toast.saving import weights_of
 
 # The feedback maps in the names of a saved adapter: with factors of TOAST-Lite beside it, it is `base_layer`.
 _FEEDBACK = re.compile(r"(?P<map>.*\.toast_to_(?:state|signal))(?:\.base_layer)?\.weight$")

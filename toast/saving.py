@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from toast.config import ToastConfig
 from toast.initial import without_initial
 from toast.layouts import is_plain
+from toast.names import CONTAINER, PREFIX, is_frozen, without_adapter_name
 from toast.reading import TensorFile, checksum
 
 if TYPE_CHECKING:
@@ -20,12 +20,6 @@ if TYPE_CHECKING:
 
 #: Names of the files of tensors: the one that is written unless asked otherwise, and the other.
 WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
-
-#: What PEFT puts before the names of the model.
-PREFIX = "base_model.model."
-
-#: What holds an adapter's tensors, in names of a model and of a file.
-CONTAINER = re.compile(r"\.toast_(task_embedding|channel_transform|to_state|to_signal)(?=\.|$)")
 
 
 def save_adapter(model: PeftModel, folder: str | Path, **options: Any) -> Path:
@@ -110,19 +104,3 @@ def checksums_for(config: ToastConfig, folder: Path) -> dict[str, str] | None:
     except ValueError:
         return written
     return held if written is None or written.items() <= held.items() else written
-
-
-def is_frozen(name: str) -> bool:
-    """Whether a tensor is frozen feedback of TOAST-Lite."""
-    return CONTAINER.search(name) is not None and ".base_layer." in name.rpartition(".toast_")[2]
-
-
-def without_adapter_name(key: str, adapter: str) -> str:
-    """Returns a model's key without the adapter's name, which stands behind each container of adapters."""
-    head, marker, tail = key.rpartition(".toast_")
-    if not marker:
-        return (
-            key.replace(f".{adapter}.", ".", 1) if f".{adapter}." in key else key.removesuffix(f".{adapter}")
-        )
-    container, *rest = tail.split(".")
-    return head + marker + ".".join([container, *(rest[1:] if rest[:1] == [adapter] else rest)])
