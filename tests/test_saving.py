@@ -114,6 +114,19 @@ def test_it_is_loaded_whole_by_every_way(make, options, groups, tmp_path) -> Non
     assert all(torch.equal(tensor, again[name]) for name, tensor in once.items())
 
 
+@pytest.mark.parametrize("name", ["lora_A", "low_rank", "base_layer", "initial", "toast_x"])
+def test_it_is_left_out_whatever_the_adapter_is_called(name: str, tmp_path) -> None:
+    base = vit()
+    twins = copy.deepcopy(base), copy.deepcopy(base)
+    model = train(toast.wrap(base, lora_rank=2, adapter_name=name))
+    model.save_pretrained(tmp_path)
+    assert left_out(tmp_path / name) == {"to_state", "to_signal"}
+    for twin, again in zip(twins, ("default", name), strict=True):
+        assert torch.equal(
+            output(peft.PeftModel.from_pretrained(twin, tmp_path / name, again)), output(model)
+        )
+
+
 def test_what_is_left_out_takes_the_place_of_what_was_pretuned(tmp_path) -> None:
     base = vit()
     train(toast.wrap(copy.deepcopy(base))).save_pretrained(tmp_path)

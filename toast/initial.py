@@ -6,6 +6,7 @@ with `.initial` behind: so a file still lists all that belongs to it, and one th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -14,12 +15,15 @@ from torch import Tensor
 from toast.config import ToastConfig
 from toast.layouts import is_plain
 from toast.names import CONTAINER
+from toast.value import FACTORS
 
 #: What stands behind the name of a tensor that is left out.
 SUFFIX = ".initial"
 
 # Where what `init` makes is an identity, and where it is zero.
 _IDENTITIES, _ZEROS = ("channel_transform", "to_state"), ("to_signal",)
+# Not any `lora_A` in a name: an adapter may be called so.
+_FACTOR = re.compile(rf"\.lora_[AB]\.{FACTORS}\.weight(\{SUFFIX})?$")
 
 
 def without_initial(config: ToastConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -73,9 +77,7 @@ def _is_initial(config: ToastConfig, name: str, tensor: Tensor) -> bool:
 def _group(name: str) -> str | None:
     """Returns the group that a tensor is of, by its name in a model or a file; None for LoRA factors."""
     container = CONTAINER.search(name)
-    if container is None or any(part.startswith("lora_") for part in name[container.end() :].split(".")):
-        return None
-    return container[1]
+    return None if container is None or _FACTOR.search(name) else container[1]
 
 
 def _is_known(group: str | None, shape: tuple[int, ...]) -> bool:
