@@ -12,12 +12,14 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
-from toast import registration, saving
+from toast import checking, following, loading, pretrained, registration, saving
 from toast.adapter import Adapter
 from toast.anatomy import Anatomy, find_anatomy, unwrapped
 from toast.config import ToastConfig
+from toast.initial import with_initial
 from toast.layer import CANNOT_MERGE, ToastLayer, refuse_several
 from toast.layouts import fresh_weight_like
+from toast.names import without_adapter_name
 from toast.selector import ToastSelector
 from toast.steering import SteeredMethod, Steering
 from toast.value import ToastValue
@@ -48,7 +50,7 @@ class ToastModel(BaseTuner):
         Raises:
             ValueError: If the model or the configuration cannot be used, with the reason.
         """
-        before = _Snapshot(model)
+        before = loading.Snapshot(model)
         try:
             self._inject(model, adapter_name, *args, **kwargs)
         except BaseException:
@@ -64,13 +66,15 @@ class ToastModel(BaseTuner):
         config = self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
         assert isinstance(config, ToastConfig)
         anatomy = find_anatomy(model, config.anatomy)
-        saving.follow_pretrained(config)
-        saving.check_config(config, anatomy)
+        pretrained.follow_pretrained(config)
+        checking.check_config(config, anatomy)
         _refuse_unknown_modules(model, config.modules_to_save)
         _refuse_steered_modules(anatomy, config.modules_to_save)
         steered = anatomy.from_block(config.steer_from)
-        saving.check_saved(model, config, steered)
-        frozen = saving.pretrained_tensors(config, steered, saving.fingerprint(anatomy))
+        if (call := loading.current()) is not None:
+            call.check(model, config, steered)
+        config.checksums = None  # of files, not of what the model will hold
+        frozen = pretrained.pretrained_tensors(config, steered, checking.fingerprint(anatomy))
         had_layers = any(isinstance(module, ToastLayer) for module in model.modules())
         self._anatomy = steered
         try:
@@ -82,7 +86,7 @@ class ToastModel(BaseTuner):
         steering = find_steering(model)
         assert steering is not None
         steering.refresh()
-        saving.load_pretrained(model, adapter_name, frozen)
+        pretrained.load_pretrained(model, adapter_name, frozen)
         self._pretrained = {adapter_name: frozen}
         if anatomy.guessed is not None:
             _prove(model, anatomy)
@@ -101,15 +105,14 @@ class ToastModel(BaseTuner):
         """Casts as PEFT does, which makes what it casts trainable, and has rounded what was read before."""
         steering = find_steering(self.model)
         if steering is not None:
-            saving.put_back(self.model, self.__dict__.pop("_loaded", {}))
-            steering.fetch_parameters(
-                needs_gradients=False
-            )  # PEFT dispatches a split model again when loaded
+            pretrained.put_back(self.model, self.__dict__.pop("_loaded", {}))
+            # PEFT dispatches a split model again once it has loaded.
+            steering.fetch_parameters(needs_gradients=False)
         trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(trainable[name])
-        saving.load_pretrained(
+        pretrained.load_pretrained(
             self.model, adapter_name, self.__dict__.pop("_pretrained", {}).get(adapter_name, {})
         )
 
@@ -185,22 +188,24 @@ class ToastModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         assert isinstance(config, ToastConfig)
-        return saving.tensors_to_save(config, state_dict)
+        return saving.tensors_to_save(model, config, adapter_name, state_dict)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        return saving.without_adapter_name(key, adapter_name)
+        return without_adapter_name(key, adapter_name)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         assert isinstance(config, ToastConfig)
+        state_dict = with_initial(state_dict)
+        checking.check_tensors(model, config, adapter_name, state_dict)
+        loading.check_values(model, state_dict)
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        saving.check_tensors(model, config, adapter_name, remapped)
-        remapped |= saving.frozen_tensors(model, config, adapter_name)
+        remapped |= pretrained.frozen_tensors(model, config, adapter_name)
         if getattr(model, "hf_device_map", None) is not None and isinstance(model, PeftModel):
             # PEFT dispatches the model again when they are in, and loses them; see _cast_adapter_dtype.
             model.base_model._loaded = {n.removeprefix("base_model.model."): t for n, t in remapped.items()}
@@ -262,28 +267,6 @@ def _prove(model: nn.Module, anatomy: Anatomy) -> None:
     logger.warning("%s, as a probe shows:\n%s", what, result)
 
 
-class _Snapshot:
-    """What a model is made of, so that a failed injection can be undone wherever it stopped.
-
-    Parameters are compared by identity: an injection adds and replaces, it writes into none.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        attributes = [module.__dict__ for module in model.modules()]
-        contents = [held for each in attributes for held in each.values() if isinstance(held, dict)]
-        self.live = [*attributes, *contents]
-        self.before = [dict(each) for each in self.live]
-        self.trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-
-    def restore(self) -> None:
-        """Puts everything back."""
-        for live, before in zip(self.live, self.before, strict=True):
-            live.clear()
-            live.update(before)
-        for parameter, requires_grad in self.trainable:
-            parameter.requires_grad_(requires_grad)
-
-
 def _refuse_second_wrapping(model: nn.Module, adapter_name: str) -> None:
     if any(isinstance(module, BaseTuner) for module in model.modules()):
         raise ValueError(
@@ -337,3 +320,4 @@ def _refuse_foreign_adapters(model: nn.Module) -> None:
 
 
 registration.register(ToastConfig, ToastModel)
+following.follow()
