@@ -49,7 +49,7 @@ class RegisterAfterImports(importlib.abc.MetaPathFinder):
         finders = list(sys.meta_path)
         for finder in finders[finders.index(self) + 1 :]:
             find = getattr(finder, "find_spec", None)
-            spec = None if find is None else find(fullname, path, target)
+            spec: importlib.machinery.ModuleSpec | None = find and find(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None:
                     spec.loader = _Watched(spec.loader, self)
