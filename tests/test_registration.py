@@ -60,6 +60,18 @@ threads = [threading.Thread(target=load, args=(name,)) for name in names[{0}:] +
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 """
+# Programs that never import `toast`, in an environment where it is installed.
+INSTALLED = (
+    f"import os, site; os.environ['TOAST_HOOK'] = '1'; site.addsitedir({str(ROOT / 'build_hook')!r})\n"
+)
+UNAWARE = {
+    "a program that imports PEFT": REGISTERED,
+    "a program that asks for PEFT": "from importlib.util import find_spec; assert find_spec('peft')"
+    + REGISTERED,
+    "a program that knows TOAST as well": "import toast.saving" + REGISTERED,
+    "a program in a broken place": "import sys; sys.modules['toast.registration'] = None; import peft.tuners",
+    "a program in another broken place": "import sys; sys.modules['toast.model'] = None; import peft.tuners",
+}
 FAULT = """
 import sys, toast; sys.modules["toast.model"] = None
 import peft
@@ -110,6 +122,7 @@ def failed(places: Path) -> dict[str, str]:
         | {order: f"{order}\n{CHECKS}" for order in ORDERS}
         | {f"threads {turn}": THREADS.format(turn % 4) + CHECKS for turn in range(8)}
         | {"fault": FAULT + CHECKS}
+        | {name: INSTALLED + code for name, code in UNAWARE.items()}
         | {command: commands.format(command, str(places)) for command in COMMANDS}
     )
 
@@ -126,6 +139,10 @@ def test_every_order_registers(failed: dict[str, str]) -> None:
 
 def test_a_fault_of_ours_does_not_break_peft(failed: dict[str, str]) -> None:
     assert "fault" not in failed
+
+
+def test_a_program_that_never_heard_of_toast_knows_it(failed: dict[str, str]) -> None:
+    assert {name: said for name, said in failed.items() if name in UNAWARE} == {}
 
 
 def test_every_command_in_the_readme_starts_on_its_own(failed: dict[str, str]) -> None:
