@@ -1,4 +1,4 @@
-"""The hook in the wheels: in both kinds of them, at next to no cost to the start of Python, breaking nothing."""
+"""The hook in the wheels: in both kinds of them, quick when Python starts, and breaking nothing."""
 
 from __future__ import annotations
 
