@@ -310,7 +310,3 @@ def _check_number(
     fits = isinstance(value, int if whole else Real) and not isinstance(value, bool)
     if not fits or not least <= value < below or (above and value == least):  # type: ignore[operator]
         raise ValueError(f"{name}: needs {what}; got {value!r}.")
-
-
-# When this module is what pulled PEFT in, TOAST could not be registered before its end.
-registration.register_when_ready(__name__)
