@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 from collections.abc import Mapping
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from peft import PeftConfig
+from peft.utils import CONFIG_NAME
 
 from toast import registration
+from toast.reading import read_json
 
 Features = Literal["normed", "unnormed", "mixed"]
 Initialisation = Literal["identity", "official"]
@@ -82,8 +85,8 @@ class ToastConfig(PeftConfig):
         lora_dropout: Dropout before the LoRA factors.
         pretrained: Folder of the pre-tuned full adapter whose feedback a Lite adapter freezes. With
             `save_frozen=False` it is needed again at loading.
-        save_frozen: Whether a saved Lite adapter holds its frozen feedback. If not, it names `pretrained`
-            and `feedback_checksum`, and loading checks them.
+        save_frozen: Whether a saved Lite adapter holds its frozen feedback, but for what `init` makes again.
+            If not, it names `pretrained` and `feedback_checksum`, and loading checks them.
         feedback_checksum: SHA-256 over the frozen feedback weights. Set when the adapter is saved or loaded.
         train: Names of the trained groups, of `GROUPS`, or `"all"`. None is everything that is not frozen
             by the Lite variant: task embedding, channel transform, and the feedback or its LoRA factors.
@@ -101,6 +104,9 @@ class ToastConfig(PeftConfig):
         backbone: What the adapter was made for: family, blocks, widths, and a few of its weights. Filled when
             an adapter is made, checked when it is loaded; None skips the check.
         family: Name of the family row that was used. Filled from the model.
+        checksums: By name of a saved tensor, its type and the CRC-32 over its bytes. Filled when the adapter
+            is saved, compared before it is loaded. A tensor of another type, which was converted since, and
+            one without an entry are not compared.
 
     Raises:
         ValueError: If a setting is none of the allowed, with the allowed ones.
@@ -126,11 +132,12 @@ class ToastConfig(PeftConfig):
     target_modules: list[str] | str | None = field(default=None)
     backbone: dict[str, Any] | None = None
     family: str | None = None
+    checksums: dict[str, str] | None = field(default=None, compare=False)
 
+    #: The checksums of the tensors that were last asked for, until the configuration is written beside them.
+    written: ClassVar[dict[str, str] | None] = None
     #: The folder that it was read from, if any. What is saved there is checked before a model is changed.
     folder: ClassVar[Path | None] = None
-    #: Whether it was read to load a head of another size than the saved one, which is then left out.
-    leaves_misfits: ClassVar[bool] = False
     #: What was filled in for a model: by field, the value before and the value after. See `toast.filling`.
     filled: ClassVar[Mapping[str, tuple[Any, Any]]] = {}
 
@@ -141,7 +148,7 @@ class ToastConfig(PeftConfig):
             "toast.model"
         )  # registers TOAST, if the order of imports has left that undone
         self.peft_type = registration.mint_peft_type()
-        if self.pretrained is not None:
+        if isinstance(self.pretrained, Path):
             self.pretrained = str(self.pretrained)
         if self.family is not None:  # an injection has filled both in, and the configuration was saved since
             self.filled = {"target_modules": (None, self.target_modules)}  # type: ignore[misc]
@@ -175,14 +182,26 @@ class ToastConfig(PeftConfig):
             ("save_frozen", bool, "True or False"),
             ("modules_to_save", list, "None or a list of module names"),
             ("train", str | list, "None, 'all' or a list of groups"),
+            ("pretrained", str, "None or the folder of an adapter"),
             ("feedback_checksum", str, "None or text"),
+            ("family", str, "None or text"),
             ("anatomy", dict, "None or a dictionary of names"),
             ("target_modules", str | list | set | tuple, "None, a regular expression or module names"),
             ("backbone", dict, "None or a dictionary"),
+            ("checksums", dict, "None or a dictionary"),
         ):
             value = getattr(self, name)
             if not isinstance(value, kind) and (value is not None or name == "save_frozen"):
                 raise ValueError(f"{name}: needs {what}; got {value!r}.")
+        _check_entries("checksums", self.checksums or {}, str, "text")
+        known = self.backbone or {}
+        sizes = {name: value for name, value in known.items() if name != "weights"}
+        _check_entries("backbone", sizes, str | int, "names and sizes")
+        weights = known.get("weights")
+        if weights is not None and not (
+            isinstance(weights, list) and all(isinstance(w, Real) for w in weights)
+        ):
+            raise ValueError(f"backbone: needs a list of numbers as 'weights', or None; got {weights!r}.")
 
     def _check_lite(self) -> None:
         """Refuses what makes sense for TOAST-Lite only, or loses what was trained."""
@@ -208,11 +227,25 @@ class ToastConfig(PeftConfig):
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> ToastConfig:
         """Reads a saved configuration as PEFT does, and keeps in mind where it was."""
-        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        path = Path(pretrained_model_name_or_path, subfolder or "", CONFIG_NAME)
+        try:
+            config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            if not path.is_file():
+                raise
+            read_json(path)
+            raise ValueError(f"{path}: {error}") from error
         if isinstance(config, ToastConfig):
-            config.folder = Path(pretrained_model_name_or_path, subfolder or "")  # type: ignore[misc]
-            config.leaves_misfits = bool(kwargs.get("ignore_mismatched_sizes"))  # type: ignore[misc]
+            config.folder = path.parent  # type: ignore[misc]
         return config  # type: ignore[no-any-return]
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Writes the configuration as PEFT does, with the checksums of the tensors beside it."""
+        from toast.saving import checksums_for
+
+        written = copy.copy(self)
+        written.checksums = checksums_for(self, Path(save_directory))
+        super(ToastConfig, written).save_pretrained(save_directory, **kwargs)
 
     @property
     def is_lite(self) -> bool:
@@ -266,6 +299,14 @@ def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None
         raise ValueError(f"{name}: needs one of {', '.join(map(repr, allowed))}; got {value!r}.")
 
 
+def _check_entries(name: str, held: dict[Any, Any], kind: Any, what: str) -> None:
+    for key, value in held.items():
+        if not isinstance(key, str) or not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(  # noqa: TRY004 - an entry is wrong, not the type of the argument
+                f"{name}: needs names with {what}; got {value!r} at {key!r}."
+            )
+
+
 def _check_number(
     name: str,
     value: object,
@@ -278,7 +319,3 @@ def _check_number(
     fits = isinstance(value, int if whole else Real) and not isinstance(value, bool)
     if not fits or not least <= value < below or (above and value == least):  # type: ignore[operator]
         raise ValueError(f"{name}: needs {what}; got {value!r}.")
-
-
-# When this module is what pulled PEFT in, TOAST could not be registered before its end.
-registration.register_when_ready(__name__)

@@ -13,6 +13,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from toast.adapter import Fusion
 from toast.config import ToastConfig
 
 #: The layers of all models that are alive: they say whether a configuration is in use.
@@ -34,6 +35,7 @@ class ToastLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.width = width
         self.configs: dict[str, ToastConfig] = {}
+        self.fusions: dict[str, Fusion] = {}  # one for all layers of a model
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
@@ -60,12 +62,6 @@ class ToastLayer(nn.Module, BaseTunerLayer):
             return None
         active: Any = self.active_adapters
         return next((name for name in active if name in self.configs), None)
-
-    @property
-    def config(self) -> ToastConfig:
-        """Configuration of the adapter that acts now."""
-        assert self.adapter is not None
-        return self.configs[self.adapter]
 
     @property
     def may_be_offloaded(self) -> bool:
@@ -96,6 +92,13 @@ class ToastLayer(nn.Module, BaseTunerLayer):
                 for group, parameter in self.groups(name):
                     if group not in trained:
                         parameter.requires_grad_(False)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name, fusion in self.fusions.items():
+            marks = [f"{prefix}{container}.{name}" for container in self.adapter_layer_names]  # type: ignore[attr-defined]
+            if any(key.startswith(mark) for key in state_dict for mark in marks):
+                fusion.replaced = True
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused: the signal depends on the input."""

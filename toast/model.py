@@ -13,11 +13,14 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from toast import filling, registration, saving
+from toast import checking, filling, following, loading, pretrained, registration, saving
+from toast.adapter import Adapter
 from toast.anatomy import Anatomy, find_anatomy, unwrapped
 from toast.config import ToastConfig
+from toast.initial import with_initial
 from toast.layer import CANNOT_MERGE, ToastLayer, refuse_several
 from toast.layouts import fresh_weight_like
+from toast.names import without_adapter_name
 from toast.selector import ToastSelector
 from toast.steering import SteeredMethod, Steering
 from toast.value import ToastValue
@@ -54,7 +57,7 @@ class ToastModel(BaseTuner):
         Raises:
             ValueError: If the model or the configuration cannot be used, with the reason.
         """
-        before = _Snapshot(model)
+        before = loading.Snapshot(model)
         config = self.peft_config[adapter_name]
         settings = dict(vars(config))
         try:
@@ -79,14 +82,16 @@ class ToastModel(BaseTuner):
         # A configuration object may serve several models; what is filled in below belongs to one.
         config = filling.as_written(given)
         anatomy = find_anatomy(model, config.anatomy)
-        saving.follow_pretrained(config)
-        saving.check_config(config, anatomy)
+        pretrained.follow_pretrained(config)
+        checking.check_config(config, anatomy)
         _refuse_unknown_modules(model, config)
         _refuse_steered_modules(anatomy, config.modules_to_save)
         steered = anatomy.from_block(config.steer_from)
         self._check_targets(model, config, steered)
-        saving.check_saved(model, config, steered)
-        frozen = saving.pretrained_tensors(config, steered, saving.fingerprint(anatomy))
+        if (call := loading.current()) is not None:
+            call.check(model, config, steered)
+        config.checksums = None  # of files, not of what the model will hold
+        frozen = pretrained.pretrained_tensors(config, steered, checking.fingerprint(anatomy))
         if config.target_modules is None:
             config.target_modules = steered.target_modules
         config.anatomy = config.anatomy if anatomy.guessed is None else anatomy.guessed
@@ -114,7 +119,7 @@ class ToastModel(BaseTuner):
         steering = find_steering(model)
         assert steering is not None
         steering.refresh()
-        saving.load_pretrained(model, adapter_name, frozen)
+        pretrained.load_pretrained(model, adapter_name, frozen)
         self._pretrained = {adapter_name: frozen}
         if anatomy.guessed is not None:
             _prove(model, anatomy)
@@ -179,9 +184,9 @@ class ToastModel(BaseTuner):
         """Casts as PEFT does, which makes what it casts trainable, and has rounded what was read before."""
         steering, loaded = find_steering(self.model), self.__dict__.pop("_loaded", {})
         if steering is not None:
-            saving.put_back(self.model, loaded)
-            with torch.no_grad():
-                steering.fetch_parameters()  # PEFT dispatches a split model again once it has loaded
+            pretrained.put_back(self.model, loaded)
+            # PEFT dispatches a split model again once it has loaded.
+            steering.fetch_parameters(needs_gradients=False)
         trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         parameters = dict(self.model.named_parameters())
@@ -192,7 +197,7 @@ class ToastModel(BaseTuner):
                 if head is not parameter and head is not None:  # PEFT leaves it in the file's precision
                     parameter.data = parameter.data.to(head.dtype)
                 _unround(parameter, loaded[name])
-        saving.load_pretrained(
+        pretrained.load_pretrained(
             self.model, adapter_name, self.__dict__.pop("_pretrained", {}).get(adapter_name, {})
         )
 
@@ -269,22 +274,24 @@ class ToastModel(BaseTuner):
     ) -> dict[str, Tensor]:
         assert isinstance(config, ToastConfig)
         _refuse_clashes(model, adapter_name, unwanted_adapter_names)  # those of other methods among them
-        return saving.tensors_to_save(config, state_dict)
+        return saving.tensors_to_save(model, config, adapter_name, state_dict)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        return saving.without_adapter_name(key, adapter_name)
+        return without_adapter_name(key, adapter_name)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         assert isinstance(config, ToastConfig)
+        state_dict = with_initial(state_dict)
+        checking.check_tensors(model, config, adapter_name, state_dict)
+        loading.check_values(model, state_dict)
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        saving.check_tensors(model, config, adapter_name, remapped)
-        remapped |= saving.frozen_tensors(model, config, adapter_name)
+        remapped |= pretrained.frozen_tensors(model, config, adapter_name)
         empty = any(parameter.is_meta and name in remapped for name, parameter in model.named_parameters())
         if isinstance(model, PeftModel) and (empty or getattr(model, "hf_device_map", None) is not None):
             # When they are in, PEFT rounds those of an empty adapter to the base's precision, and loses those
@@ -312,10 +319,27 @@ def find_steering(model: nn.Module) -> Steering | None:
     return None
 
 
+def active_parts(model: nn.Module, what: str) -> tuple[Steering, Adapter]:
+    """Returns the same of a model that has to be wrapped, and its active adapter.
+
+    Args:
+        model: The model.
+        what: What needs it, for the message.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    steering = find_steering(model)
+    adapter = None if steering is None else steering.adapter
+    if steering is None or adapter is None:
+        raise ValueError(f"{what} needs a model with an active TOAST adapter; wrap it with toast.wrap first.")
+    return steering, adapter
+
+
 def _attach(model: nn.Module, anatomy: Anatomy) -> None:
     selector = model.get_submodule(anatomy.norm_name)
     assert isinstance(selector, ToastSelector)
-    Steering(anatomy, selector).attach()
+    Steering(model, anatomy, selector).attach()
 
 
 def _prove(model: nn.Module, anatomy: Anatomy) -> None:
@@ -357,28 +381,6 @@ def _warn_of_second_bias(config: ToastConfig, anatomy: Anatomy) -> None:
 def _few(names: set[str], limit: int = 4) -> str:
     shown = ", ".join(sorted(names)[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-class _Snapshot:
-    """What a model is made of, so that a failed injection can be undone wherever it stopped.
-
-    Parameters are compared by identity: an injection adds and replaces, it writes into none.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        attributes = [module.__dict__ for module in model.modules()]
-        contents = [held for each in attributes for held in each.values() if isinstance(held, dict)]
-        self.live = [*attributes, *contents]
-        self.before = [dict(each) for each in self.live]
-        self.trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-
-    def restore(self) -> None:
-        """Puts everything back."""
-        for live, before in zip(self.live, self.before, strict=True):
-            live.clear()
-            live.update(before)
-        for parameter, requires_grad in self.trainable:
-            parameter.requires_grad_(requires_grad)
 
 
 def _refuse_second_wrapping(model: nn.Module, adapter_name: str) -> None:
@@ -483,3 +485,4 @@ def _refuse_foreign_adapters(model: nn.Module) -> None:
 
 
 registration.register(ToastConfig, ToastModel)
+following.follow()

@@ -78,7 +78,8 @@ def settings_of(model: nn.Module) -> dict[str, Any]:
     steering = find_steering(model)
     if steering is None:
         return {"what": "features before the head"}
-    config = steering.selector.config
+    assert steering.adapter is not None
+    config = steering.adapter.config
     names = ("select_features", "select_from", "steer_from")
     return {"what": "first pass", **{name: getattr(config, name) for name in names}}
 
