@@ -30,6 +30,7 @@ class Observer:
     """Is told what happens in the two passes of a call; `toast.trace` is one. Does nothing by itself."""
 
     wants_states = False
+    replaces_signals = False  # the call is an experiment: it is none that the model starts from
 
     def on_block(self, number: int, layer: ToastValue) -> None:
         """The value projection of a block is about to run, in pass 1 or 2."""

@@ -101,6 +101,8 @@ class Steering:
 
         # 2. Selection: tokens that resemble the task embedding, then channels.
         assert first.features is not None
+        if observer is None or not observer.replaces_signals:
+            self.selector.start_from(adapter, *first.features)
         selection = self.selector.select(adapter, *first.features)
 
         # 3. Feedback: from the top block to the bottom one, all linear.
