@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from toast.passes import Pass, current_pass, current_signals, running
+from toast.passes import Pass, running
 
 if TYPE_CHECKING:
     from toast.hooks import BlockHook
-
-
-class Carrying:
-    """A checkpointing function that runs what it checkpoints, and recomputes it, in the pass of the call."""
-
-    def __init__(self, checkpoint: Callable[..., Any]) -> None:
-        self.checkpoint = checkpoint
-
-    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Checkpoints `function(*args)`."""
-        this, here = current_pass(), current_signals()
-        if this is None:
-            return self.checkpoint(function, *args, **kwargs)
-
-        def in_pass(*inputs: Any) -> Any:
-            with running(this, here):
-                return function(*inputs)
-
-        return self.checkpoint(in_pass, *args, **kwargs)
 
 
 class BoundBlock:

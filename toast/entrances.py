@@ -68,7 +68,7 @@ def attach_entrances(steering: Steering) -> list[StandIn]:
     """Puts entrances in the place of the model's methods, but for those of a model that is its own trunk."""
     model = steering.model
     steered = steering.methods if model is steering.trunk else {}
-    entrances = [
+    entrances: list[StandIn] = [
         Entrance(steering, name)
         for name in ENTRANCES
         if name not in steered and callable(getattr(model, name, None))

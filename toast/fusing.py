@@ -44,8 +44,7 @@ def fuse(model: nn.Module) -> nn.Module:
     weight = next(adapter.maps[-1].layer.base_layer.parameters())
     dtype = weight.dtype if weight.dtype.is_floating_point else matrix.dtype
     selector.register_buffer(FUSED + adapter.name, matrix.to(dtype), persistent=False)
-    projections = [maps.layer.base_layer for maps in adapter.maps] if with_values else []
-    frozen = [projection.weight for projection in projections]
+    frozen = [p for maps in adapter.maps for p in maps.layer.base_layer.parameters()] if with_values else []
     selector.fusions[adapter.name] = Fusion(with_values, adapter.parameters(), frozen)
     return model
 

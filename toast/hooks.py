@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -14,30 +13,6 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from toast.steering import Steering
-
-
-#: Hooks of transformers and PEFT that make what embeddings give require a gradient.
-REQUIRE_GRADIENTS = ("make_inputs_require_grads", "make_inputs_require_grad")
-
-
-class NotInFirstPass:
-    """A forward hook of somebody else's that is left out in the first pass of a wrapped model.
-
-    Args:
-        steering: The wrapped model's parts.
-        hook: The hook.
-    """
-
-    def __init__(self, steering: Steering, hook: Callable[..., Any]) -> None:
-        self.steering = steering
-        self.hook = hook
-
-    def __call__(self, *args: Any) -> Any:
-        """Calls the hook."""
-        this = current_pass()
-        if this is not None and this.owner is self.steering and this.number == 1:
-            return None
-        return self.hook(*args)
 
 
 class BlockHook:
@@ -98,11 +73,10 @@ class BlockHook:
         steering = self.steering
         if this.number == 1 and this.once and self.index == this.once - 1:
             this.known = out
-        reads_here = this.reads is not None and steering.family.reads != "norm"
-        if reads_here and self.index == steering.last_read(this.adapter):
-            assert this.reads is not None
+        reads = None if steering.family.reads == "norm" else this.reads
+        if reads is not None and this.adapter is not None and self.index == steering.last_read(this.adapter):
             leaving = out[0] if isinstance(out, tuple) else out
-            this.features = this.reads.read(leaving, None)
+            this.features = reads.read(leaving, None)
         if this.wants_states and self.index == len(steering.block_names) - 1:
             assert this.observer is not None
             leaving = channels_last(out[0] if isinstance(out, tuple) else out, steering.family.tokens)

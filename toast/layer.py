@@ -95,7 +95,8 @@ class ToastLayer(nn.Module, BaseTunerLayer):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         for name, fusion in self.fusions.items():
-            marks = [f"{prefix}{container}.{name}" for container in self.adapter_layer_names]  # type: ignore[attr-defined]
+            containers: tuple[str, ...] = self.adapter_layer_names  # type: ignore[assignment]
+            marks = [f"{prefix}{container}.{name}" for container in containers]
             if any(key.startswith(mark) for key in state_dict for mark in marks):
                 fusion.replaced = True
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

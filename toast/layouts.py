@@ -232,7 +232,8 @@ def may_write() -> bool:
     """
     if torch.compiler.is_compiling():
         return True
-    return not torch.jit.is_tracing() and not torch._C._are_functorch_transforms_active()
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return not traced and not torch._C._are_functorch_transforms_active()
 
 
 def _is_hooked(module: nn.Module) -> bool:

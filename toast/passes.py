@@ -2,7 +2,7 @@
 
 Signals belong to the call: they are never kept on a module. The pass that runs now is a variable of the
 thread, so two threads may use one model at once. Activation checkpointing recomputes blocks when that
-variable is long gone, and maybe in another thread; `toast.blocks` takes the pass along.
+variable is long gone, and maybe in another thread; `toast.recomputing` takes the pass along.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Observer:
     """Is told what happens in the two passes of a call; `toast.trace` is one. Does nothing by itself."""
 
     wants_states = False
+    replaces_signals = False  # the call is an experiment: it is none that the model starts from
 
     def on_block(self, number: int, layer: ToastValue) -> None:
         """The value projection of a block is about to run, in pass 1 or 2."""

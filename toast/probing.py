@@ -152,6 +152,7 @@ class _Run(Observer):
     """One call with zero signals, but for one block."""
 
     wants_states = True
+    replaces_signals = True
 
     def __init__(self, moved: ToastValue | None, adapter: Adapter) -> None:
         self.moved = moved

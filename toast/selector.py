@@ -135,6 +135,18 @@ class ToastSelector(ToastLayer):
         self.drop_fused(adapter_name)
         super().delete_adapter(adapter_name)
 
+    def start_from(self, adapter: Adapter, unnormed: Tensor | None, normed: Tensor | None) -> None:
+        """Sees to it that a task embedding which is as it was drawn selects something of its first features.
+
+        Args:
+            adapter: The adapter of the call.
+            unnormed: See `select`.
+            normed: See `select`.
+        """
+        if self.start.is_open(adapter.name):
+            compared, _ = self._read_by(adapter, unnormed, normed)
+            self.start.wake(adapter.name, adapter.task_embedding, compared)
+
     def select(self, adapter: Adapter, unnormed: Tensor | None, normed: Tensor | None) -> Selection:
         """Selects tokens, then channels.
 
@@ -143,7 +155,16 @@ class ToastSelector(ToastLayer):
             unnormed: Features before the final norm, channels last; None if they are not read.
             normed: Features after it.
         """
-        task_embedding = adapter.task_embedding
+        compared, features = self._read_by(adapter, unnormed, normed)
+        weights = F.cosine_similarity(compared, adapter.task_embedding, dim=-1).clamp(0, 1)
+        if self.training:
+            self.start.watch(adapter.name, adapter.task_embedding, weights)
+        return Selection(features, weights, adapter.channel_transform)
+
+    def _read_by(
+        self, adapter: Adapter, unnormed: Tensor | None, normed: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the features that are compared with the task embedding, and those that are selected."""
         compared, features = {
             "normed": (normed, normed),
             "unnormed": (unnormed, unnormed),
@@ -151,12 +172,7 @@ class ToastSelector(ToastLayer):
         }[adapter.config.select_features or "normed"]
         assert compared is not None
         assert features is not None
-        compared, features = compared.to(task_embedding), features.to(task_embedding)
-        self.start.wake(adapter.name, task_embedding, compared)
-        weights = F.cosine_similarity(compared, task_embedding, dim=-1).clamp(0, 1)
-        if self.training:
-            self.start.watch(adapter.name, task_embedding, weights)
-        return Selection(features, weights, adapter.channel_transform)
+        return compared.to(adapter.task_embedding), features.to(adapter.task_embedding)
 
 
 class SelectorStart:
@@ -177,21 +193,27 @@ class SelectorStart:
         if not task_embedding.is_meta:
             self.untouched[adapter] = task_embedding.detach().clone()
 
+    def is_open(self, adapter: str) -> bool:
+        """Whether a task embedding may be as it was drawn, and its features can be looked at.
+
+        Each of several processes would meet features of its own, so there it is left as it is.
+        """
+        return not is_transformed() and adapter in self.untouched and not _several_processes()
+
     @torch.no_grad()
     def wake(self, adapter: str, task_embedding: Tensor, compared: Tensor) -> None:
         """Turns a task embedding round that is as it was drawn and points away from the first features.
 
-        A draw is as likely as its opposite. Each of several processes would meet features of its own, so
-        there it is left as it is.
+        A draw is as likely as its opposite.
 
         Args:
             adapter: Name of the adapter.
             task_embedding: Its task embedding, `(width,)`; written to.
             compared: The features that it is compared with, channels last.
         """
-        if is_transformed() or adapter not in self.untouched or _several_processes():
+        drawn = self.untouched.pop(adapter, None)
+        if drawn is None:  # another thread does it
             return
-        drawn = self.untouched.pop(adapter)
         same = drawn.device == task_embedding.device and drawn.dtype == task_embedding.dtype
         if not same or not torch.equal(drawn, task_embedding):
             return

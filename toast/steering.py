@@ -18,12 +18,12 @@ from torch import nn
 
 from toast.adapter import Adapter, take
 from toast.anatomy import Anatomy
-from toast.blocks import Blocks, BoundBlock, Carrying, KnownBlock, with_lists
+from toast.blocks import Blocks, BoundBlock, KnownBlock, with_lists
 from toast.caching import cache_name, pass_caches, under_name, wants_all_blocks, without_cache
 from toast.compiled import is_compiled
 from toast.entrances import ENTRANCES, attach_entrances
 from toast.feedback import feed_back
-from toast.hooks import REQUIRE_GRADIENTS, BlockHook, NotInFirstPass
+from toast.hooks import BlockHook
 from toast.methods import StandIn
 from toast.passes import (
     Pass,
@@ -36,6 +36,7 @@ from toast.passes import (
     running,
     stored_first_pass,
 )
+from toast.recomputing import Carrying, carry_passes, tame_input_hooks
 from toast.selector import ToastSelector
 from toast.value import ToastValue
 
@@ -76,9 +77,9 @@ class Steering:
         self._refuse_dropped_tokens()
         adapter.check_fusion()
         observer = current_observer(self)
-        checkpointing = torch.is_grad_enabled() and self._carry_passes()
+        checkpointing = torch.is_grad_enabled() and carry_passes(self)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self._tame_input_hooks()
+            tame_input_hooks(self)
         stored, collected = stored_first_pass(self), collected_passes(self)
         inputs = method.named(args, kwargs)
         if stored is not None or collected is not None:
@@ -100,6 +101,8 @@ class Steering:
 
         # 2. Selection: tokens that resemble the task embedding, then channels.
         assert first.features is not None
+        if observer is None or not observer.replaces_signals:
+            self.selector.start_from(adapter, *first.features)
         selection = self.selector.select(adapter, *first.features)
 
         # 3. Feedback: from the top block to the bottom one, all linear.
@@ -255,48 +258,6 @@ class Steering:
         view = with_lists(self.trunk, lists, hidden=(*self.family.methods, *ENTRANCES))
         return functools.partial(getattr(type(self.trunk), name), view)
 
-    def _carry_passes(self) -> bool:
-        """Lets checkpointing functions of blocks carry the pass; True if the trunk checkpoints its blocks.
-
-        Raises:
-            ValueError: If checkpointing is re-entrant: it would lose the gradient of the signals.
-        """
-        for block in self.blocks:
-            if not (getattr(block, "gradient_checkpointing", False) and block.training):
-                continue
-            checkpoint = block.__dict__.get("_gradient_checkpointing_func")
-            if checkpoint is not None and not isinstance(checkpoint, Carrying):
-                keywords = getattr(checkpoint, "keywords", None)
-                if keywords is not None and keywords.get("use_reentrant", True):  # the default of torch
-                    raise ValueError(
-                        REENTRANT.format("gradient_checkpointing_kwargs={'use_reentrant': False}")
-                    )
-                block._gradient_checkpointing_func = Carrying(checkpoint)  # type: ignore[assignment]
-        holders = {name.rpartition(".")[0].rpartition(".")[0] for name in self.block_names}
-        if not any(getattr(self.trunk.get_submodule(at), "grad_checkpointing", False) for at in holders):
-            return False
-        from timm.layers import use_reentrant_ckpt
-
-        if use_reentrant_ckpt():
-            raise ValueError(REENTRANT.format("timm.layers.set_reentrant_ckpt(False)"))
-        return True
-
-    def _tame_input_hooks(self) -> None:
-        """Keeps hooks that make embeddings require a gradient to the second pass.
-
-        transformers and PEFT register them for activation checkpointing. Nobody asks for that gradient, and
-        the first pass would keep a graph for it.
-        """
-        for module in (self.model, self.trunk):
-            embeddings: Any = getattr(module, "get_input_embeddings", lambda: None)
-            try:
-                embeddings = embeddings()
-            except NotImplementedError:
-                continue
-            for key, hook in list(getattr(embeddings, "_forward_hooks", {}).items()):
-                if getattr(hook, "__name__", "") in REQUIRE_GRADIENTS:
-                    embeddings._forward_hooks[key] = NotInFirstPass(self, hook)
-
     def fetch_parameters(self, needs_gradients: bool) -> None:
         """Takes back TOAST's own parameters, which Accelerate offloads if a wrapped model is dispatched.
 
@@ -404,8 +365,4 @@ OFFLOADED = (
     "parameters that are trained were offloaded when the wrapped model was dispatched; an optimiser would "
     "hold none that get a gradient. Dispatch the model before toast.wrap, or, before the optimiser is made, "
     "call it once under torch.no_grad(), which takes them back."
-)
-
-REENTRANT = (
-    "re-entrant activation checkpointing loses the gradient of the top-down signals; use the other kind: {}."
 )

@@ -37,7 +37,7 @@ def _is_of_contextlib(frame: FrameType | None) -> bool:
     return frame is not None and frame.f_code.co_filename == contextlib.__file__
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def is_running(holder: FrameType) -> bool:
     """Whether a frame is among those that run in this thread. Not compiled: it is asked anew in each call."""
     frame: FrameType | None = sys._getframe(1)

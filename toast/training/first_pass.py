@@ -122,8 +122,8 @@ class Computer:
         """Returns a batch with what was stored of its samples, where the objective looks for it."""
         if self.head is not None:
             return batch | {"features": tensors["features"].flatten(1)}
-        parts = {name: tensors.get(name) for name in ("unnormed", "normed", "entering")}
-        return batch | {"first_pass": FirstPass(**parts, in_tuple=self.in_tuple)}
+        unnormed, normed, entering = (tensors.get(name) for name in ("unnormed", "normed", "entering"))
+        return batch | {"first_pass": FirstPass(unnormed, normed, entering, in_tuple=self.in_tuple)}
 
 
 def build(
