@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
@@ -21,6 +21,16 @@ from toast.initial import with_initial
 from toast.layer import CANNOT_MERGE, ToastLayer, refuse_several
 from toast.layouts import fresh_weight_like
 from toast.names import without_adapter_name
+from toast.reading import few
+from toast.refusing import (
+    HEADS,
+    refuse_clashes,
+    refuse_names,
+    refuse_second_wrapping,
+    refuse_steered_modules,
+    refuse_unknown_modules,
+    warn_of_second_bias,
+)
 from toast.selector import ToastSelector
 from toast.steering import SteeredMethod, Steering
 from toast.value import ToastValue
@@ -29,9 +39,6 @@ logger = logging.getLogger(__name__)
 
 # What comes first in the names of a compiled model's modules.
 _COMPILED = "_orig_mod."
-
-#: Heads that PEFT trains by itself once the adapter is in; a model that has none could not be loaded again.
-HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
 
 class ToastModel(BaseTuner):
@@ -48,7 +55,7 @@ class ToastModel(BaseTuner):
         self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
         # Before PEFT enters the new configuration, maybe in the place of one of the same name.
-        _refuse_second_wrapping(model, adapter_name)
+        refuse_second_wrapping(model, adapter_name)
         super().__init__(model, peft_config, adapter_name, *args, **kwargs)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -78,14 +85,14 @@ class ToastModel(BaseTuner):
     def _inject(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         given = self.peft_config[adapter_name]
         assert isinstance(given, ToastConfig)
-        _refuse_names(model, adapter_name)
+        refuse_names(model, adapter_name)
         # A configuration object may serve several models; what is filled in below belongs to one.
         config = filling.as_written(given)
         anatomy = find_anatomy(model, config.anatomy)
         pretrained.follow_pretrained(config)
         checking.check_config(config, anatomy)
-        _refuse_unknown_modules(model, config)
-        _refuse_steered_modules(anatomy, config.modules_to_save)
+        refuse_unknown_modules(model, config)
+        refuse_steered_modules(anatomy, config.modules_to_save)
         steered = anatomy.from_block(config.steer_from)
         self._check_targets(model, config, steered)
         if (call := loading.current()) is not None:
@@ -115,7 +122,7 @@ class ToastModel(BaseTuner):
             _attach(model, anatomy)
         names = {name for layer in model.modules() if isinstance(layer, ToastLayer) for name in layer.configs}
         for name in names:
-            _refuse_clashes(model, name, names - {name})
+            refuse_clashes(model, name, names - {name})
         steering = find_steering(model)
         assert steering is not None
         steering.refresh()
@@ -124,7 +131,7 @@ class ToastModel(BaseTuner):
         if anatomy.guessed is not None:
             _prove(model, anatomy)
         if not frozen and "backbone" in config.filled:  # otherwise it is loaded
-            _warn_of_second_bias(config, steered)
+            warn_of_second_bias(config, steered)
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:
         """Says what is wrapped, whichever way `target_modules` names it."""
@@ -149,8 +156,8 @@ class ToastModel(BaseTuner):
         ):
             raise ValueError(
                 f"target_modules: needs the final norm and the value projections of the steered blocks, or "
-                f"None, which takes them: {_few(needed)}; {config.target_modules!r} names "
-                f"{_few(named) or 'none of the modules'}. Say with steer_from which blocks are steered, and "
+                f"None, which takes them: {few(needed)}; {config.target_modules!r} names "
+                f"{few(named) or 'none of the modules'}. Say with steer_from which blocks are steered, and "
                 "with anatomy or toast.register_family where else their values are."
             )
 
@@ -273,7 +280,7 @@ class ToastModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         assert isinstance(config, ToastConfig)
-        _refuse_clashes(model, adapter_name, unwanted_adapter_names)  # those of other methods among them
+        refuse_clashes(model, adapter_name, unwanted_adapter_names)  # those of other methods among them
         return saving.tensors_to_save(model, config, adapter_name, state_dict)
 
     @classmethod
@@ -363,125 +370,6 @@ def _prove(model: nn.Module, anatomy: Anatomy) -> None:
     if not result.proved:
         raise ValueError(f"{what}, which is wrong:\n{result}\n{instead}")
     logger.warning("%s, as a probe shows:\n%s", what, result)
-
-
-def _warn_of_second_bias(config: ToastConfig, anatomy: Anatomy) -> None:
-    """Says that a model does not start where `init="identity"` otherwise starts it."""
-    if config.init == "identity" and config.value_bias == "twice":
-        biased = sum(getattr(value, "bias", None) is not None for value in anatomy.values)
-        if biased:
-            logger.warning(
-                "value_bias='twice' adds the bias of %d value projections once more, so the model "
-                "starts apart from the frozen one although init='identity' starts without a signal. With "
-                "value_bias='once' it starts at the frozen model.",
-                biased,
-            )
-
-
-def _few(names: set[str], limit: int = 4) -> str:
-    shown = ", ".join(sorted(names)[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-def _refuse_second_wrapping(model: nn.Module, adapter_name: str) -> None:
-    if any(isinstance(module, BaseTuner) for module in model.modules()):
-        raise ValueError(
-            f"this {type(model).__name__} is wrapped by PEFT already; add another adapter with "
-            "model.add_adapter(name, config), or take the first off with model.unload()."
-        )
-    _refuse_foreign_adapters(model)
-    if any(adapter_name in module.configs for module in model.modules() if isinstance(module, ToastLayer)):
-        raise ValueError(
-            f"this model has an adapter {adapter_name!r} already, which would be lost; choose another name, "
-            "or take the first off with delete_adapter or unload()."
-        )
-
-
-def _refuse_names(model: nn.Module, adapter_name: str) -> None:
-    """Refuses names that would be lost, or lose others, in the names of tensors and folders."""
-    taken = nn.ModuleDict()
-    if not adapter_name or adapter_name.startswith("/") or any(mark in adapter_name for mark in ".\\"):
-        reason = "it becomes part of the names of tensors and of a folder"
-    elif hasattr(taken, adapter_name) or hasattr(nn.ParameterDict(), adapter_name):
-        reason = "containers of PyTorch have an attribute of this name"
-    else:
-        reason = ""
-    if reason:
-        raise ValueError(
-            f"adapter_name: needs text without a dot or a backslash that is no attribute of a container; got "
-            f"{adapter_name!r}, and {reason}. Choose another name."
-        )
-
-
-def _refuse_clashes(model: nn.Module, adapter_name: str, others: Iterable[str]) -> None:
-    """Refuses names of adapters that are also a part of the names of another one's tensors.
-
-    PEFT leaves out of a saved adapter each tensor whose name has another adapter's name as a part.
-    """
-    for name in _tensor_names(model, adapter_name):
-        parts = name.split(".")
-        for other in others:
-            if other in parts:
-                raise ValueError(
-                    f"adapter_name: {other!r} is a part of {name!r}, a tensor of adapter {adapter_name!r}, "
-                    "which PEFT would therefore leave out when it saves that adapter. Choose another name."
-                )
-
-
-def _tensor_names(model: nn.Module, adapter_name: str) -> Iterator[str]:
-    """Yields the names of an adapter's tensors, as they are in a `PeftModel`."""
-    prefix = "" if isinstance(model, PeftModel) else "base_model.model."
-    for name, module in model.named_modules():
-        containers: Any = getattr(module, "adapter_layer_names", ()) if isinstance(module, ToastLayer) else ()
-        if isinstance(module, ModulesToSaveWrapper):
-            containers = ("modules_to_save",)
-        if not containers:
-            continue
-        for tensor, _ in module.named_parameters():
-            container, *behind = tensor.split(".")
-            if container in containers and behind[0] == adapter_name:
-                yield f"{prefix}{name}.{tensor}"
-
-
-def _refuse_unknown_modules(model: nn.Module, config: ToastConfig) -> None:
-    """Refuses names that PEFT would ignore; it adds some of its own for classifiers, so one must fit."""
-    heads = HEADS.get(config.task_type or "", ())
-    wanted = [*(config.modules_to_save or ()), *heads]
-    names = [name for name, _ in model.named_modules()]
-    if wanted and not any(name.endswith(each) for name in names for each in wanted):
-        task = f", which task_type={config.task_type} asks for" if heads else ""
-        raise ValueError(
-            f"modules_to_save: {type(model).__name__} has no module "
-            f"{' or '.join(map(repr, wanted))}{task}; its children are "
-            f"{', '.join(name for name, _ in model.named_children())}."
-        )
-
-
-def _refuse_steered_modules(anatomy: Anatomy, modules_to_save: list[str] | None) -> None:
-    """Refuses to keep modules that are, or hold, what TOAST wraps."""
-    for steered in (anatomy.norm_name, *anatomy.value_names):
-        parts = steered.split(".")
-        holders = [".".join(parts[: end + 1]) for end in range(len(parts))]
-        for wanted in modules_to_save or ():
-            if any(holder.endswith(wanted) for holder in holders):
-                raise ValueError(
-                    f"modules_to_save: {wanted!r} is or holds {steered!r}, which TOAST wraps and needs "
-                    "frozen. Name other modules, such as the head."
-                )
-
-
-def _refuse_foreign_adapters(model: nn.Module) -> None:
-    """Refuses bases that carry unmerged adapters of another method."""
-    own = {
-        id(part) for module in model.modules() if isinstance(module, ToastLayer) for part in module.modules()
-    }
-    for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer) and id(module) not in own:
-            raise ValueError(
-                "the base model already carries an adapter of another method "
-                f"({type(module).__name__} at {name!r}). TOAST stands on a plain frozen model: merge that "
-                "adapter first (merge_and_unload) or unload it."
-            )
 
 
 registration.register(ToastConfig, ToastModel)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,7 @@ def checksum_file(path: Path) -> str:
     return f"{found:08x}"
 
 
-def few(names: list[str], limit: int = 6) -> str:
+def few(names: Collection[str], limit: int = 6) -> str:
     """Returns names for a message, the first of them if there are many."""
     shown = ", ".join(sorted(names)[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
