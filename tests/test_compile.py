@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from transformers import StaticCache
@@ -269,3 +272,20 @@ def test_blocks_that_are_compiled_one_by_one(kind: str, options: dict[str, Any],
         else:
             same([call(model).detach(), *found], [expected[0], *expected])
             assert graphs() <= 8  # not one for each block and pass
+
+
+@pytest.mark.parametrize("kind", ["timm", "llama"])
+def test_an_adapter_knows_nothing_of_what_is_compiled(kind: str, tmp_path: Path) -> None:
+    plain = awaken(toast.wrap(deep(kind)[0], lora_rank=2)).float().eval()
+    plain.save_pretrained(tmp_path / "plain")
+    bare, blocks = deep(kind)
+    compile_blocks(kind, blocks, "replaced")
+    loaded = PeftModel.from_pretrained(bare, tmp_path / "plain").eval()
+    x = tokens(2) if kind == "llama" else images(2).float()
+    same([logits(loaded, x)], [logits(plain, x)])
+    loaded.save_pretrained(tmp_path / "compiled")
+    files = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("plain", "compiled")]
+    assert files[0].keys() == files[1].keys()
+    assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
+    again = PeftModel.from_pretrained(deep(kind)[0], tmp_path / "compiled").eval()
+    same([logits(again, x)], [logits(plain, x)])

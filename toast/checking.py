@@ -15,7 +15,7 @@ from toast.config import ToastConfig
 from toast.initial import whole_shapes
 from toast.layer import ToastLayer
 from toast.layouts import is_plain, is_transposed
-from toast.names import PREFIX, is_frozen, without_adapter_name
+from toast.names import PREFIX, as_written, is_frozen, without_adapter_name
 from toast.reading import few
 from toast.value import FACTORS
 
@@ -126,12 +126,12 @@ def check_file(
     Raises:
         ValueError: If tensors are missing, unexpected or of another shape; it lists them.
     """
-    given = {name.removeprefix(PREFIX): shape for name, shape in whole_shapes(shapes).items()}
+    given = {as_written(name.removeprefix(PREFIX)): shape for name, shape in whole_shapes(shapes).items()}
     beside: Shapes = {}
     for name, module in model.named_modules():
         if any(name.endswith(saved) for saved in config.modules_to_save or ()):
             module = getattr(module, "original_module", module)
-            beside |= {f"{name}.{key}": tuple(t.shape) for key, t in module.state_dict().items()}
+            beside |= {as_written(f"{name}.{key}"): tuple(t.shape) for key, t in module.state_dict().items()}
     _compare(what, shapes_of_adapter(config, anatomy), beside, embeddings(model), given, resized)
 
 
@@ -153,8 +153,8 @@ def check_live(
         if isinstance(module, AuxiliaryTrainingWrapper):
             own = module.state_dict()
             for saved, key in module.adapter_state_dict_load_map(adapter).items():
-                beside[f"{name}.{saved}".removeprefix(PREFIX)] = tuple(own[key].shape)
-    given = {name.removeprefix(PREFIX): shape for name, shape in whole_shapes(shapes).items()}
+                beside[as_written(f"{name}.{saved}").removeprefix(PREFIX)] = tuple(own[key].shape)
+    given = {as_written(name.removeprefix(PREFIX)): shape for name, shape in whole_shapes(shapes).items()}
     _compare(what, _live_shapes(model, config, adapter), beside, embeddings(model), given, resized)
 
 
@@ -252,7 +252,7 @@ def _live_shapes(model: nn.Module, config: ToastConfig, adapter: str) -> Shapes:
 
 def shapes_of_adapter(config: ToastConfig, anatomy: Anatomy) -> Shapes:
     """Returns the shapes of the tensors that a saved adapter holds beside `modules_to_save`."""
-    selector = f"{anatomy.norm_name}.toast_"
+    selector = f"{as_written(anatomy.norm_name)}.toast_"
     shapes: Shapes = {
         f"{selector}task_embedding": (anatomy.width,),
         f"{selector}channel_transform": (anatomy.width, anatomy.width),
@@ -270,7 +270,7 @@ def shapes_of_adapter(config: ToastConfig, anatomy: Anatomy) -> Shapes:
                     f"lora_B.{FACTORS}.weight": (out, rank),
                 }
                 parts |= {"base_layer.weight": (out, width)} if config.save_frozen else {}
-            shapes |= {f"{unit.name}.toast_{kind}.{part}": shape for part, shape in parts.items()}
+            shapes |= {f"{as_written(unit.name)}.toast_{kind}.{part}": shape for part, shape in parts.items()}
     return shapes
 
 

@@ -20,7 +20,7 @@ from toast.config import ToastConfig
 from toast.initial import with_initial
 from toast.layer import CANNOT_MERGE, ToastLayer, refuse_several
 from toast.layouts import fresh_weight_like
-from toast.names import without_adapter_name
+from toast.names import as_written, without_adapter_name
 from toast.reading import few
 from toast.refusing import (
     HEADS,
@@ -292,12 +292,14 @@ class ToastModel(BaseTuner):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         assert isinstance(config, ToastConfig)
-        state_dict = with_initial(state_dict)
+        state_dict = with_initial({as_written(name): tensor for name, tensor in state_dict.items()})
         checking.check_tensors(model, config, adapter_name, state_dict)
         loading.check_values(model, state_dict)
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
+        live = {as_written(name): name for name in model.state_dict()}
+        remapped = {live.get(name, name): tensor for name, tensor in remapped.items()}
         remapped |= pretrained.frozen_tensors(model, config, adapter_name)
         empty = any(parameter.is_meta and name in remapped for name, parameter in model.named_parameters())
         if isinstance(model, PeftModel) and (empty or getattr(model, "hf_device_map", None) is not None):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from toast.compiled import COMPILED
+
 #: What PEFT puts before the names of the model.
 PREFIX = "base_model.model."
 
@@ -26,6 +28,11 @@ def without_adapter_name(key: str, adapter: str) -> str:
     """
     container = CONTAINER.search(key)  # the first: the adapter may be named like one
     if container is None:
-        return key
-    name, behind = key[: container.end()], key[container.end() :].split(".")
+        return as_written(key)
+    name, behind = as_written(key[: container.end()]), key[container.end() :].split(".")
     return name + ".".join(["", *behind[2:]] if behind[1:2] == [adapter] else behind)
+
+
+def as_written(name: str) -> str:
+    """Returns the name that a module or tensor has where no module is compiled by itself."""
+    return ".".join(part for part in name.split(".") if part != COMPILED)

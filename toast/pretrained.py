@@ -16,7 +16,7 @@ from toast.checking import check_backbone, refuse_misfits, saved_checksums, shap
 from toast.config import ToastConfig
 from toast.initial import whole_shapes, with_initial
 from toast.layer import ToastLayer
-from toast.names import CONTAINER, PREFIX, is_frozen, without_adapter_name
+from toast.names import CONTAINER, PREFIX, as_written, is_frozen, without_adapter_name
 from toast.reading import TensorFile, read_json, refuse_values
 from toast.saving import weights_of
 
@@ -146,7 +146,9 @@ def frozen_tensors(model: nn.Module, config: ToastConfig, adapter: str) -> dict[
     if config.save_frozen:
         return {}
     state = model.state_dict()
-    return {n: t for n, t in state.items() if is_frozen(n) and without_adapter_name(n, adapter) != n}
+    return {
+        n: t for n, t in state.items() if is_frozen(n) and without_adapter_name(n, adapter) != as_written(n)
+    }
 
 
 def load_pretrained(model: nn.Module, adapter: str, tensors: dict[str, Tensor]) -> None:
@@ -163,7 +165,7 @@ def load_pretrained(model: nn.Module, adapter: str, tensors: dict[str, Tensor]) 
         containers: tuple[str, ...] = layer.adapter_layer_names  # type: ignore[assignment]
         for container in containers:
             held: Any = getattr(layer, container)
-            tensor = by_place[layer_name, container]
+            tensor = by_place[as_written(layer_name), container]
             if isinstance(held, nn.ParameterDict):
                 _put(held, adapter, tensor)
             else:
