@@ -62,7 +62,7 @@ OFFICIAL["convnext-lite"] = OFFICIAL["convnext"] | {
 class ToastConfig(PeftConfig):
     """Configuration of a TOAST adapter (arXiv 2305.15542).
 
-    Shapes: a backbone of `L` blocks and `width` channels. Symbols as in the README's design section.
+    Shapes: a backbone of `L` blocks and `width` channels. Symbols as in docs/design.md.
 
     Args:
         modules_to_save: Names of modules that are trained and saved in full beside the adapter, as in PEFT;
