@@ -129,9 +129,8 @@ class Adapter:
     fused: Tensor | None = None
     fusion: Fusion | None = None
 
-    def parameters(self) -> Iterator[Tensor]:
-        """Yields all its parameters."""
-        yield self.task_embedding
+    def mapped(self) -> Iterator[Tensor]:
+        """Yields the weights that a fused matrix is made of: all but the task embedding."""
         yield self.channel_transform
         for maps in self.maps:
             yield from maps.to_state.parameters()
@@ -145,12 +144,12 @@ class Adapter:
         """
         if self.fusion is None:
             return
-        if torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters()):
+        if torch.is_grad_enabled() and any(weight.requires_grad for weight in self.mapped()):
             raise ValueError(
                 f"adapter {self.name!r} is fused and trained: its matrix gives no gradient to what it was "
                 "made of. Call toast.unfuse(model) to train, or model.requires_grad_(False) for inference."
             )
-        if self.fusion.is_stale(self.parameters()):
+        if self.fusion.is_stale(self.mapped()):
             raise ValueError(
                 f"adapter {self.name!r} was fused, and its weights were changed since. Call "
                 "toast.fuse(model) again, or toast.unfuse(model)."

@@ -45,7 +45,7 @@ def fuse(model: nn.Module) -> nn.Module:
     dtype = weight.dtype if weight.dtype.is_floating_point else matrix.dtype
     selector.register_buffer(FUSED + adapter.name, matrix.to(dtype), persistent=False)
     frozen = [p for maps in adapter.maps for p in maps.layer.base_layer.parameters()] if with_values else []
-    selector.fusions[adapter.name] = Fusion(with_values, adapter.parameters(), frozen)
+    selector.fusions[adapter.name] = Fusion(with_values, adapter.mapped(), frozen)
     return model
 
 
