@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from toast.batching import check_pages, is_paged
+
 if TYPE_CHECKING:
     from transformers import Cache
 
@@ -135,6 +137,9 @@ def pass_caches(steering: Steering, adapter: Adapter, inputs: dict[str, Any], on
 
         cache = DynamicCache(config=config)
         inputs = inputs | {name: cache}
+    if is_paged(cache):
+        check_pages(cache, steering, adapter, once)
+        return PassInputs(first, inputs)  # it asks which pass runs
     layers = first_pass_layers(cache, steering, adapter, once)
     first[name] = _part_of(cache, layers)
     if not once:

@@ -18,6 +18,7 @@ from torch import nn
 
 from toast.adapter import Adapter, take
 from toast.anatomy import Anatomy
+from toast.batching import attach_batching
 from toast.blocks import Blocks, BoundBlock, KnownBlock, with_lists
 from toast.caching import cache_name, pass_caches, under_name, wants_all_blocks, without_cache
 from toast.compiled import is_compiled
@@ -73,9 +74,7 @@ class Steering:
 
         Equations 1 to 4 of arXiv 2305.15542 in the order in which they are computed.
         """
-        self._refuse_wrapped_values(adapter)
-        self._refuse_dropped_tokens()
-        adapter.check_fusion()
+        self.check(adapter)
         observer = current_observer(self)
         checkpointing = torch.is_grad_enabled() and carry_passes(self)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -84,7 +83,7 @@ class Steering:
         inputs = method.named(args, kwargs)
         if stored is not None or collected is not None:
             inputs = without_cache(method, inputs)
-        once = self._blocks_run_once(method, adapter, inputs)
+        once = self.blocks_run_once(method, adapter, inputs)
         caches = pass_caches(self, adapter, inputs, once)
 
         # 1. First pass: frozen, so it leaves no graph, unless something that it is given or uses is trained.
@@ -119,6 +118,19 @@ class Steering:
         if observer is not None:
             observer.on_output(2, output)
         return output
+
+    def check(self, adapter: Adapter) -> None:
+        """Refuses a call whose adapter cannot steer the model as it is now.
+
+        Args:
+            adapter: The adapter of the call.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        self._refuse_wrapped_values(adapter)
+        self._refuse_dropped_tokens()
+        adapter.check_fusion()
 
     @contextmanager
     def holding_adapter(self, generates: bool = False) -> Iterator[Adapter | None]:
@@ -171,7 +183,7 @@ class Steering:
             layer = layer.base_layer  # an adapter of another method stands around it
         return (layer, holder, name) if isinstance(layer, ToastValue) else None
 
-    def _blocks_run_once(self, method: SteeredMethod, adapter: Adapter, inputs: dict[str, Any]) -> int:
+    def blocks_run_once(self, method: SteeredMethod, adapter: Adapter, inputs: dict[str, Any]) -> int:
         """Returns how many of the lowest blocks give the same in both passes and need not run again.
 
         They do run again for who wants to see all blocks, and where a device hook runs the trunk.
@@ -313,7 +325,7 @@ class Steering:
         for name in self.family.methods:
             self.methods[name] = SteeredMethod(self, name)
             self.methods[name].attach()
-        self.entrances = attach_entrances(self)
+        self.entrances = attach_entrances(self) + attach_batching(self)
 
     def detach(self) -> None:
         """Gives the model its own methods back, and the blocks their own checkpointing functions."""
