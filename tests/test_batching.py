@@ -189,6 +189,8 @@ def test_a_manager_that_was_kept_serves_its_adapter_only() -> None:
     with pytest.raises(ValueError, match=r"made while no adapter was active, and now 'default' is active"):
         in_batch(model, texts)
     model.destroy_cached_continuous_batching_manager()
+    in_batch(model, texts, persistent_manager=True)
+    assert in_batch(model.unload(), texts) == plain
 
 
 SWITCHES: dict[str, tuple[Callable[[Any], None], Callable[[Any], None], str]] = {

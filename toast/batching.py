@@ -203,6 +203,13 @@ class Starting(StandIn):
             managers.append(manager)
         return manager
 
+    def detach(self) -> None:
+        """Gives the model its own method back; a manager that was kept for an adapter goes with it."""
+        kept = getattr(self.module, "_cached_continuous_batching_manager", None)
+        if kept is not None and _is_steered(kept):
+            self.module.destroy_cached_continuous_batching_manager()  # type: ignore[operator]
+        super().detach()
+
     def _settled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Returns the arguments by name, and chooses where the library might choose what is refused."""
         given = dict(self.__signature__.bind(*args, **kwargs).arguments)
