@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import Cache, DynamicCache, EncoderDecoderCache
 
 from toast.batching import check_pages, is_paged
 
 if TYPE_CHECKING:
-    from transformers import Cache
-
     from toast.adapter import Adapter
     from toast.steering import SteeredMethod, Steering
 
@@ -133,8 +132,6 @@ def pass_caches(steering: Steering, adapter: Adapter, inputs: dict[str, Any], on
             inputs = inputs | {"use_cache": use_cache} if no_cache else inputs
         if not use_cache or (trunk.training and getattr(trunk, "gradient_checkpointing", False)):
             return PassInputs(first | no_cache, inputs | no_cache)
-        from transformers import DynamicCache
-
         cache = DynamicCache(config=config)
         inputs = inputs | {name: cache}
     if is_paged(cache):
@@ -222,8 +219,6 @@ def _refuse_cache(steering: Steering, name: str | None, decodes: bool, inputs: d
 
 
 def _part_of(cache: Cache, layers: list[Any]) -> Cache:
-    from transformers import Cache
-
     return Cache(layers=layers)
 
 
@@ -254,8 +249,6 @@ def first_pass_layers(cache: Cache, steering: Steering, adapter: Adapter, once: 
         TypeError: See `pass_caches`.
         ValueError: See `pass_caches`.
     """
-    from transformers import Cache, EncoderDecoderCache
-
     if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache):
         raise TypeError(
             "key-value cache: TOAST needs a Cache of a decoder, such as DynamicCache or StaticCache; "

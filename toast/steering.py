@@ -370,7 +370,7 @@ class SteeredMethod(StandIn):
         names = [p.name for p in self.__signature__.parameters.values() if p.kind is not p.VAR_KEYWORD]
         if len(args) > len(names):
             raise TypeError(f"{self.name}() takes at most {len(names)} arguments; got {len(args)}.")
-        return under_name(self.cache_name, dict(zip(names, args, strict=False)) | kwargs)
+        return under_name(self.cache_name, dict(zip(names[: len(args)], args, strict=True)) | kwargs)
 
 
 OFFLOADED = (
