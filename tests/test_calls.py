@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -81,6 +82,84 @@ def test_a_trace_sees_the_calls_of_its_own_thread_only(kind: str) -> None:
                 assert torch.equal(found.attention[block], expected.attention[block])
                 assert torch.equal(found.states[block][1], expected.states[block][1])
         assert all(torch.equal(f, e) for f, e in zip(plain, outputs, strict=True))
+
+
+# One call, one adapter state, whatever is switched meanwhile.
+
+
+def switched(kind: str) -> Any:
+    """A model with two adapters, each with a head of its own."""
+    head = "head" if kind == "vit" else "lm_head"
+    model = steered(kind, modules_to_save=[head])
+    model.add_adapter("other", toast.ToastConfig(lora_rank=2, modules_to_save=[head]))
+    return awaken(model).eval().requires_grad_(False)
+
+
+def greedy(model: Any, x: Tensor) -> Tensor:
+    return model.generate(input_ids=x, max_new_tokens=6, min_new_tokens=6, do_sample=False).double()
+
+
+@pytest.mark.parametrize(("kind", "run"), [("vit", call), ("llama", call), ("llama", greedy)])
+def test_a_call_ends_with_the_adapter_that_it_began_with(kind: str, run: Any) -> None:
+    model, (x,) = switched(kind), inputs(kind)
+    states = {}
+    for name in ("default", "other"):
+        model.base_model.set_adapter(name, inference_mode=True)
+        states[name] = run(model, x)
+    with model.disable_adapter():
+        states["none"] = run(model, x)
+    values = list(states.values())
+    assert not any(torch.equal(a, b) for i, a in enumerate(values) for b in values[:i])
+    stop, interval = threading.Event(), sys.getswitchinterval()
+
+    def switch() -> None:
+        while not stop.wait(1e-4):
+            for name in ("default", "other"):
+                model.base_model.set_adapter(name, inference_mode=True)
+            with model.disable_adapter():
+                stop.wait(1e-4)
+
+    switcher = threading.Thread(target=switch)
+    sys.setswitchinterval(1e-5)
+    try:
+        switcher.start()
+        seen = [run(model, x) for _ in range(15 if run is greedy else 60)]
+    finally:
+        stop.set()
+        switcher.join()
+        sys.setswitchinterval(interval)
+    assert all(any(torch.equal(out, state) for state in states.values()) for out in seen)
+
+
+@pytest.mark.filterwarnings("ignore:Adapter default was active which is now deleted")
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_a_hook_switches_is_for_the_next_call(number: int) -> None:
+    """Deterministic: the other adapter is made active, or the own one deleted, in the middle of a call."""
+    model, (x,) = switched("vit"), inputs("vit")
+    expected = {}
+    for name in ("other", "default"):
+        model.base_model.set_adapter(name, inference_mode=True)
+        expected[name] = call(model, x)
+
+    def switch(*_: Any) -> None:
+        if toast.running_pass() == number:
+            model.base_model.set_adapter("other", inference_mode=True)
+
+    handle = blocks_of(model)[1].register_forward_pre_hook(switch)
+    assert torch.equal(call(model, x), expected["default"])
+    assert torch.equal(call(model, x), expected["other"])
+    handle.remove()
+    model.base_model.set_adapter("default", inference_mode=True)
+    features = model.get_base_model().forward_features(x)
+
+    def delete(*_: Any) -> None:
+        if toast.running_pass() == number:
+            model.delete_adapter("default")
+
+    handle = blocks_of(model)[1].register_forward_pre_hook(delete)
+    assert torch.equal(model.get_base_model().forward_features(x), features)
+    handle.remove()
+    assert torch.equal(call(model, x), expected["other"])
 
 
 # Several calls, and calls that fail.

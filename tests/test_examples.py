@@ -32,7 +32,12 @@ def test_readme_examples() -> None:
     assert results.failed == 0
 
 
-def test_readme_names_only_what_is_there() -> None:
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize(
+    "page", ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_pages_name_only_what_is_there(page: str) -> None:
+    text = (ROOT / page).read_text()
     for path in re.findall(r"`((?:toast|scripts|tests|configs)/[\w./-]+)`", text):
         assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\(([\w./-]+)\)", text):
+        assert ((ROOT / page).parent / link).exists(), link

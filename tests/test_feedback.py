@@ -14,7 +14,7 @@ from toast.model import find_steering
 
 def outcome(model, form: str, *inputs: Tensor, autocast: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
     """Output of a call in one form, and the gradient of its sum of squares for every parameter."""
-    find_steering(model).selector.config.feedback_form = form
+    find_steering(model).selector.configs["default"].feedback_form = form
     model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         output = model(*inputs)
@@ -62,14 +62,15 @@ def test_both_forms_are_equal_within_rounding(autocast: bool) -> None:
 
 def test_the_cheaper_form_is_taken() -> None:
     steering = find_steering(toast.wrap(vit()))
-    values = steering.values
+    adapter = steering.adapter
+    maps = adapter.maps
     few, many = (
-        steering.selector.select(None, torch.randn(*size, 24).double()) for size in ((1, 1), (8, 17))
+        steering.selector.select(adapter, None, torch.randn(*size, 24).double()) for size in ((1, 1), (8, 17))
     )
-    assert not composing_pays(values, 36) and composing_pays(values, 37)  # fused: from 1.5 widths of tokens
-    assert all(isinstance(signal, Tensor) for signal in feed_back(values, few).values())
-    assert all(isinstance(signal, ComposedSignal) for signal in feed_back(values, many).values())
-    separate = find_steering(toast.wrap(decoder("llama"))).values
+    assert not composing_pays(maps, 36) and composing_pays(maps, 37)  # fused: from 1.5 widths of tokens
+    assert all(isinstance(signal, Tensor) for signal in feed_back(adapter, few).values())
+    assert all(isinstance(signal, ComposedSignal) for signal in feed_back(adapter, many).values())
+    separate = find_steering(toast.wrap(decoder("llama"))).adapter.maps
     assert not composing_pays(separate, 72) and composing_pays(separate, 73)  # separate: from 3 widths
 
 

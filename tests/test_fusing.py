@@ -17,7 +17,6 @@ from tests.test_families import call as call_row
 from tests.test_families import inputs as inputs_of_row
 from tests.test_families import steered as steered_row
 from tests.zoo import build
-from toast.fusing import is_fused
 from toast.model import find_steering
 
 #: One of every layout, and grouped-query attention, a bias counted twice, Lite, a part of the blocks.
@@ -52,7 +51,7 @@ def test_fused_is_plain(name: str, options: dict[str, Any]) -> None:
     model, x = still(steered_row(name, **options)), inputs_of_row(name)
     plain = call_row(model, x)
     assert toast.fuse(model) is model
-    assert is_fused(find_steering(model).selector)
+    assert find_steering(model).adapter.fused is not None
     fused = call_row(model, x)
     torch.testing.assert_close(fused, plain, rtol=0, atol=1e-6 * plain.abs().max().item())
     assert torch.equal(call_row(toast.unfuse(model), x), plain)
@@ -94,7 +93,7 @@ def test_each_adapter_is_fused_by_itself() -> None:
     toast.fuse(model)
     model.add_adapter("other", toast.ToastConfig())
     model.set_adapter("other")
-    assert not is_fused(find_steering(model).selector)
+    assert find_steering(model).adapter.fused is None
     call(model, x)
     model.set_adapter("default")
     still(model)

@@ -48,7 +48,7 @@ def by_hand(model: Any, plain: Any, prompt: Tensor) -> Tensor:
     blocks = plain.transformer.h if gpt2 else plain.model.layers
     norm = plain.transformer.ln_f if gpt2 else plain.model.norm
     seen: list[Tensor] = []
-    normed = find_steering(model).selector.config.select_features == "normed"
+    normed = find_steering(model).selector.configs["default"].select_features == "normed"
     handle = norm.register_forward_hook(lambda _, args, out: seen.append(out if normed else args[0]))
     plain(input_ids=prompt)
     handle.remove()

@@ -178,7 +178,7 @@ def test_the_checksum_does_not_depend_on_the_precision_of_the_base(tmp_path) -> 
 def test_it_follows_how_the_pretuned_adapter_was_used(tmp_path) -> None:
     base = vit()
     toast.save_adapter(toast.wrap(copy.deepcopy(base), select_from=1, select_features="mixed"), tmp_path)
-    config = find_steering(toast.wrap(copy.deepcopy(base), pretrained=tmp_path)).selector.config
+    config = find_steering(toast.wrap(copy.deepcopy(base), pretrained=tmp_path)).selector.configs["default"]
     assert (config.select_from, config.select_features) == (1, "mixed")
     for option in ({"select_from": 0}, {"select_features": "normed"}, {"value_bias": "twice"}):
         with pytest.raises(

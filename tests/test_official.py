@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 import toast
 from tests.models import vit
+from tests.snapshots import refused
 from toast import official as reading
+from toast.importing import import_official
 from toast.model import find_steering
 
 
@@ -289,3 +291,77 @@ def test_wrappers_before_the_names(official) -> None:
     torch.testing.assert_close(model(run["input"]), run["logits"], rtol=0, atol=1e-9)
     with pytest.raises(ValueError, match=r"two names, module\.prompt and prompt"):
         toast.load_official(vit(), {"module.prompt": torch.zeros(24), "prompt": torch.zeros(24)})
+
+
+EVERY = (".safetensors", ".pth", None)
+
+
+def spoilt(tensor: Tensor, fault: str) -> Tensor:
+    if fault == "sparse":
+        return tensor.to_sparse()
+    if fault == "meta":
+        return tensor.to("meta")
+    if fault == "not finite":
+        return torch.full_like(tensor, float("inf"))
+    return tensor.to(torch.int64)
+
+
+@pytest.mark.parametrize("name", ["prompt", "decoders.1.linear.weight", "blocks.1.attn.qkv.weight"])
+@pytest.mark.parametrize(
+    ("suffix", "fault", "message"),
+    [
+        *((suffix, "not finite", "holds values that are not finite") for suffix in EVERY),
+        *((suffix, "whole", "is of type torch.int64; needs floating-point numbers") for suffix in EVERY),
+        # safetensors holds dense tensors alone
+        *((suffix, "sparse", "is of the layout torch.sparse_coo; needs a dense") for suffix in EVERY[1:]),
+        *((suffix, "meta", r"is without values \(meta\)") for suffix in EVERY[1:]),
+    ],
+)
+def test_wrong_values_are_refused_before_anything_changes(
+    suffix: str | None, name: str, fault: str, message: str, official, tmp_path
+) -> None:
+    run, sizes = official("toast_vit")
+    state = {n: t.contiguous() for n, t in weights(run).items()}
+    state[name] = spoilt(state[name], fault)
+    source = tmp_path / f"official{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, source)
+    elif suffix == ".pth":
+        torch.save(state, source)
+    where = "the checkpoint" if suffix is None else str(source)
+    with refused(model := plain_vit(sizes), f"{re.escape(where)}: {name} {message}"):
+        toast.load_official(model, state if suffix is None else source)
+    if "blocks" not in name:  # the backbone is not imported
+        with pytest.raises(ValueError, match=f"{name} (is|holds) "):
+            import_official(state if suffix is None else source, tmp_path / "adapter", kind="vision")
+        assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        (3.0, "holds no state dict: needs names to tensors; it is a float"),
+        ({3: torch.zeros(2)}, "holds no state dict: needs names to tensors; at 3 it holds a Tensor"),
+        ({"prompt": 3.0}, "holds no state dict: needs names to tensors; at 'prompt' it holds a float"),
+        ({"prompt": torch.tensor(3.0)}, "does not fit the model|lacks what tells its sizes"),
+        ({"decoders.0.linear.lora_A": torch.tensor(3.0)}, r"lora_A is of shape \(\); needs two dimensions"),
+    ],
+)
+@pytest.mark.parametrize(
+    "read", [toast.load_official, lambda _, p: import_official(p, p.parent / "a", kind="vision")]
+)
+def test_what_is_no_checkpoint_names_its_file(held: object, message: str, read, tmp_path) -> None:
+    torch.save(held, tmp_path / "official.pth")
+    with refused(model := vit(), f"official.pth.*({message})"):
+        read(model, tmp_path / "official.pth")
+
+
+def test_a_quantised_backbone_is_refused_before_anything_changes(official) -> None:
+    run, sizes = official("toast_vit")
+    model = plain_vit(sizes)
+    weight = model.blocks[1].attn.qkv.weight
+    model.blocks[1].attn.qkv.weight = nn.Parameter(weight.to(torch.int8), requires_grad=False)
+    with refused(model, "blocks.1.attn.qkv.weight is quantised .*quantise or offload afterwards"):
+        toast.load_official(model, weights(run))
+    top_down = {n: t for n, t in weights(run).items() if n.startswith(("prompt", "top_down", "decoders"))}
+    toast.load_official(model, top_down)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -87,7 +91,10 @@ def test_what_does_not_fit_is_refused() -> None:
     with toast.given_first_pass(model, stored), pytest.raises(ValueError, match="has 3 samples, the call 2"):
         model(x[:2])
     whole = toast.first_pass(steered("vit"), x)
-    with toast.given_first_pass(model, whole), pytest.raises(ValueError, match="has no state that enters"):
+    with toast.given_first_pass(model, whole), pytest.raises(ValueError, match="made with steer_from=0"):
+        model(x)
+    unknown = dataclasses.replace(whole, origin=None)
+    with toast.given_first_pass(model, unknown), pytest.raises(ValueError, match="has no state that enters"):
         model(x)
     language = steered("llama")
     with pytest.raises(ValueError, match="cannot be used or made with a key-value cache"):
@@ -107,3 +114,96 @@ class Twice(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.model(x).logits + self.model(x).logits
+
+
+# Who a stored first pass holds for.
+
+
+def vision() -> tuple[Any, torch.Tensor, toast.stored.FirstPass, torch.Tensor, torch.Tensor]:
+    """A model, pictures, the first pass of others, what the model makes of the pictures, and what with it."""
+    model, x = steered("vit"), images(2)
+    stored = toast.first_pass(model, images(2))
+    with toast.given_first_pass(model, stored):
+        swapped = model(x)
+    own = model(x)
+    assert (own - swapped).abs().max() > 1e-3
+    return model, x, stored, own, swapped
+
+
+@contextmanager
+def given(model: nn.Module, stored: toast.stored.FirstPass) -> Iterator[None]:
+    with toast.given_first_pass(model, stored):
+        yield
+
+
+def test_not_for_the_consumer_of_a_generator() -> None:
+    model, x, stored, own, swapped = vision()
+
+    def outputs(manager: Any) -> Iterator[torch.Tensor]:
+        with manager(model, stored):
+            yield model(x)
+            yield model(x)
+
+    for manager in (toast.given_first_pass, given):
+        for out in outputs(manager):
+            assert torch.equal(out, swapped)
+            assert torch.equal(model(x), own)
+    with given(model, stored):  # a generator that serves as a context manager is none of these
+        assert torch.equal(model(x), swapped)
+    with ExitStack() as stack:
+        stack.enter_context(toast.given_first_pass(model, stored))
+        assert torch.equal(model(x), swapped)
+    assert torch.equal(model(x), own)
+
+
+def test_not_for_other_coroutines() -> None:
+    model, x, stored, own, swapped = vision()
+
+    async def with_stored() -> None:
+        with toast.given_first_pass(model, stored):
+            for _ in range(3):
+                assert torch.equal(model(x), swapped)
+                await asyncio.sleep(0)
+        for _ in range(3):
+            assert torch.equal(model(x), own)
+            await asyncio.sleep(0)
+
+    async def without() -> None:
+        for _ in range(6):
+            assert torch.equal(model(x), own)
+            await asyncio.sleep(0)
+
+    async def run() -> None:
+        await asyncio.gather(with_stored(), without(), with_stored(), without())
+
+    asyncio.run(run())
+    assert torch.equal(model(x), own)
+
+
+def test_of_two_models_each_its_own() -> None:
+    (model, x, stored, _, swapped), (other, y, of_other, _, other_swapped) = vision(), vision()
+    with toast.given_first_pass(model, stored), toast.given_first_pass(other, of_other):
+        assert torch.equal(model(x), swapped)
+        assert torch.equal(other(y), other_swapped)
+
+
+def test_other_settings_and_inputs_are_refused() -> None:
+    x = images(2)
+    read_below = toast.first_pass(steered("vit", select_from=1), x)
+    model = steered("vit")
+    with (
+        toast.given_first_pass(model, read_below),
+        pytest.raises(ValueError, match="made with select_from=1"),
+    ):
+        model(x)
+    unnormed = toast.first_pass(steered("vit", select_features="unnormed"), x)
+    for stored in (unnormed, dataclasses.replace(unnormed, origin=None)):
+        with toast.given_first_pass(model, stored), pytest.raises(ValueError, match="select_features"):
+            model(x)
+    language = steered("llama")
+    stored = toast.first_pass(language, input_ids=tokens(2, 6), use_cache=False)
+    with (
+        toast.given_first_pass(language, stored),
+        pytest.raises(ValueError, match=r"of shape \(6,\), the call's"),
+    ):
+        language(input_ids=tokens(2, 9), use_cache=False)

@@ -269,7 +269,7 @@ def test_a_plain_call_has_no_observer() -> None:
     assert observers == [None, None]
     toast.trace(model, x)
     assert all(isinstance(observer, _Recorder) for observer in observers[2:])
-    recorder = _Recorder(steering.values, {0}, False)
+    recorder = _Recorder([maps.layer for maps in steering.adapter.maps], {0}, False)
     with observing(steering, recorder), AttentionMode(recorder.keep):
         assert current_observer(object()) is None
     assert current_observer(steering) is None

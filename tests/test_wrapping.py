@@ -306,9 +306,11 @@ def test_calibration_sets_the_embedding_to_the_mean_feature() -> None:
 
 def test_language_models_read_normed_features_unless_asked() -> None:
     for kind in DECODERS:
-        assert find_steering(toast.wrap(decoder(kind))).selector.config.select_features == "normed"
+        assert (
+            find_steering(toast.wrap(decoder(kind))).selector.configs["default"].select_features == "normed"
+        )
     official = find_steering(toast.wrap(decoder(), ToastConfig.official("language")))
-    assert official.selector.config.select_features == "unnormed"
+    assert official.selector.configs["default"].select_features == "unnormed"
 
 
 def task_embedding(model: nn.Module) -> Tensor:

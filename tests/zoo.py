@@ -353,8 +353,11 @@ def _draw(model: nn.Module) -> None:
                 parameter.normal_(std=0.2)
 
 
-def build(name: str, dtype: torch.dtype | None = None) -> Any:
-    """The model of a row with seeded random weights, in evaluation mode and double precision if it can."""
+def build(name: str, dtype: torch.dtype | None = None, auto: str | None = None) -> Any:
+    """The model of a row with seeded random weights, in evaluation mode and double precision if it can.
+
+    Another class of transformers may be asked for with `auto`.
+    """
     row = ROWS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -363,7 +366,7 @@ def build(name: str, dtype: torch.dtype | None = None) -> Any:
             made = getattr(importlib.import_module(f"timm.models.{module}"), kind)
             model = made(num_classes=CLASSES, **row.options)
         else:
-            made = getattr(transformers, row.auto)
+            made = getattr(transformers, auto or row.auto)
             model = made.from_config(_configuration(row), dtype=torch.float32)
             if model.can_generate():
                 model.generation_config.pad_token_id = 0

@@ -29,6 +29,7 @@ _EXPORTS = {
     "probe": "toast.probing",
     "reconstruction_loss": "toast.objectives",
     "register_family": "toast.families",
+    "running_pass": "toast.passes",
     "save_adapter": "toast.saving",
     "trace": "toast.tracing",
     "unfuse": "toast.fusing",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from toast.objectives import pretraining_loss as pretraining_loss
     from toast.objectives import reconstruction_loss as reconstruction_loss
     from toast.official import load_official as load_official
+    from toast.passes import running_pass as running_pass
     from toast.probing import probe as probe
     from toast.saving import save_adapter as save_adapter
     from toast.stored import first_pass as first_pass

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from toast.compiled import COMPILED
 from toast.families import FAMILIES, REFUSED, REFUSED_SIGNS, Family, make_row
 from toast.guessing import Guess, guess
 from toast.layouts import COUNT_HEADS, LAYOUTS, Layout, find_layout, stride
@@ -24,6 +25,7 @@ class Unit:
         name: Path of the module in the model.
         path: The same in the trunk.
         block: Its block, counted from 0; a block with several attentions has several units.
+        place: Its place among the units of its block.
         layout: Where the values lie in its output.
         above: Channels of the state that comes from the unit above.
         scale: By which factor that state's grid of tokens is coarser than this unit's.
@@ -33,6 +35,7 @@ class Unit:
     name: str
     path: str
     block: int
+    place: int
     layout: Layout
     above: int
     scale: int = 1
@@ -95,7 +98,8 @@ class Anatomy:
     def target_modules(self) -> str:
         """Regular expression that matches the norm's and the value projections' names, and no other."""
         row = self.family
-        if row.first_value or self.units[0].number > 0:
+        compiled = any(COMPILED in name for name in (self.norm_name, *self.value_names))
+        if row.first_value or self.units[0].number > 0 or compiled:
             return "|".join(map(re.escape, [self.norm_name, *self.value_names]))
         pattern = re.escape(_join(self.trunk_name, row.blocks, "*", row.value)).replace(r"\*", r"\d+")
         return f"{re.escape(self.norm_name)}|{pattern}"
@@ -303,7 +307,8 @@ def _units(
         else:
             above = widths[min(index + 1, len(widths) - 1)]
             scale = row.coarsens if above != layout.width else 1
-        units.append(Unit(index, _join(trunk_name, place), place, block, layout, above, scale))
+        beside = sum(each == block for each, _ in places[:index])
+        units.append(Unit(index, _join(trunk_name, place), place, block, beside, layout, above, scale))
     return units
 
 
@@ -324,13 +329,19 @@ def _blocks(trunk: nn.Module, row: Family) -> list[str]:
 
 
 def _expand(parent: nn.Module, pattern: str) -> list[str]:
-    """Returns the paths that a pattern stands for; a `*` for every child of a list of modules."""
+    """Returns the paths that a pattern stands for; a `*` for every child of a list of modules.
+
+    They lead into modules that are compiled one by one, which hold the one that was written.
+    """
     paths = [""]
     for part in pattern.split("."):
         longer = []
         for path in paths:
+            holder = parent.get_submodule(path)
+            while part not in holder._modules and COMPILED in holder._modules:
+                path, holder = _join(path, COMPILED), holder.get_submodule(COMPILED)
             # Not by `children()`, which would leave out a block that is used twice.
-            children = parent.get_submodule(path)._modules
+            children = holder._modules
             if part == "*" and all(name.isdigit() for name in children):
                 longer += [_join(path, name) for name, child in children.items() if child is not None]
             elif children.get(part) is not None:

@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from toast.batching import check_pages, is_paged
+
 if TYPE_CHECKING:
     from transformers import Cache
 
+    from toast.adapter import Adapter
     from toast.steering import SteeredMethod, Steering
 
 #: What transformers calls the argument that holds a cache, and the field that returns it; newest first.
@@ -83,13 +86,14 @@ class PassInputs:
         return output
 
 
-def pass_caches(steering: Steering, inputs: dict[str, Any], once: int) -> PassInputs:
+def pass_caches(steering: Steering, adapter: Adapter, inputs: dict[str, Any], once: int) -> PassInputs:
     """Splits the inputs of a trunk into those of the first and those of the second pass.
 
     The first pass gets a cache of its own, asks for no extra outputs and only takes what its method knows.
 
     Args:
         steering: The wrapped model's parts.
+        adapter: The adapter of the call.
         inputs: Inputs of the call by name.
         once: How many of the lowest blocks run once, and so have one cache.
 
@@ -133,7 +137,10 @@ def pass_caches(steering: Steering, inputs: dict[str, Any], once: int) -> PassIn
 
         cache = DynamicCache(config=config)
         inputs = inputs | {name: cache}
-    layers = first_pass_layers(cache, steering, once)
+    if is_paged(cache):
+        check_pages(cache, steering, adapter, once)
+        return PassInputs(first, inputs)  # it asks which pass runs
+    layers = first_pass_layers(cache, steering, adapter, once)
     first[name] = _part_of(cache, layers)
     if not once:
         return PassInputs(first, inputs)
@@ -157,7 +164,9 @@ def without_cache(method: SteeredMethod, inputs: dict[str, Any]) -> dict[str, An
     return inputs | {"use_cache": False} if method.cache_name and _takes(method, "use_cache") else inputs
 
 
-def wants_all_blocks(steering: Steering, method: SteeredMethod, inputs: dict[str, Any]) -> bool:
+def wants_all_blocks(
+    steering: Steering, adapter: Adapter, method: SteeredMethod, inputs: dict[str, Any]
+) -> bool:
     """Whether a call asks for something of every block.
 
     Raises:
@@ -169,7 +178,7 @@ def wants_all_blocks(steering: Steering, method: SteeredMethod, inputs: dict[str
     if asked and _keeps_cache(method, inputs):
         raise ValueError(
             f"{asked[0]} with a cache needs all blocks to run in both passes; with steer_from="
-            f"{steering.selector.config.steer_from} the lower ones run once. Pass use_cache=False."
+            f"{adapter.config.steer_from} the lower ones run once. Pass use_cache=False."
         )
     return bool(asked)
 
@@ -232,12 +241,13 @@ def _decodes(kind: str, config: Any) -> bool:
     return kind == "decoder" or bool(getattr(config, "is_decoder", False))
 
 
-def first_pass_layers(cache: Cache, steering: Steering, once: int) -> list[Any]:
+def first_pass_layers(cache: Cache, steering: Steering, adapter: Adapter, once: int) -> list[Any]:
     """Returns the first pass's layers of a cache, which are made at the cache's first use.
 
     Args:
         cache: Cache of the call; keeps the second pass's layers first, then the first pass's own.
         steering: The wrapped model's parts.
+        adapter: The adapter of the call.
         once: How many of the lowest blocks run once; their layers serve both passes.
 
     Raises:
@@ -257,10 +267,9 @@ def first_pass_layers(cache: Cache, steering: Steering, once: int) -> list[Any]:
             "order of one pass. Use cache_implementation='dynamic' or 'static'."
         )
     blocks = len(steering.block_names)
-    adapter = steering.selector.adapter
     mark: str | None = getattr(cache, _MARK, None)
     # Looked at only for a new cache: an accelerator may keep the length, and the host would wait for it.
-    filled = mark != adapter and cache.get_seq_length() > 0
+    filled = mark != adapter.name and cache.get_seq_length() > 0
     if mark is None and filled:
         raise ValueError(
             "key-value cache: this one was filled without steering, so the first pass has none of it. "
@@ -269,11 +278,11 @@ def first_pass_layers(cache: Cache, steering: Steering, once: int) -> list[Any]:
     if filled:
         raise ValueError(
             f"key-value cache: this one was filled with adapter {mark!r}; the active one is "
-            f"{adapter!r}. Start with an empty cache."
+            f"{adapter.name!r}. Start with an empty cache."
         )
-    if mark != adapter:
-        _add_first_pass(cache, blocks, range(once, steering.last_read + 1), fresh=mark is None)
-        setattr(cache, _MARK, adapter)
+    if mark != adapter.name:
+        _add_first_pass(cache, blocks, range(once, steering.last_read(adapter) + 1), fresh=mark is None)
+        setattr(cache, _MARK, adapter.name)
     first: list[Any] = cache.layers[:once] + cache.layers[blocks:]
     _check_lengths(cache.layers[:blocks], first)
     return first

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from peft import PeftConfig
+from peft.utils import CONFIG_NAME
 
 from toast import registration
+from toast.reading import read_json
 
 Features = Literal["normed", "unnormed", "mixed"]
 Initialisation = Literal["identity", "official"]
@@ -58,7 +62,7 @@ OFFICIAL["convnext-lite"] = OFFICIAL["convnext"] | {
 class ToastConfig(PeftConfig):
     """Configuration of a TOAST adapter (arXiv 2305.15542).
 
-    Shapes: a backbone of `L` blocks and `width` channels. Symbols as in the README's design section.
+    Shapes: a backbone of `L` blocks and `width` channels. Symbols as in docs/design.md.
 
     Args:
         modules_to_save: Names of modules that are trained and saved in full beside the adapter, as in PEFT;
@@ -71,16 +75,18 @@ class ToastConfig(PeftConfig):
         steer_from: First block, counted from 0, whose values are steered. The blocks below give the same in
             both passes, so they run once, keep one key-value cache, and backward ends above them.
         value_bias: `once` computes the values of the second pass as `W_V (x + s) + b`, the paper's equation;
-            `twice` as `W_V x + b + W_V s + b`, the official ViT code.
-        init: `identity` starts exactly at the frozen model (`to_state` identity, `to_signal` zero);
-            `official` draws both from a normal distribution of deviation 0.02, truncated at two deviations.
+            `twice` as `W_V x + b + W_V s + b`, the official ViT code. Where the projections have a bias, a
+            model with `twice` differs from the frozen one before any training.
+        init: `identity` starts without a signal (`to_state` identity, `to_signal` zero), which is exactly the
+            frozen model unless `value_bias="twice"` adds a bias; `official` draws both from a normal
+            distribution of deviation 0.02, truncated at two deviations.
         lora_rank: Rank of the factors of TOAST-Lite; 0 is full TOAST.
         lora_alpha: Numerator of the LoRA scaling `lora_alpha / lora_rank` (official: 1).
         lora_dropout: Dropout before the LoRA factors.
         pretrained: Folder of the pre-tuned full adapter whose feedback a Lite adapter freezes. With
             `save_frozen=False` it is needed again at loading.
-        save_frozen: Whether a saved Lite adapter holds its frozen feedback. If not, it names `pretrained`
-            and `feedback_checksum`, and loading checks them.
+        save_frozen: Whether a saved Lite adapter holds its frozen feedback, but for what `init` makes again.
+            If not, it names `pretrained` and `feedback_checksum`, and loading checks them.
         feedback_checksum: SHA-256 over the frozen feedback weights. Set when the adapter is saved or loaded.
         train: Names of the trained groups, of `GROUPS`, or `"all"`. None is everything that is not frozen
             by the Lite variant: task embedding, channel transform, and the feedback or its LoRA factors.
@@ -93,10 +99,14 @@ class ToastConfig(PeftConfig):
         anatomy: For a family that is not known: `{"blocks": "encoder.layer", "value": "attention.value",
             "norm": "encoder.norm", "layout": "separate"}`, names relative to `"trunk"` (default: the model
             itself), `value` relative to a block; optional `"methods"`, the trunk's methods to steer.
-        target_modules: Names that PEFT replaces, as a regular expression. Filled from the family; leave it.
+        target_modules: Names of the modules that are wrapped, as in PEFT. They follow from the family and
+            `steer_from`: leave it, or name exactly these.
         backbone: What the adapter was made for: family, blocks, widths, and a few of its weights. Filled when
             an adapter is made, checked when it is loaded; None skips the check.
         family: Name of the family row that was used. Filled from the model.
+        checksums: By name of a saved tensor, its type and the CRC-32 over its bytes. Filled when the adapter
+            is saved, compared before it is loaded. A tensor of another type, which was converted since, and
+            one without an entry are not compared.
 
     Raises:
         ValueError: If a setting is none of the allowed, with the allowed ones.
@@ -119,12 +129,17 @@ class ToastConfig(PeftConfig):
     reconstruction_weight: float = 0.1
     reconstruction_scale: float = 1.0
     anatomy: dict[str, Any] | None = None
-    target_modules: str | None = field(default=None)
+    target_modules: list[str] | str | None = field(default=None)
     backbone: dict[str, Any] | None = None
     family: str | None = None
+    checksums: dict[str, str] | None = field(default=None, compare=False)
 
+    #: The checksums of the tensors that were last asked for, until the configuration is written beside them.
+    written: ClassVar[dict[str, str] | None] = None
     #: The folder that it was read from, if any. What is saved there is checked before a model is changed.
     folder: ClassVar[Path | None] = None
+    #: What was filled in for a model: by field, the value before and the value after. See `toast.filling`.
+    filled: ClassVar[Mapping[str, tuple[Any, Any]]] = {}
 
     def __post_init__(self) -> None:
         """Checks the settings and fills the PEFT type."""
@@ -133,8 +148,10 @@ class ToastConfig(PeftConfig):
             "toast.model"
         )  # registers TOAST, if the order of imports has left that undone
         self.peft_type = registration.mint_peft_type()
-        if self.pretrained is not None:
+        if isinstance(self.pretrained, Path):
             self.pretrained = str(self.pretrained)
+        if self.family is not None:  # an injection has filled both in, and the configuration was saved since
+            self.filled = {"target_modules": (None, self.target_modules)}  # type: ignore[misc]
         self._check_types()
         _check_choice("init", self.init, get_args(Initialisation))
         _check_choice("value_bias", self.value_bias, get_args(ValueBias))
@@ -165,13 +182,26 @@ class ToastConfig(PeftConfig):
             ("save_frozen", bool, "True or False"),
             ("modules_to_save", list, "None or a list of module names"),
             ("train", str | list, "None, 'all' or a list of groups"),
+            ("pretrained", str, "None or the folder of an adapter"),
             ("feedback_checksum", str, "None or text"),
+            ("family", str, "None or text"),
             ("anatomy", dict, "None or a dictionary of names"),
+            ("target_modules", str | list | set | tuple, "None, a regular expression or module names"),
             ("backbone", dict, "None or a dictionary"),
+            ("checksums", dict, "None or a dictionary"),
         ):
             value = getattr(self, name)
             if not isinstance(value, kind) and (value is not None or name == "save_frozen"):
                 raise ValueError(f"{name}: needs {what}; got {value!r}.")
+        _check_entries("checksums", self.checksums or {}, str, "text")
+        known = self.backbone or {}
+        sizes = {name: value for name, value in known.items() if name != "weights"}
+        _check_entries("backbone", sizes, str | int, "names and sizes")
+        weights = known.get("weights")
+        if weights is not None and not (
+            isinstance(weights, list) and all(isinstance(w, Real) for w in weights)
+        ):
+            raise ValueError(f"backbone: needs a list of numbers as 'weights', or None; got {weights!r}.")
 
     def _check_lite(self) -> None:
         """Refuses what makes sense for TOAST-Lite only, or loses what was trained."""
@@ -197,10 +227,25 @@ class ToastConfig(PeftConfig):
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> ToastConfig:
         """Reads a saved configuration as PEFT does, and keeps in mind where it was."""
-        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        path = Path(pretrained_model_name_or_path, subfolder or "", CONFIG_NAME)
+        try:
+            config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            if not path.is_file():
+                raise
+            read_json(path)
+            raise ValueError(f"{path}: {error}") from error
         if isinstance(config, ToastConfig):
-            config.folder = Path(pretrained_model_name_or_path, subfolder or "")  # type: ignore[misc]
+            config.folder = path.parent  # type: ignore[misc]
         return config  # type: ignore[no-any-return]
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Writes the configuration as PEFT does, with the checksums of the tensors beside it."""
+        from toast.saving import checksums_for
+
+        written = copy.copy(self)
+        written.checksums = checksums_for(self, Path(save_directory))
+        super(ToastConfig, written).save_pretrained(save_directory, **kwargs)
 
     @property
     def is_lite(self) -> bool:
@@ -252,6 +297,14 @@ def make_config(options: dict[str, Any]) -> ToastConfig:
 def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}: needs one of {', '.join(map(repr, allowed))}; got {value!r}.")
+
+
+def _check_entries(name: str, held: dict[Any, Any], kind: Any, what: str) -> None:
+    for key, value in held.items():
+        if not isinstance(key, str) or not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(  # noqa: TRY004 - an entry is wrong, not the type of the argument
+                f"{name}: needs names with {what}; got {value!r} at {key!r}."
+            )
 
 
 def _check_number(

@@ -23,11 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from toast.products import weighted_product
+from toast.adapter import Adapter, FeedbackMaps
 
 if TYPE_CHECKING:
     from toast.selector import Selection
-    from toast.value import ToastValue
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,7 @@ class ComposedSignal:
         device = self.matrix.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        selection, matrix = self.selection, self.matrix.to(dtype)
-        if selection.features.requires_grad:  # something beside TOAST is trained
-            return selection.tokens.to(dtype) @ matrix
-        return weighted_product(selection.weights, selection.detached_tokens(dtype), matrix)
+        return self.selection.product(self.matrix.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -72,70 +68,79 @@ class FusedSignal:
 Signal = Tensor | ComposedSignal | FusedSignal
 
 
-def feed_back(
-    values: Sequence[ToastValue], selection: Selection, form: str = "auto"
-) -> dict[ToastValue, Signal]:
+def feed_back(adapter: Adapter, selection: Selection) -> dict[int, Signal]:
     """Feeds the selected features back to every block.
 
     Args:
-        values: The steered value projections, bottom block first.
+        adapter: The adapter of the call. Its `feedback_form` says in which form; a fused one has its own.
         selection: The selected features, `(batch, tokens, width)`, or a grid of tokens, channels last.
-        form: `per_token`, `composed`, or `auto` for the cheaper one. A fused model has its own.
 
     Returns:
-        By projection, its signal `(batch, tokens, width)`, or another form of it.
+        By number of the unit, its signal `(batch, tokens, width)`, or another form of it.
 
     Raises:
-        ValueError: If `composed` is asked for where it cannot be.
+        ValueError: If the composed form is asked for where it cannot be.
     """
-    if selection.fused is not None:
-        return fused_signals(values, selection.tokens, selection.fused)
-    if form == "composed" and not can_compose(values):
+    maps, form = adapter.maps, adapter.config.feedback_form
+    found: Sequence[Signal]
+    if adapter.fused is not None and adapter.fusion is not None:
+        found = fused_signals(maps, selection.tokens, adapter.fused, adapter.fusion.with_values)
+        return _by_number(maps, found)
+    if form == "composed" and not can_compose(adapter):
         raise ValueError(
             "feedback_form='composed' needs blocks of the same tokens and width, value projections with "
             "plain weights, and no LoRA dropout in training; use 'auto' or 'per_token'."
         )
     tokens = selection.weights.numel()
-    if form == "composed" or (form == "auto" and can_compose(values) and composing_pays(values, tokens)):
-        matrices = value_matrices(values, selection.channel_transform)
-        return {value: ComposedSignal(selection, m) for value, m in zip(values, matrices, strict=True)}
-    return dict(zip(values, signals(values, selection.selected), strict=True))
+    if form == "composed" or (form == "auto" and can_compose(adapter) and composing_pays(maps, tokens)):
+        matrices = value_matrices(maps, selection.channel_transform)
+        found = [ComposedSignal(selection, matrix) for matrix in matrices]
+    else:
+        found = signals(maps, selection.selected)
+    return _by_number(maps, found)
 
 
-def fused_signals(values: Sequence[ToastValue], tokens: Tensor, matrix: Tensor) -> dict[ToastValue, Signal]:
+def _by_number(maps: Sequence[FeedbackMaps], found: Sequence[Signal]) -> dict[int, Signal]:
+    return {each.layer.unit.number: signal for each, signal in zip(maps, found, strict=True)}
+
+
+def fused_signals(
+    maps: Sequence[FeedbackMaps], tokens: Tensor, matrix: Tensor, with_values: bool
+) -> list[Signal]:
     """Returns the signals of a fused model: one product for all blocks.
 
     Args:
-        values: The steered value projections, bottom block first.
+        maps: The maps of every block, bottom block first.
         tokens: Weighted features, `(batch, tokens, width)`.
         matrix: See `fused_matrix`.
+        with_values: Whether it gives value shifts, and not signals.
     """
-    shifted = all(value.can_shift for value in values)
-    sizes = [value.value_width if shifted else value.width for value in values]
+    sizes = [each.layer.value_width if with_values else each.layer.width for each in maps]
     parts = torch.split(tokens.to(matrix.dtype) @ matrix, sizes, dim=-1)
-    return {v: FusedSignal(part) if shifted else part for v, part in zip(values, parts, strict=True)}
+    return [FusedSignal(part) if with_values else part for part in parts]
 
 
-def fused_matrix(values: Sequence[ToastValue], channel_transform: Tensor) -> Tensor:
+def fused_matrix(maps: Sequence[FeedbackMaps], channel_transform: Tensor) -> tuple[Tensor, bool]:
     """Returns what maps weighted features to every block's value shift, side by side.
 
     Args:
-        values: The steered value projections, bottom block first.
+        maps: The maps of every block, bottom block first.
         channel_transform: P, `(width, width)`.
 
     Returns:
         P (W_V B_l A_l … A_{L-1})ᵀ of all blocks, `(width, sum of value_width)`. Where a projection's weight
-        does not say what it computes (a quantised one), without W_V: `(width, blocks * width)`.
+        does not say what it computes (a quantised one), without W_V: `(width, blocks * width)`. And whether
+        W_V is part of it.
     """
-    shifted = all(value.can_shift for value in values)
-    return torch.cat(value_matrices(values, channel_transform, with_values=shifted), dim=-1)
+    with_values = all(each.layer.can_shift for each in maps)
+    return torch.cat(value_matrices(maps, channel_transform, with_values), dim=-1), with_values
 
 
-def signals(values: Sequence[ToastValue], selected: Tensor) -> list[Tensor]:
+def signals(maps: Sequence[FeedbackMaps], selected: Tensor) -> list[Tensor]:
     """Returns the top-down signal of every block, one token at a time.
 
     Args:
-        values: The steered value projections, bottom block first.
+        maps: The maps of every block, bottom block first.
         selected: The selected features, `(batch, tokens, width)`.
 
     Returns:
@@ -143,15 +148,14 @@ def signals(values: Sequence[ToastValue], selected: Tensor) -> list[Tensor]:
         coarser on the way up, it gets finer on the way down.
     """
     state, found = selected, []
-    for value in reversed(values):
-        to_signal = value.maps[1]
-        state = value.bring_down(state)
-        found.append(to_signal(state))
+    for each in reversed(maps):
+        state = each.bring_down(state)
+        found.append(each.to_signal(state))
     return found[::-1]
 
 
 def value_matrices(
-    values: Sequence[ToastValue], channel_transform: Tensor, with_values: bool = True
+    maps: Sequence[FeedbackMaps], channel_transform: Tensor, with_values: bool = True
 ) -> list[Tensor]:
     """Returns what maps weighted features to each block's value shift, composed in weight space.
 
@@ -159,7 +163,7 @@ def value_matrices(
     factors stay factors.
 
     Args:
-        values: The steered value projections, bottom block first, each with a plain weight.
+        maps: The maps of every block, bottom block first; each projection with a plain weight.
         channel_transform: P, `(width, width)`.
         with_values: Whether W_V is part of it; else it maps to the signals.
 
@@ -168,40 +172,42 @@ def value_matrices(
     """
     # Without autocast: rounding would pile up along the chain.
     with torch.autocast(channel_transform.device.type, enabled=False):
-        maps = signals(values, channel_transform)
+        rows = signals(maps, channel_transform)
         if not with_values:
-            return maps
-        weights = [value.layout.value_weight(value.base_layer) for value in values]
-        return [F.linear(rows, weight.to(rows.dtype)) for rows, weight in zip(maps, weights, strict=True)]  # type: ignore[union-attr]
+            return rows
+        weights = [each.layer.value_weight for each in maps]
+        return [F.linear(each, weight.to(each.dtype)) for each, weight in zip(rows, weights, strict=True)]  # type: ignore[union-attr]
 
 
-def can_compose(values: Sequence[ToastValue]) -> bool:
+def can_compose(adapter: Adapter) -> bool:
     """Whether the feedback can be composed.
 
     Not where blocks differ in tokens or width, nor with dropout between the LoRA factors, nor if a value
     projection's weight does not say what it computes (quantised, wrapped, fetched from elsewhere), nor across
     devices.
     """
-    if not alike(values):
+    maps = adapter.maps
+    if not alike(maps):
         return False
-    if values[0].config.lora_dropout > 0 and values[0].training:
+    if adapter.config.lora_dropout > 0 and maps[0].layer.training:
         return False
-    weights = [value.layout.value_weight(value.base_layer) for value in values]
+    weights = [each.layer.value_weight for each in maps]
     known = [weight for weight in weights if weight is not None]
-    return len(known) == len(values) and len({weight.device for weight in known}) == 1
+    return len(known) == len(maps) and len({weight.device for weight in known}) == 1
 
 
-def alike(values: Sequence[ToastValue]) -> bool:
+def alike(maps: Sequence[FeedbackMaps]) -> bool:
     """Whether all blocks have the same tokens and width."""
-    top = values[-1].unit.above
-    return all(v.tokens == "sequence" and v.unit.scale == 1 and v.unit.above == top for v in values)
+    layers = [each.layer for each in maps]
+    top = layers[-1].unit.above
+    return all(v.tokens == "sequence" and v.unit.scale == 1 and v.unit.above == top for v in layers)
 
 
-def composing_pays(values: Sequence[ToastValue], tokens: int) -> bool:
+def composing_pays(maps: Sequence[FeedbackMaps], tokens: int) -> bool:
     """Whether the composed form does fewer multiplications than the chain, for a call of so many tokens."""
-    width = values[0].width
+    width = maps[0].layer.width
     per_token = composed = 0
-    for value in values:
+    for value in [each.layer for each in maps]:
         value_width = value.value_width
         # a separate projection takes x + s in the product that it does anyway
         own_product = not value.layout.whole

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
+from toast.adapter import FUSED, Fusion
 from toast.feedback import alike, fused_matrix
-from toast.model import find_steering
-from toast.selector import FUSED, ToastSelector
-from toast.steering import Steering
+from toast.model import active_parts
 
 
 @torch.no_grad()
@@ -30,24 +27,25 @@ def fuse(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If the adapter is trained, or the blocks differ in tokens or width.
     """
-    steering = _steering(model, "fuse")
-    values, selector = steering.values, steering.selector
+    steering, adapter = active_parts(model, "fuse")
+    selector = steering.selector
     trained = [name for name, p in model.named_parameters() if p.requires_grad and ".toast_" in name]
     if trained:
         raise ValueError(
             f"fuse is for inference, and {len(trained)} parameters of the adapter are trained, such as "
             f"{trained[0]}. Load it with is_trainable=False, or call model.requires_grad_(False) first."
         )
-    if not alike(values):
+    if not alike(adapter.maps):
         raise ValueError(
             "fuse needs blocks of the same tokens and width; those of "
             f"{type(steering.trunk).__name__} differ."
         )
-    adapter: Any = selector.adapter
-    matrix = fused_matrix(values, selector.toast_channel_transform[adapter])
-    weight = next(values[-1].base_layer.parameters())
+    matrix, with_values = fused_matrix(adapter.maps, adapter.channel_transform)
+    weight = next(adapter.maps[-1].layer.base_layer.parameters())
     dtype = weight.dtype if weight.dtype.is_floating_point else matrix.dtype
-    selector.register_buffer(FUSED + adapter, matrix.to(dtype), persistent=False)
+    selector.register_buffer(FUSED + adapter.name, matrix.to(dtype), persistent=False)
+    frozen = [p for maps in adapter.maps for p in maps.layer.base_layer.parameters()] if with_values else []
+    selector.fusions[adapter.name] = Fusion(with_values, adapter.mapped(), frozen)
     return model
 
 
@@ -60,19 +58,7 @@ def unfuse(model: nn.Module) -> nn.Module:
     Returns:
         The model.
     """
-    selector = _steering(model, "unfuse").selector
-    for name in [name for name in selector._buffers if name.startswith(FUSED)]:
-        del selector._buffers[name]
+    selector = active_parts(model, "unfuse")[0].selector
+    for name in list(selector.fusions):
+        selector.drop_fused(name)
     return model
-
-
-def is_fused(selector: ToastSelector) -> bool:
-    """Whether the active adapter is fused."""
-    return f"{FUSED}{selector.adapter}" in selector._buffers
-
-
-def _steering(model: nn.Module, what: str) -> Steering:
-    steering = find_steering(model)
-    if steering is None or steering.selector.adapter is None:
-        raise ValueError(f"{what} needs a model with an active TOAST adapter; wrap it with toast.wrap first.")
-    return steering

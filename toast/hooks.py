@@ -22,11 +22,13 @@ class BlockHook:
         steering: The wrapped model's parts.
         block: The block.
         index: Its number, counted from 0.
+        units: Numbers of the units of the feedback path in it.
     """
 
-    def __init__(self, steering: Steering, block: nn.Module, index: int) -> None:
+    def __init__(self, steering: Steering, block: nn.Module, index: int, units: list[int]) -> None:
         self.steering = steering
         self.index = index
+        self.units = units
         self.handles: list[RemovableHandle] = [
             block.register_forward_pre_hook(self.before, with_kwargs=True),
             block.register_forward_hook(self.after),
@@ -37,41 +39,45 @@ class BlockHook:
         for handle in self.handles:
             handle.remove()
 
-    def _pass(self) -> Pass | None:
-        this = current_pass()
-        return this if this is not None and this.owner is self.steering else None
-
     def before(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Brings the signals of the block into its order of tokens, and tells the observer what enters."""
-        this = self._pass()
-        if this is None:
-            return
-        windows = self.steering.family.tokens == "windows"
-        if not this.wants_states and not (windows and this.signals):
-            return
-        entering = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-        for value in self.steering.values:
-            if value.unit.block != self.index:
-                continue
-            if this.wants_states and value.layout.name != "input":  # else the layer itself tells
-                assert this.observer is not None
-                this.observer.on_states(this.number, value.unit.number, entering)
-            signal = this.signals.get(value)
-            if windows and isinstance(signal, Tensor):
-                this.arranged[value] = like_windows(signal, entering, block)
+        """Is called by the block; where it is called through `BoundBlock`, that has called `enter`."""
+        this = current_pass()
+        if this is not None and not this.bound and this.owner is self.steering:
+            self.enter(this, block, args, kwargs)
 
     def after(self, block: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        """Leaves the features with the pass if they are read here, and tells the observer what leaves."""
-        this = self._pass()
-        if this is None:
+        """The same behind the block."""
+        this = current_pass()
+        if this is not None and not this.bound and this.owner is self.steering:
+            self.leave(this, out)
+
+    def enter(self, this: Pass, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Brings the signals of the block into its order of tokens, and tells the observer what enters."""
+        windows = self.steering.family.tokens == "windows"
+        if this.adapter is None or (not this.wants_states and not (windows and this.signals)):
             return
+        entering = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        for maps in this.adapter.maps:
+            unit = maps.layer.unit
+            if unit.block != self.index:
+                continue
+            if this.wants_states and unit.layout.name != "input":  # else the layer itself tells
+                assert this.observer is not None
+                this.observer.on_states(this.number, unit.number, entering)
+            signal = this.signals.get(unit.number)
+            if windows and isinstance(signal, Tensor):
+                this.arranged[unit.number] = like_windows(signal, entering, block)
+
+    def leave(self, this: Pass, out: Any) -> None:
+        """Leaves the features with the pass if they are read here, and tells the observer what leaves."""
         steering = self.steering
-        if this.number == 1 and self.index == this.once - 1:
+        if this.number == 1 and this.once and self.index == this.once - 1:
             this.known = out
-        if this.reads is not None and steering.family.reads != "norm" and self.index == steering.last_read:
+        reads = None if steering.family.reads == "norm" else this.reads
+        if reads is not None and this.adapter is not None and self.index == steering.last_read(this.adapter):
             leaving = out[0] if isinstance(out, tuple) else out
-            this.features = this.reads.read(leaving, None)
-        if this.wants_states and self.index == len(steering.blocks) - 1:
+            this.features = reads.read(leaving, None)
+        if this.wants_states and self.index == len(steering.block_names) - 1:
             assert this.observer is not None
             leaving = channels_last(out[0] if isinstance(out, tuple) else out, steering.family.tokens)
             this.observer.on_states(this.number, len(steering.value_paths), leaving)

@@ -20,8 +20,10 @@ from peft.utils import CONFIG_NAME, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from toast.anatomy import Anatomy, find_anatomy
+from toast.checking import fingerprint
 from toast.config import ToastConfig
-from toast.official import Checkpoint, Flattened, open_checkpoint, parameters
+from toast.names import without_adapter_name
+from toast.official import Checkpoint, Flattened, naming_file, open_checkpoint, parameters
 from toast.official_kinds import Kind, Sizes, find_kind
 from toast.official_names import (
     Names,
@@ -32,7 +34,8 @@ from toast.official_names import (
     spelled,
     variant,
 )
-from toast.saving import WEIGHTS, fingerprint, without_adapter_name
+from toast.reading import refuse_values
+from toast.saving import WEIGHTS
 from toast.wrapping import wrap
 
 _ADAPTER = "default"
@@ -106,6 +109,11 @@ def convert(
     out = Path(out)
     _refuse_taken(out)
     checkpoint = open_checkpoint(source)
+    with naming_file(source):
+        return _convert(checkpoint, out, head, kind)
+
+
+def _convert(checkpoint: Checkpoint, out: Path, head: bool | None, kind: str | None) -> Imported:
     names = sort_names(checkpoint.shapes)
     row = find_kind(names, checkpoint.shapes, kind)
     sizes = _sizes(row, checkpoint, names)
@@ -260,6 +268,8 @@ def _types(checkpoint: Checkpoint, held: Mapping[str, str]) -> dict[str, torch.d
     for name, dtype in types.items():
         if dtype not in _DTYPES:
             raise ValueError(f"{held[name]} is of type {dtype}; needs one of {', '.join(map(str, _DTYPES))}.")
+    for there in held.values():
+        refuse_values(checkpoint.where(there), [(there, checkpoint.peek(there))])
     return types
 
 

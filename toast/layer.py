@@ -6,13 +6,18 @@ selector around the final norm (`toast.selector`), a value layer around each val
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from toast.adapter import Fusion
 from toast.config import ToastConfig
+
+#: The layers of all models that are alive: they say whether a configuration is in use.
+LIVE: weakref.WeakSet[ToastLayer] = weakref.WeakSet()
 
 
 class ToastLayer(nn.Module, BaseTunerLayer):
@@ -30,9 +35,25 @@ class ToastLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.width = width
         self.configs: dict[str, ToastConfig] = {}
+        self.fusions: dict[str, Fusion] = {}  # one for all layers of a model
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
+        LIVE.add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        LIVE.add(self)
+
+    @property
+    def in_features(self) -> int:
+        """Channels of what comes in, as other code asks of a tuner layer."""
+        return self.width
+
+    @property
+    def out_features(self) -> int:
+        """Channels of what goes out."""
+        return self.width
 
     @property
     def adapter(self) -> str | None:
@@ -41,12 +62,6 @@ class ToastLayer(nn.Module, BaseTunerLayer):
             return None
         active: Any = self.active_adapters
         return next((name for name in active if name in self.configs), None)
-
-    @property
-    def config(self) -> ToastConfig:
-        """Configuration of the adapter that acts now."""
-        assert self.adapter is not None
-        return self.configs[self.adapter]
 
     @property
     def may_be_offloaded(self) -> bool:
@@ -77,6 +92,14 @@ class ToastLayer(nn.Module, BaseTunerLayer):
                 for group, parameter in self.groups(name):
                     if group not in trained:
                         parameter.requires_grad_(False)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name, fusion in self.fusions.items():
+            containers: tuple[str, ...] = self.adapter_layer_names  # type: ignore[assignment]
+            marks = [f"{prefix}{container}.{name}" for container in containers]
+            if any(key.startswith(mark) for key in state_dict for mark in marks):
+                fusion.replaced = True
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused: the signal depends on the input."""

@@ -13,6 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules import module as _modules
+
+#: Hooks that PyTorch keeps for all modules at once.
+_GLOBAL_HOOKS = ("forward_", "backward_", "backward_pre_")
 
 #: Name of a layout -> which output channels are values, from the number of input and of output channels, of
 #: key and value heads, and of channels a head: the groups of channels, and the slice of each group.
@@ -131,7 +135,7 @@ class Layout:
         if bias_twice and bias is not None:
             shift = shift + self.rows(bias)
         # No backward of a plain linear map needs its output, but a hook may hold on to it.
-        fresh = self.value_weight(projection) is not None and not projection._forward_hooks
+        fresh = may_write() and self.value_weight(projection) is not None and not _is_hooked(projection)
         return self.shift(out, shift, fresh)
 
     def _values(self, tensor: Tensor, dim: int = -1) -> Tensor:
@@ -216,8 +220,26 @@ def _of_sum(projection: Any, x: Tensor, signal: Tensor, bias_twice: bool) -> Ten
 
 
 def is_plain(weight: Tensor) -> bool:
-    """Whether a weight is an ordinary tensor, which can be sliced, transposed and read."""
-    return type(weight) in (Tensor, nn.Parameter)
+    """Whether a weight is an ordinary tensor, or stands for one that is traced: it can be sliced."""
+    return type(weight) in (Tensor, nn.Parameter) or type(weight).__name__ == "FakeTensor"
+
+
+def may_write() -> bool:
+    """Whether a product may be written to in place where nobody else holds it.
+
+    The exporter of ONNX that traces loses such writes, and transforms of `torch.func` cannot write what is
+    mapped into what is not.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return not traced and not torch._C._are_functorch_transforms_active()
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether a hook sees the output of a module, in forward or backward."""
+    own = (module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(own) or any(getattr(_modules, f"_global_{name}hooks") for name in _GLOBAL_HOOKS)
 
 
 def is_transposed(projection: nn.Module) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,19 +9,36 @@ from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from toast import registration, saving
+from toast import checking, filling, following, loading, pretrained, registration, saving
+from toast.adapter import Adapter
 from toast.anatomy import Anatomy, find_anatomy, unwrapped
 from toast.config import ToastConfig
+from toast.initial import with_initial
 from toast.layer import CANNOT_MERGE, ToastLayer, refuse_several
 from toast.layouts import fresh_weight_like
+from toast.names import as_written, without_adapter_name
+from toast.reading import few
+from toast.refusing import (
+    HEADS,
+    refuse_clashes,
+    refuse_names,
+    refuse_second_wrapping,
+    refuse_steered_modules,
+    refuse_unknown_modules,
+    warn_of_second_bias,
+)
 from toast.selector import ToastSelector
 from toast.steering import SteeredMethod, Steering
 from toast.value import ToastValue
 
 logger = logging.getLogger(__name__)
+
+# What comes first in the names of a compiled model's modules.
+_COMPILED = "_orig_mod."
 
 
 class ToastModel(BaseTuner):
@@ -39,7 +55,7 @@ class ToastModel(BaseTuner):
         self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
         # Before PEFT enters the new configuration, maybe in the place of one of the same name.
-        _refuse_second_wrapping(model, adapter_name)
+        refuse_second_wrapping(model, adapter_name)
         super().__init__(model, peft_config, adapter_name, *args, **kwargs)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -48,11 +64,18 @@ class ToastModel(BaseTuner):
         Raises:
             ValueError: If the model or the configuration cannot be used, with the reason.
         """
-        before = _Snapshot(model)
+        before = loading.Snapshot(model)
+        config = self.peft_config[adapter_name]
+        settings = dict(vars(config))
         try:
             self._inject(model, adapter_name, *args, **kwargs)
         except BaseException:
+            for module in model.modules():
+                if isinstance(module, ToastLayer):  # lets go of the configuration, even if an error holds it
+                    module.configs = {}
             before.restore()
+            vars(config).clear()
+            vars(config).update(settings)
             self.peft_config.pop(adapter_name, None)
             if not self.peft_config:
                 # transformers sets it before it asks PEFT, and would then refuse a second try.
@@ -60,17 +83,35 @@ class ToastModel(BaseTuner):
             raise
 
     def _inject(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        given = self.peft_config[adapter_name]
+        assert isinstance(given, ToastConfig)
+        refuse_names(model, adapter_name)
         # A configuration object may serve several models; what is filled in below belongs to one.
-        config = self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
-        assert isinstance(config, ToastConfig)
+        config = filling.as_written(given)
         anatomy = find_anatomy(model, config.anatomy)
-        saving.follow_pretrained(config)
-        saving.check_config(config, anatomy)
-        _refuse_unknown_modules(model, config.modules_to_save)
-        _refuse_steered_modules(anatomy, config.modules_to_save)
+        pretrained.follow_pretrained(config)
+        checking.check_config(config, anatomy)
+        refuse_unknown_modules(model, config)
+        refuse_steered_modules(anatomy, config.modules_to_save)
         steered = anatomy.from_block(config.steer_from)
-        saving.check_saved(model, config, steered)
-        frozen = saving.pretrained_tensors(config, steered, saving.fingerprint(anatomy))
+        self._check_targets(model, config, steered)
+        if (call := loading.current()) is not None:
+            call.check(model, config, steered)
+        config.checksums = None  # of files, not of what the model will hold
+        frozen = pretrained.pretrained_tensors(config, steered, checking.fingerprint(anatomy))
+        if config.target_modules is None:
+            config.target_modules = steered.target_modules
+        config.anatomy = config.anatomy if anatomy.guessed is None else anatomy.guessed
+        config = self.peft_config[adapter_name] = filling.fill(given, config, model)
+        if config is not given:
+            logger.warning(
+                "The configuration of adapter %r is in use on another backbone; this model takes a copy.",
+                adapter_name,
+            )
+            # PEFT writes the head of a task into the object that it has given, and looks for it in this one.
+            config.modules_to_save = (
+                config.modules_to_save or [*HEADS.get(config.task_type or "", ())] or None
+            )
         had_layers = any(isinstance(module, ToastLayer) for module in model.modules())
         self._anatomy = steered
         try:
@@ -79,14 +120,46 @@ class ToastModel(BaseTuner):
             del self._anatomy
         if not had_layers:
             _attach(model, anatomy)
+        names = {name for layer in model.modules() if isinstance(layer, ToastLayer) for name in layer.configs}
+        for name in names:
+            refuse_clashes(model, name, names - {name})
         steering = find_steering(model)
         assert steering is not None
         steering.refresh()
-        saving.load_pretrained(model, adapter_name, frozen)
+        pretrained.load_pretrained(model, adapter_name, frozen)
         self._pretrained = {adapter_name: frozen}
         if anatomy.guessed is not None:
             _prove(model, anatomy)
-            config.anatomy = anatomy.guessed
+        if not frozen and "backbone" in config.filled:  # otherwise it is loaded
+            warn_of_second_bias(config, steered)
+
+    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:
+        """Says what is wrapped, whichever way `target_modules` names it."""
+        wrapped = {self._anatomy.norm_name, *self._anatomy.value_names}
+        return key in wrapped or f"{_COMPILED}{key}" in wrapped
+
+    def _check_targets(self, model: nn.Module, config: ToastConfig, anatomy: Anatomy) -> None:
+        """Refuses `target_modules` that are not what TOAST wraps."""
+        if config.target_modules is None:
+            return
+        matches = super()._check_target_module_exists
+        layers = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, ToastLayer))
+        named = {
+            name
+            for name, _ in model.named_modules()
+            if name and not name.startswith(layers) and matches(config, name)
+        }
+        needed = {anatomy.norm_name, *anatomy.value_names}
+        # PEFT also takes the ends of names for names, which a short one may be.
+        if named != needed and (
+            isinstance(config.target_modules, str) or set(config.target_modules) != needed
+        ):
+            raise ValueError(
+                f"target_modules: needs the final norm and the value projections of the steered blocks, or "
+                f"None, which takes them: {few(needed)}; {config.target_modules!r} names "
+                f"{few(named) or 'none of the modules'}. Say with steer_from which blocks are steered, and "
+                "with anatomy or toast.register_family where else their values are."
+            )
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Makes one adapter active.
@@ -97,25 +170,46 @@ class ToastModel(BaseTuner):
         refuse_several([adapter_name] if isinstance(adapter_name, str) else adapter_name)
         super().set_adapter(adapter_name, inference_mode=inference_mode)
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Deletes as PEFT does, which passes over two things.
+
+        These are layers in a module of the base whose name contains the prefix of the adapters' parameters,
+        and the head of the adapter that takes over, if the deleted one had none.
+        """
+        super().delete_adapter(adapter_name)
+        layers: list[Any] = [module for module in self.model.modules() if isinstance(module, ToastLayer)]
+        for layer in layers:
+            if adapter_name in layer.configs:
+                layer.delete_adapter(adapter_name)
+                self.active_adapter = list(layer.active_adapters)
+        for module in self.model.modules():
+            if isinstance(module, ModulesToSaveWrapper) and not module.active_adapters:
+                for name in set(self.active_adapters) & set(module.modules_to_save):
+                    module.set_adapter(name, inference_mode=self.peft_config[name].inference_mode)
+
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Casts as PEFT does, which makes what it casts trainable, and has rounded what was read before."""
-        steering = find_steering(self.model)
+        steering, loaded = find_steering(self.model), self.__dict__.pop("_loaded", {})
         if steering is not None:
-            saving.put_back(self.model, self.__dict__.pop("_loaded", {}))
-            with torch.no_grad():
-                steering.fetch_parameters()  # PEFT dispatches a split model again once it has loaded
+            pretrained.put_back(self.model, loaded)
+            # PEFT dispatches a split model again once it has loaded.
+            steering.fetch_parameters(needs_gradients=False)
         trainable = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        for name, parameter in self.model.named_parameters():
+        parameters = dict(self.model.named_parameters())
+        for name, parameter in parameters.items():
             parameter.requires_grad_(trainable[name])
-        saving.load_pretrained(
+            if name in loaded and f".{adapter_name}." in f"{name}.":
+                head = parameters.get(name.replace(f".modules_to_save.{adapter_name}.", ".original_module."))
+                if head is not parameter and head is not None:  # PEFT leaves it in the file's precision
+                    parameter.data = parameter.data.to(head.dtype)
+                _unround(parameter, loaded[name])
+        pretrained.load_pretrained(
             self.model, adapter_name, self.__dict__.pop("_pretrained", {}).get(adapter_name, {})
         )
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
-        assert isinstance(peft_config, ToastConfig)
-        peft_config.target_modules = self._anatomy.target_modules
-        return peft_config
+        return peft_config  # all is filled in
 
     def _create_and_replace(
         self,
@@ -129,6 +223,8 @@ class ToastModel(BaseTuner):
     ) -> None:
         assert isinstance(peft_config, ToastConfig)
         anatomy = self._anatomy
+        if current_key not in (anatomy.norm_name, *anatomy.value_names):  # PEFT names those of tensors so
+            current_key = f"{_COMPILED}{current_key}"
         is_norm = current_key == anatomy.norm_name
         fresh = fresh_weight_like(anatomy.values[-1] if is_norm else unwrapped(target))
         if fresh["device"].type == "meta":  # of a base that is offloaded in part, PEFT has removed the hooks
@@ -184,26 +280,43 @@ class ToastModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         assert isinstance(config, ToastConfig)
-        return saving.tensors_to_save(config, state_dict)
+        refuse_clashes(model, adapter_name, unwanted_adapter_names)  # those of other methods among them
+        return saving.tensors_to_save(model, config, adapter_name, state_dict)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        return saving.without_adapter_name(key, adapter_name)
+        return without_adapter_name(key, adapter_name)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         assert isinstance(config, ToastConfig)
+        state_dict = with_initial({as_written(name): tensor for name, tensor in state_dict.items()})
+        checking.check_tensors(model, config, adapter_name, state_dict)
+        loading.check_values(model, state_dict)
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        saving.check_tensors(model, config, adapter_name, remapped)
-        remapped |= saving.frozen_tensors(model, config, adapter_name)
-        if getattr(model, "hf_device_map", None) is not None and isinstance(model, PeftModel):
-            # PEFT dispatches the model again when they are in, and loses them; see _cast_adapter_dtype.
+        live = {as_written(name): name for name in model.state_dict()}
+        remapped = {live.get(name, name): tensor for name, tensor in remapped.items()}
+        remapped |= pretrained.frozen_tensors(model, config, adapter_name)
+        empty = any(parameter.is_meta and name in remapped for name, parameter in model.named_parameters())
+        if isinstance(model, PeftModel) and (empty or getattr(model, "hf_device_map", None) is not None):
+            # When they are in, PEFT rounds those of an empty adapter to the base's precision, and loses those
+            # of a model that it dispatches again; see _cast_adapter_dtype.
             model.base_model._loaded = {n.removeprefix("base_model.model."): t for n, t in remapped.items()}
         return remapped
+
+
+@torch.no_grad()
+def _unround(parameter: nn.Parameter, read: Tensor) -> None:
+    """Gives a parameter the digits that were read from a file, if it has lost them by a cast and back."""
+    if parameter.dtype != read.dtype or parameter.shape != read.shape or parameter.is_meta:
+        return
+    read = read.to(parameter.device)
+    if any(torch.equal(parameter, read.to(low).to(read.dtype)) for low in (torch.float16, torch.bfloat16)):
+        parameter.copy_(read)
 
 
 def find_steering(model: nn.Module) -> Steering | None:
@@ -215,10 +328,27 @@ def find_steering(model: nn.Module) -> Steering | None:
     return None
 
 
+def active_parts(model: nn.Module, what: str) -> tuple[Steering, Adapter]:
+    """Returns the same of a model that has to be wrapped, and its active adapter.
+
+    Args:
+        model: The model.
+        what: What needs it, for the message.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    steering = find_steering(model)
+    adapter = None if steering is None else steering.adapter
+    if steering is None or adapter is None:
+        raise ValueError(f"{what} needs a model with an active TOAST adapter; wrap it with toast.wrap first.")
+    return steering, adapter
+
+
 def _attach(model: nn.Module, anatomy: Anatomy) -> None:
     selector = model.get_submodule(anatomy.norm_name)
     assert isinstance(selector, ToastSelector)
-    Steering(anatomy, selector).attach()
+    Steering(model, anatomy, selector).attach()
 
 
 def _prove(model: nn.Module, anatomy: Anatomy) -> None:
@@ -244,78 +374,5 @@ def _prove(model: nn.Module, anatomy: Anatomy) -> None:
     logger.warning("%s, as a probe shows:\n%s", what, result)
 
 
-class _Snapshot:
-    """What a model is made of, so that a failed injection can be undone wherever it stopped.
-
-    Parameters are compared by identity: an injection adds and replaces, it writes into none.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        attributes = [module.__dict__ for module in model.modules()]
-        contents = [held for each in attributes for held in each.values() if isinstance(held, dict)]
-        self.live = [*attributes, *contents]
-        self.before = [dict(each) for each in self.live]
-        self.trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-
-    def restore(self) -> None:
-        """Puts everything back."""
-        for live, before in zip(self.live, self.before, strict=True):
-            live.clear()
-            live.update(before)
-        for parameter, requires_grad in self.trainable:
-            parameter.requires_grad_(requires_grad)
-
-
-def _refuse_second_wrapping(model: nn.Module, adapter_name: str) -> None:
-    if any(isinstance(module, BaseTuner) for module in model.modules()):
-        raise ValueError(
-            f"this {type(model).__name__} is wrapped by PEFT already; add another adapter with "
-            "model.add_adapter(name, config), or take the first off with model.unload()."
-        )
-    _refuse_foreign_adapters(model)
-    if any(adapter_name in module.configs for module in model.modules() if isinstance(module, ToastLayer)):
-        raise ValueError(
-            f"this model has an adapter {adapter_name!r} already, which would be lost; choose another name, "
-            "or take the first off with delete_adapter or unload()."
-        )
-
-
-def _refuse_unknown_modules(model: nn.Module, modules_to_save: list[str] | None) -> None:
-    """Refuses names that PEFT would ignore; it adds some of its own for classifiers, so one must fit."""
-    names = [name for name, _ in model.named_modules()]
-    if modules_to_save and not any(name.endswith(wanted) for name in names for wanted in modules_to_save):
-        raise ValueError(
-            f"modules_to_save: {type(model).__name__} has no module "
-            f"{' or '.join(map(repr, modules_to_save))}; its children are "
-            f"{', '.join(name for name, _ in model.named_children())}."
-        )
-
-
-def _refuse_steered_modules(anatomy: Anatomy, modules_to_save: list[str] | None) -> None:
-    """Refuses to keep modules that are, or hold, what TOAST wraps."""
-    for steered in (anatomy.norm_name, *anatomy.value_names):
-        parts = steered.split(".")
-        holders = [".".join(parts[: end + 1]) for end in range(len(parts))]
-        for wanted in modules_to_save or ():
-            if any(holder.endswith(wanted) for holder in holders):
-                raise ValueError(
-                    f"modules_to_save: {wanted!r} is or holds {steered!r}, which TOAST wraps and needs "
-                    "frozen. Name other modules, such as the head."
-                )
-
-
-def _refuse_foreign_adapters(model: nn.Module) -> None:
-    """Refuses bases that carry unmerged adapters of another method."""
-    own = {
-        id(part) for module in model.modules() if isinstance(module, ToastLayer) for part in module.modules()
-    }
-    for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer) and id(module) not in own:
-            raise ValueError(
-                "the base model already carries an adapter of another method "
-                f"({type(module).__name__} at {name!r}). TOAST stands on a plain frozen model: merge that "
-                "adapter first (merge_and_unload) or unload it."
-            )
-
-
 registration.register(ToastConfig, ToastModel)
+following.follow()

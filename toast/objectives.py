@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast.model import find_steering
+from toast.model import active_parts
+from toast.passes import holding
 from toast.tokens import fit
 from toast.tracing import Trace, trace
 
@@ -26,20 +27,16 @@ def reconstruction_loss(model: nn.Module, traced: Trace) -> Tensor:
     Raises:
         ValueError: If the model has no active adapter or the trace has no block states.
     """
-    steering = find_steering(model)
-    if steering is None or steering.selector.adapter is None:
-        raise ValueError(
-            "reconstruction_loss needs a model with an active TOAST adapter; wrap it with toast.wrap first."
-        )
-    if len(traced.states) != len(steering.values):
+    _, adapter = active_parts(model, "reconstruction_loss")
+    if len(traced.states) != len(adapter.maps):
         raise ValueError(
             "reconstruction_loss needs the states of all blocks: toast.trace(..., block_states=True)."
         )
-    scale = steering.selector.config.reconstruction_scale
+    scale = adapter.config.reconstruction_scale
     terms = []
-    for value in steering.values:
-        entering, leaving = traced.states[value.unit.number]
-        guess = value.bring_down(leaving.detach().to(next(value.maps[0].parameters()).dtype))
+    for maps in adapter.maps:
+        entering, leaving = traced.states[maps.layer.unit.number]
+        guess = maps.bring_down(leaving.detach().to(next(maps.to_state.parameters()).dtype))
         if guess.ndim == 4:
             guess = fit(guess, *entering.shape[1:3])
         terms.append(F.mse_loss(guess * scale, entering.detach().to(guess.dtype) * scale))
@@ -60,11 +57,11 @@ def pretraining_loss(
     Returns:
         The loss, and its detached parts `first_task`, `task` and `reconstruction`.
     """
-    steering = find_steering(model)
-    traced = trace(model, *inputs, block_states=True, **kwargs)
-    assert steering is not None
+    steering, adapter = active_parts(model, "pretraining_loss")
+    with holding(steering, adapter):
+        traced = trace(model, *inputs, block_states=True, **kwargs)
+        reconstruction = reconstruction_loss(model, traced)
     first, second = task_loss(traced.first_output), task_loss(traced.output)
-    reconstruction = reconstruction_loss(model, traced)
-    loss = (first + second) / 2 + steering.selector.config.reconstruction_weight * reconstruction
+    loss = (first + second) / 2 + adapter.config.reconstruction_weight * reconstruction
     parts = {"first_task": first, "task": second, "reconstruction": reconstruction}
     return loss, {name: part.detach() for name, part in parts.items()}

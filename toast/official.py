@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from toast.anatomy import find_anatomy
 from toast.config import ToastConfig
+from toast.layouts import is_plain
 from toast.model import find_steering
 from toast.official_names import (
     Names,
@@ -30,6 +32,7 @@ from toast.official_names import (
     spelled,
     variant,
 )
+from toast.reading import refuse_values, state_dict, unpickled
 from toast.selector import ToastSelector
 from toast.value import FACTORS, ToastValue
 from toast.wrapping import wrap
@@ -65,20 +68,31 @@ def load_official(
         The wrapped model, in evaluation mode.
 
     Raises:
-        ValueError: If keys are missing, unexpected or of another shape; it lists them, and the model is as it
-            was. Also if a file is missing, damaged, or would run code.
+        ValueError: If keys are missing, unexpected or of another shape; it lists them. Also if a file is
+            missing, damaged, or would run code, if a tensor is not one of finite numbers, or if the model is
+            quantised. The model is as it was.
     """
     source = open_checkpoint(checkpoint)
     anatomy = find_anatomy(model)
-    names = sort_names(source.shapes)
-    check_top_down(source.shapes, names, anatomy)
+    with naming_file(checkpoint):
+        names = sort_names(source.shapes)
+        check_top_down(source.shapes, names, anatomy)
+        backbone = backbone_names(names, anatomy)
+        own = model.state_dict()
+        if backbone:
+            _refuse_what_takes_no_copy(own)
+            shapes = {spelled(n, anatomy): official_shape(n, t, anatomy) for n, t in own.items()}
+            if "lm_head.weight" not in backbone and _tied(model):
+                shapes.pop("lm_head.weight", None)
+            compare("backbone", shapes, {name: source.shapes[held] for name, held in backbone.items()})
+    whole = {  # of the numbers that a norm counts, and of indices
+        backbone.get(spelled(name, anatomy))
+        for name, tensor in own.items()
+        if isinstance(tensor, Tensor) and not tensor.is_floating_point()
+    }
+    for held in [*backbone.values(), *names.top_down.values()]:
+        refuse_values(source.where(held), [(held, source.peek(held))], lambda name: name not in whole)
     source = Flattened(source, names)
-    backbone = backbone_names(names, anatomy)
-    if backbone:
-        own = {spelled(n, anatomy): official_shape(n, t, anatomy) for n, t in model.state_dict().items()}
-        if "lm_head.weight" not in backbone and _tied(model):
-            own.pop("lm_head.weight", None)
-        compare("backbone", own, {name: source.shapes[held] for name, held in backbone.items()})
 
     config = ToastConfig.official(
         variant(anatomy, names.rank), **(({"lora_rank": names.rank} if names.rank else {}) | options)
@@ -95,6 +109,28 @@ def load_official(
     return wrapped.eval()  # type: ignore[no-any-return]
 
 
+@contextmanager
+def naming_file(checkpoint: str | Path | Mapping[str, Tensor]) -> Iterator[None]:
+    """Puts the name of the file before what is said of a checkpoint."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(checkpoint, Mapping) or str(checkpoint) in str(error):
+            raise
+        raise ValueError(f"{checkpoint}: {error}") from error
+
+
+def _refuse_what_takes_no_copy(state: Mapping[str, Any]) -> None:
+    """Refuses a backbone that is quantised, or whose weights are elsewhere."""
+    for name, tensor in state.items():
+        if not is_plain(tensor) or tensor.is_meta or tensor.dtype in (torch.int8, torch.uint8):
+            what = "on the meta device" if getattr(tensor, "is_meta", False) else "quantised"
+            raise ValueError(
+                f"the model's {name} is {what} ({type(tensor).__name__}), so that the checkpoint's backbone "
+                "cannot be copied into it. Load it into the plain model, and quantise or offload afterwards."
+            )
+
+
 class Checkpoint:
     """A state dict that is read one tensor at a time.
 
@@ -109,7 +145,15 @@ class Checkpoint:
 
     def take(self, name: str) -> Tensor:
         """Reads a tensor, on the CPU if it comes from a file; keep it no longer than it is needed."""
+        return self.peek(name)
+
+    def peek(self, name: str) -> Tensor:
+        """Reads a tensor to look at, before any is taken."""
         return self._held[name]
+
+    def where(self, name: str) -> str:
+        """Returns the file that a tensor is in, for messages."""
+        return "the checkpoint"
 
 
 class _Safetensors(Checkpoint):
@@ -123,9 +167,12 @@ class _Safetensors(Checkpoint):
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is damaged or no safetensors file: {error}.") from error
 
-    def take(self, name: str) -> Tensor:
+    def peek(self, name: str) -> Tensor:
         with safe_open(self._path, "pt") as file:
             return file.get_tensor(name)  # type: ignore[no-any-return]
+
+    def where(self, name: str) -> str:
+        return str(self._path)
 
 
 class _Pickled(Checkpoint):
@@ -139,31 +186,24 @@ class _Pickled(Checkpoint):
         held = self._load()
         super().__init__({name: tuple(tensor.shape) for name, tensor in held.items()}, held)
 
-    def take(self, name: str) -> Tensor:
+    def peek(self, name: str) -> Tensor:
         if self._mapped and self._taken >= _BYTES_MAPPED:
             self._held, self._taken = {}, 0
             self._held = self._load()
         tensor = self._held[name]
-        self._taken += tensor.nbytes
+        self._taken += tensor.numel() * tensor.itemsize
         return tensor
+
+    def where(self, name: str) -> str:
+        return str(self._path)
 
     def _load(self) -> Mapping[str, Tensor]:
         path = self._path
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=self._mapped)
-        except Exception as error:  # torch raises many kinds for files that are cut off, foreign or hold code
-            raise ValueError(
-                f"{path} is damaged, or holds more than tensors, which is refused: {error}"
-            ) from error
+        loaded = unpickled(path, mmap=self._mapped)
         for key in ("model", "module", "state_dict"):
             if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
                 loaded = loaded[key]
-        if not isinstance(loaded, Mapping) or not all(isinstance(t, Tensor) for t in loaded.values()):
-            raise ValueError(
-                f"{path} holds no state dict: needs names to tensors, or that under 'model', 'module' or "
-                "'state_dict'."
-            )
-        return loaded
+        return state_dict(loaded, f"{path} (itself, or under 'model', 'module' or 'state_dict')")
 
 
 class _Sharded(Checkpoint):
@@ -184,6 +224,12 @@ class _Sharded(Checkpoint):
     def take(self, name: str) -> Tensor:
         return self._shards[name].take(name)
 
+    def peek(self, name: str) -> Tensor:
+        return self._shards[name].peek(name)
+
+    def where(self, name: str) -> str:
+        return self._shards[name].where(name)
+
 
 class Flattened(Checkpoint):
     """A checkpoint whose feedback maps are read as linear maps also where they are convolutions.
@@ -203,6 +249,14 @@ class Flattened(Checkpoint):
         tensor = self._source.take(name)
         return flattened(tensor, self._maps[name]) if name in self._maps else tensor
 
+    def peek(self, name: str) -> Tensor:
+        """Reads a tensor as it is in the checkpoint."""
+        return self._source.peek(name)
+
+    def where(self, name: str) -> str:
+        """Returns the file that a tensor is in, for messages."""
+        return self._source.where(name)
+
     def _shape(self, name: str) -> Shape:
         return tuple(flattened(torch.empty(self._source.shapes[name], device="meta"), self._maps[name]).shape)
 
@@ -214,7 +268,8 @@ def open_checkpoint(checkpoint: str | Path | Mapping[str, Tensor]) -> Checkpoint
         ValueError: If a file is missing or damaged, or would run code; it names the file.
     """
     if isinstance(checkpoint, Mapping):
-        return Checkpoint({name: tuple(tensor.shape) for name, tensor in checkpoint.items()}, checkpoint)
+        held = state_dict(checkpoint, "the checkpoint")
+        return Checkpoint({name: tuple(tensor.shape) for name, tensor in held.items()}, held)
     path = Path(checkpoint)
     if path.is_dir():
         # safetensors before pickles where a folder has both, as transformers does

@@ -88,7 +88,7 @@ def _convnext(sizes: Sizes) -> nn.Module:
 def _llama(sizes: Sizes) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    values = next((s[0] for n, s in sizes.shapes.items() if n.endswith("v_proj.weight")), sizes.width)
+    values = next((s[0] for n, s in sizes.shapes.items() if n.endswith("v_proj.weight") and s), sizes.width)
     config = LlamaConfig(
         hidden_size=sizes.width, num_hidden_layers=sizes.blocks, num_attention_heads=1,
         num_key_value_heads=1, head_dim=values, intermediate_size=8, vocab_size=8,
@@ -97,7 +97,7 @@ def _llama(sizes: Sizes) -> nn.Module:
 
 
 def _classes(sizes: Sizes) -> int:
-    return sizes.shapes.get("head.weight", (0,))[0]
+    return next(iter(sizes.shapes.get("head.weight", ())), 0)
 
 
 #: The kinds of checkpoints, one row each.

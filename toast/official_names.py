@@ -87,7 +87,11 @@ def sort_names(shapes: Mapping[str, Shape]) -> Names:
             raise ValueError(
                 f"the checkpoint holds one tensor under two names, {other} and {name}; keep one."
             )
-    ranks = {shapes[name][0] for (_, _, part), name in top_down.items() if part == "lora_A"}
+    factors = [name for (_, _, part), name in top_down.items() if part.startswith("lora_")]
+    for name in factors:
+        if len(shapes[name]) != 2:
+            raise ValueError(f"the checkpoint's {name} is of shape {shapes[name]}; needs two dimensions.")
+    ranks = {shapes[name][0] for name in factors if name.endswith("lora_A")}
     if len(ranks) > 1:
         raise ValueError(f"the checkpoint has LoRA factors of different ranks ({sorted(ranks)}); needs one.")
     return Names(top_down, backbone, prefixes[0] if prefixes else "", ranks.pop() if ranks else 0)

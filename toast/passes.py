@@ -2,19 +2,24 @@
 
 Signals belong to the call: they are never kept on a module. The pass that runs now is a variable of the
 thread, so two threads may use one model at once. Activation checkpointing recomputes blocks when that
-variable is long gone, and maybe in another thread; `Carrying` and `bind_blocks` take the pass along.
+variable is long gone, and maybe in another thread; `toast.recomputing` takes the pass along.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from toast.suspending import is_running, suspendable_frame
 
 if TYPE_CHECKING:
+    from toast.adapter import Adapter
     from toast.feedback import Signal
     from toast.selector import Selection, ToastSelector
     from toast.stored import FirstPass
@@ -25,6 +30,7 @@ class Observer:
     """Is told what happens in the two passes of a call; `toast.trace` is one. Does nothing by itself."""
 
     wants_states = False
+    replaces_signals = False  # the call is an experiment: it is none that the model starts from
 
     def on_block(self, number: int, layer: ToastValue) -> None:
         """The value projection of a block is about to run, in pass 1 or 2."""
@@ -35,8 +41,8 @@ class Observer:
         Channels last. Only if `wants_states`.
         """
 
-    def on_signals(self, signals: dict[ToastValue, Signal]) -> dict[ToastValue, Signal]:
-        """Signals were computed; what is returned is what the second pass gets."""
+    def on_signals(self, signals: dict[int, Signal]) -> dict[int, Signal]:
+        """Signals were computed, by number of the unit; what is returned is what the second pass gets."""
         return signals
 
     def on_selection(self, selection: Selection) -> None:
@@ -51,8 +57,9 @@ class Pass:
 
     Args:
         owner: The `Steering` of the model that runs.
-        number: 1 or 2.
-        signals: Top-down signal of each steered projection; none in pass 1.
+        number: 1 or 2; 0 where the plain model runs because no adapter is active.
+        adapter: The adapter of the call; None in the plain model.
+        signals: By number of the unit, its top-down signal; none in pass 1.
         reads: The selector that leaves the features here; None in the second pass.
         observer: Is told of every block, if there is one.
         once: How many of the lowest blocks run in the first pass only.
@@ -63,7 +70,8 @@ class Pass:
         self,
         owner: object,
         number: int,
-        signals: dict[ToastValue, Signal] | None = None,
+        adapter: Adapter | None = None,
+        signals: dict[int, Signal] | None = None,
         reads: ToastSelector | None = None,
         observer: Observer | None = None,
         once: int = 0,
@@ -71,6 +79,7 @@ class Pass:
     ) -> None:
         self.owner = owner
         self.number = number
+        self.adapter = adapter
         self.signals = signals or {}
         self.reads = reads
         self.observer = observer
@@ -78,25 +87,78 @@ class Pass:
         self.known = known
         self.features: tuple[Tensor | None, Tensor | None] | None = None
         # Signals in the order of tokens of the block that runs, where that is not the order of the features.
-        self.arranged: dict[ToastValue, Tensor] = {}
+        self.arranged: dict[int, Tensor] = {}
+        self.inputs: dict[str, Any] = {}  # of a first pass that is collected
+        # Whether blocks are called through `BoundBlock` in this pass, which does the part of their hooks.
+        self.bound = False
 
     @property
     def wants_states(self) -> bool:
         """Whether somebody looks at what enters and leaves the blocks."""
         return self.observer is not None and self.observer.wants_states
 
+    @property
+    def bias_twice(self) -> bool:
+        """Whether the values get their bias a second time, as in the official ViT code."""
+        return self.adapter is not None and self.adapter.config.value_bias == "twice"
+
     def enter(self, layer: ToastValue) -> None:
         """Tells the observer which block runs."""
         if self.observer is not None:
             self.observer.on_block(self.number, layer)
 
+    def signal_of(self, number: int) -> Signal | None:
+        """Returns the signal of a unit, in the order of tokens of its block; None if it has none."""
+        arranged = self.arranged.get(number)
+        return self.signals.get(number) if arranged is None else arranged
+
 
 class _Thread(threading.local):
-    running: Pass | None = None
-    observer: tuple[object, Observer] | None = None  # the model that is observed, and by whom
-    replayed: tuple[object, Any] | None = None  # the model that does not run, and what it returns instead
-    collected: tuple[object, list[Pass]] | None = None  # the model that runs its first pass alone
-    given: tuple[object, FirstPass] | None = None  # the model whose first pass is stored
+    """What holds for the calls of a thread while they run: a call of a trunk is never left half way.
+
+    Every attribute is set for every thread, and there are no defaults on the class: Dynamo guards on the
+    attributes that an instance has, and not on those of its class.
+    """
+
+    def __init__(self) -> None:
+        self.running: Pass | None = None
+        # The signals of the block that runs, by their place in it, where the block is called by itself.
+        self.here: list[Signal | None] | None = None
+        self.observer: tuple[object, Observer] | None = None  # the model that is observed, and by whom
+        self.replayed: tuple[object, Any] | None = None  # the model that does not run, and what it returns
+        self.collected: tuple[object, list[Pass]] | None = None  # the model that runs its first pass alone
+        self.held: Held | None = None
+        self.given: list[Given] = []
+
+
+@dataclass(frozen=True)
+class Held:
+    """A model whose calls use the adapter that was taken, whatever is switched meanwhile.
+
+    Args:
+        model: The model, known by its `Steering`.
+        adapter: Its adapter; None for the plain model.
+        outer: What held before for other models.
+    """
+
+    model: object
+    adapter: Adapter | None
+    outer: Held | None
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """A model whose first pass is stored.
+
+    Args:
+        model: The model, known by its `Steering`.
+        stored: What its calls are to use.
+        holder: The generator's or coroutine's frame whose `with` block it is; None of a function's.
+    """
+
+    model: object
+    stored: FirstPass
+    holder: FrameType | None
 
 
 _thread = _Thread()
@@ -105,6 +167,30 @@ _thread = _Thread()
 def current_pass() -> Pass | None:
     """Returns the pass that runs in this thread."""
     return _thread.running
+
+
+def current_signals() -> list[Signal | None] | None:
+    """Returns the signals of the block that runs, by their place in it; None if blocks look them up."""
+    return _thread.here
+
+
+def running_pass() -> int:
+    """Returns which pass of a steered model runs now: 1 or 2; 0 outside, and where no adapter is active.
+
+    Hooks on the blocks of a steered model fire in both passes of a call, on the blocks below `steer_from` in
+    the first alone. A hook that has to act once a call asks for the one that makes the output, the second.
+
+    Example:
+        >>> import timm, toast, torch
+        >>> model = toast.wrap(timm.create_model("vit_tiny_patch16_224"))
+        >>> seen = []
+        >>> handle = model.blocks[0].register_forward_hook(lambda *_: seen.append(toast.running_pass()))
+        >>> logits = model(torch.randn(1, 3, 224, 224))
+        >>> seen, toast.running_pass()
+        ([1, 2], 0)
+    """
+    this = _thread.running
+    return 0 if this is None else this.number
 
 
 def current_observer(model: object) -> Observer | None:
@@ -125,10 +211,20 @@ def collected_passes(model: object) -> list[Pass] | None:
     return collected[1] if collected is not None and collected[0] is model else None
 
 
+def held_adapter(model: object) -> Held | None:
+    """Returns the adapter that this model's calls in this thread use, if one was taken for them already."""
+    held = _thread.held
+    while held is not None and held.model is not model:
+        held = held.outer
+    return held
+
+
 def stored_first_pass(model: object) -> FirstPass | None:
     """Returns what this model's call is to use instead of its first pass."""
-    given = _thread.given
-    return given[1] if given is not None and given[0] is model else None
+    for given in reversed(_thread.given):
+        if given.model is model and (given.holder is None or is_running(given.holder)):
+            return given.stored
+    return None
 
 
 @contextmanager
@@ -141,9 +237,20 @@ def _holding(name: str, value: Any) -> Iterator[None]:
         setattr(_thread, name, before)
 
 
-def running(this: Pass | None) -> AbstractContextManager[None]:
-    """Makes a pass the one that runs in this thread; None lets the plain model run."""
-    return _holding("running", this)
+@contextmanager
+def running(this: Pass, here: list[Signal | None] | None = None) -> Iterator[None]:
+    """Makes a pass the one that runs in this thread.
+
+    Args:
+        this: The pass.
+        here: The signals of the one block that runs, by their place in it.
+    """
+    before, before_here = _thread.running, _thread.here
+    _thread.running, _thread.here = this, here
+    try:
+        yield
+    finally:
+        _thread.running, _thread.here = before, before_here
 
 
 def observing(model: object, observer: Observer) -> AbstractContextManager[None]:
@@ -164,91 +271,18 @@ def collecting(model: object) -> Iterator[list[Pass]]:
         yield passes
 
 
-def giving(model: object, stored: FirstPass) -> AbstractContextManager[None]:
-    """Makes one model use a stored first pass."""
-    return _holding("given", (model, stored))
+def holding(model: object, adapter: Adapter | None) -> AbstractContextManager[None]:
+    """Makes the calls of one model in this thread use an adapter that was taken, or none."""
+    return _holding("held", Held(model, adapter, _thread.held))
 
 
-class Carrying:
-    """A checkpointing function that runs what it checkpoints, and recomputes it, in the pass of the call."""
-
-    def __init__(self, checkpoint: Callable[..., Any]) -> None:
-        self.checkpoint = checkpoint
-
-    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Checkpoints `function(*args)`."""
-        this = current_pass()
-        if this is None:
-            return self.checkpoint(function, *args, **kwargs)
-
-        def in_pass(*inputs: Any) -> Any:
-            with running(this):
-                return function(*inputs)
-
-        return self.checkpoint(in_pass, *args, **kwargs)
-
-
-class BoundBlock:
-    """A block of one call: runs in that call's pass, now and when it is recomputed. Else like the block."""
-
-    def __init__(self, block: nn.Module, this: Pass) -> None:
-        self.block = block
-        self.this = this
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the block."""
-        with running(self.this):
-            return self.block(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else is the block's."""
-        return getattr(self.block, name)
-
-
-class KnownBlock:
-    """Stands for a block that ran already: gives what the highest such block gave. Else like the block."""
-
-    def __init__(self, block: nn.Module, output: Any) -> None:
-        self.block = block
-        self.output = output
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns what is known."""
-        return self.output
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else is the block's."""
-        return getattr(self.block, name)
-
-
-class Blocks(list[Any]):
-    """A list of blocks that also runs in sequence, as `nn.Sequential` does."""
-
-    def __call__(self, x: Any) -> Any:
-        """Runs the blocks one after the other."""
-        for block in self:
-            x = block(x)
-        return x
-
-
-def with_lists(module: nn.Module, lists: dict[str, Blocks], hidden: tuple[str, ...] = ()) -> nn.Module:
-    """Returns a view of a module with other lists of blocks; weights, submodules and settings are its own.
-
-    Args:
-        module: The module, which is not changed.
-        lists: What stands at which path in the view.
-        hidden: Instance attributes that the view does not take over.
-    """
-    view = module.__class__.__new__(module.__class__)
-    view.__dict__.update({name: value for name, value in module.__dict__.items() if name not in hidden})
-    view.__dict__["_modules"] = dict(module._modules)
-    below: dict[str, dict[str, Blocks]] = {}
-    for path, blocks in lists.items():
-        first, _, rest = path.partition(".")
-        if rest:
-            below.setdefault(first, {})[rest] = blocks
-        else:
-            view.__dict__[first] = blocks
-    for first, rests in below.items():
-        view._modules[first] = with_lists(module.get_submodule(first), rests)
-    return view
+@contextmanager
+def giving(model: object, stored: FirstPass) -> Iterator[None]:
+    """Makes one model use a stored first pass, in calls of the code that holds the `with` block."""
+    given = Given(model, stored, suspendable_frame())
+    held = _thread.given
+    held.append(given)
+    try:
+        yield
+    finally:
+        held.remove(given)  # coroutines may leave their blocks in another order than they entered them

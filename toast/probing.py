@@ -6,8 +6,7 @@ and everything that happens below, must keep every bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from toast.adapter import Adapter
+from toast.compiled import eagerly
 from toast.feedback import Signal
-from toast.layer import ToastLayer
-from toast.model import find_steering
-from toast.passes import Observer, observing
+from toast.model import active_parts
+from toast.passes import Observer, holding, observing
 from toast.value import ToastValue
 
 
@@ -93,25 +93,23 @@ def probe(model: nn.Module, *inputs: Any, **kwargs: Any) -> Probe:
     Raises:
         ValueError: If the model is not wrapped, or says nothing of its inputs and none were passed.
     """
-    steering = find_steering(model)
-    if steering is None or steering.selector.adapter is None:
-        raise ValueError("probe needs a model with an active TOAST adapter; wrap it with toast.wrap first.")
+    steering, adapter = active_parts(model, "probe")
     if not inputs and not kwargs:
         kwargs = sample_inputs(model)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
 
     def run(moved: ToastValue | None) -> _Run:
-        recorder = _Run(moved, steering.values)
-        with observing(steering, recorder), _AttentionInputs(recorder):
+        recorder = _Run(moved, adapter)
+        with observing(steering, recorder), _AttentionInputs(recorder), eagerly(model):
             recorder.output = _first_tensor(model(*inputs, **kwargs))
         return recorder
 
     try:
         still = run(None)
-        with _disabled(steering.selector, *steering.values):
+        with holding(steering, None):
             plain = _first_tensor(model(*inputs, **kwargs))
-        units = [_compare(value, still, run(value)) for value in steering.values]
+        units = [_compare(maps.layer, still, run(maps.layer)) for maps in adapter.maps]
     finally:
         for module, training in modes:
             module.training = training
@@ -154,10 +152,11 @@ class _Run(Observer):
     """One call with zero signals, but for one block."""
 
     wants_states = True
+    replaces_signals = True
 
-    def __init__(self, moved: ToastValue | None, values: list[ToastValue]) -> None:
+    def __init__(self, moved: ToastValue | None, adapter: Adapter) -> None:
         self.moved = moved
-        self.values = values
+        self.adapter = adapter
         self.states: dict[int, Tensor] = {}
         self.seen: dict[ToastValue, dict[str, Tensor]] = {}
         self.now: ToastValue | None = None
@@ -170,12 +169,17 @@ class _Run(Observer):
         if number == 2:
             self.states[index] = state.clone()
 
-    def on_signals(self, signals: dict[ToastValue, Signal]) -> dict[ToastValue, Signal]:
-        replaced: dict[ToastValue, Signal] = {}
-        for value, given in _whole(self.values, signals).items():
+    def on_signals(self, signals: dict[int, Signal]) -> dict[int, Signal]:
+        replaced: dict[int, Signal] = {}
+        for maps in self.adapter.maps:
+            number = maps.layer.unit.number
+            signal = signals[number]
+            # a tensor in the shape of the signal, also where that is composed
+            if not isinstance(signal, Tensor):
+                signal = maps.signal_like(signal.value_shift(torch.float32))
             noise = torch.Generator().manual_seed(0)
-            random = torch.randn(given.shape, generator=noise).to(given)
-            replaced[value] = random if value is self.moved else torch.zeros_like(given)
+            random = torch.randn(signal.shape, generator=noise).to(signal)
+            replaced[number] = random if maps.layer is self.moved else torch.zeros_like(signal)
         return replaced
 
     @property
@@ -187,14 +191,6 @@ class _Run(Observer):
         """Keeps what the attention of the block that runs works with, the first of each kind."""
         if self.now is not None:
             self.seen.setdefault(self.now, {}).setdefault(what, tensor.clone())
-
-
-def _whole(values: list[ToastValue], signals: dict[ToastValue, Signal]) -> dict[ToastValue, Tensor]:
-    """Returns tensors in the shape of the signals, also where these are composed."""
-    return {
-        value: signal if isinstance(signal, Tensor) else value.signal_like(signal.value_shift(torch.float32))
-        for value, signal in ((value, signals[value]) for value in values)
-    }
 
 
 class _AttentionInputs(TorchFunctionMode):
@@ -244,14 +240,3 @@ def _first_tensor(output: Any) -> Tensor:
         return output
     parts = output.values() if hasattr(output, "values") else output
     return next(part for part in parts if isinstance(part, Tensor))
-
-
-@contextmanager
-def _disabled(*layers: ToastLayer) -> Iterator[None]:
-    for layer in layers:
-        layer._disable_adapters = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._disable_adapters = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from toast.adapter import FUSED, Adapter
 from toast.config import ToastConfig
 from toast.layer import ToastLayer
 from toast.passes import current_pass
 from toast.tokens import channels_last
 
-#: What stands before the adapter's name in the name of a fused feedback's buffer.
-FUSED = "fused_"
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -24,34 +25,44 @@ class Selection:
     """What the selector makes of the features. Channels last.
 
     Args:
-        features: The features that were read, `(batch, tokens, width)`.
-        weights: The selection weights, `(batch, tokens)`, from 0 to 1.
+        features: The features that were read, h, `(batch, tokens, width)`.
+        weights: The selection weights, w, `(batch, tokens)`, from 0 to 1.
         channel_transform: P, `(width, width)`.
-        fused: What maps the weighted features to all blocks' shifts, if the model is fused.
     """
 
     features: Tensor
     weights: Tensor
     channel_transform: Tensor
-    fused: Tensor | None = None
-    _detached: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
+    _cast: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def tokens(self) -> Tensor:
         """Features after token selection: w · h."""
         return self.weights[..., None] * self.features
 
-    def detached_tokens(self, dtype: torch.dtype) -> Tensor:
-        """Returns the tokens without their graph, in a dtype; computed once for all blocks."""
-        if dtype not in self._detached:
-            with torch.no_grad():  # activation checkpointing counts what is saved, and finds it made later
-                self._detached[dtype] = self.tokens.to(dtype)
-        return self._detached[dtype]
-
     @property
     def selected(self) -> Tensor:
         """Features after token and channel selection: (w · h) P."""
         return self.tokens @ self.channel_transform
+
+    def product(self, matrix: Tensor) -> Tensor:
+        """Returns (w · h) N of the selected tokens, computed as w · (h N).
+
+        The features are frozen, so their product with N has one product in its backward, that for N; and the
+        gradient of a weight, ⟨∂y, h N⟩, is as fine for a weight near 0, which half precision would lose.
+
+        Args:
+            matrix: N, `(width, out)`.
+        """
+        return self.weights[..., None].to(matrix.dtype) * (self._features_in(matrix.dtype) @ matrix)
+
+    def _features_in(self, dtype: torch.dtype) -> Tensor:
+        """Returns the features in a dtype; of frozen ones a copy is made once for all blocks."""
+        if self.features.requires_grad or dtype == self.features.dtype:
+            return self.features.to(dtype)
+        if dtype not in self._cast:
+            self._cast[dtype] = self.features.to(dtype)
+        return self._cast[dtype]
 
 
 class ToastSelector(ToastLayer):
@@ -74,6 +85,7 @@ class ToastSelector(ToastLayer):
         self.tokens = tokens
         self.toast_task_embedding = nn.ParameterDict()
         self.toast_channel_transform = nn.ParameterDict()
+        self.start = SelectorStart()
 
     def update_layer(self, adapter: str, config: ToastConfig, fresh: dict[str, Any]) -> None:
         """Adds the parameters of an adapter: a random task embedding, the identity as channel transform.
@@ -84,8 +96,9 @@ class ToastSelector(ToastLayer):
             fresh: `device` and `dtype` of new parameters. The norm may have none of its own to go by.
         """
         self.configs[adapter] = config
-        self._buffers.pop(f"{FUSED}{adapter}", None)  # it was made of other weights
+        self.drop_fused(adapter)  # it was made of other weights
         self.toast_task_embedding[adapter] = nn.Parameter(torch.randn(self.width, **fresh))
+        self.start.keep(adapter, self.toast_task_embedding[adapter])
         self.toast_channel_transform[adapter] = nn.Parameter(torch.eye(self.width, **fresh))
 
     def groups(self, adapter: str) -> Iterator[tuple[str, nn.Parameter]]:
@@ -112,23 +125,129 @@ class ToastSelector(ToastLayer):
             normed = self.base_layer(unnormed) if self.reads == "block" else unnormed
         return channels_last(unnormed, self.tokens), channels_last(normed, self.tokens)
 
-    def select(self, unnormed: Tensor | None, normed: Tensor | None) -> Selection:
+    def drop_fused(self, adapter: str) -> None:
+        """Forgets the fused matrix of an adapter."""
+        self._buffers.pop(f"{FUSED}{adapter}", None)
+        self.fusions.pop(adapter, None)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Deletes an adapter as PEFT does, with its fused matrix."""
+        self.drop_fused(adapter_name)
+        super().delete_adapter(adapter_name)
+
+    def start_from(self, adapter: Adapter, unnormed: Tensor | None, normed: Tensor | None) -> None:
+        """Sees to it that a task embedding which is as it was drawn selects something of its first features.
+
+        Args:
+            adapter: The adapter of the call.
+            unnormed: See `select`.
+            normed: See `select`.
+        """
+        if self.start.is_open(adapter.name):
+            compared, _ = self._read_by(adapter, unnormed, normed)
+            self.start.wake(adapter.name, adapter.task_embedding, compared)
+
+    def select(self, adapter: Adapter, unnormed: Tensor | None, normed: Tensor | None) -> Selection:
         """Selects tokens, then channels.
 
         Args:
+            adapter: The adapter of the call.
             unnormed: Features before the final norm, channels last; None if they are not read.
             normed: Features after it.
         """
-        assert self.adapter is not None
-        task_embedding = self.toast_task_embedding[self.adapter]
+        compared, features = self._read_by(adapter, unnormed, normed)
+        weights = F.cosine_similarity(compared, adapter.task_embedding, dim=-1).clamp(0, 1)
+        if self.training:
+            self.start.watch(adapter.name, adapter.task_embedding, weights)
+        return Selection(features, weights, adapter.channel_transform)
+
+    def _read_by(
+        self, adapter: Adapter, unnormed: Tensor | None, normed: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the features that are compared with the task embedding, and those that are selected."""
         compared, features = {
             "normed": (normed, normed),
             "unnormed": (unnormed, unnormed),
             "mixed": (normed, unnormed),
-        }[self.config.select_features or "normed"]
+        }[adapter.config.select_features or "normed"]
         assert compared is not None
         assert features is not None
-        compared, features = compared.to(task_embedding), features.to(task_embedding)
-        weights = F.cosine_similarity(compared, task_embedding, dim=-1).clamp(0, 1)
-        transform = self.toast_channel_transform[self.adapter]
-        return Selection(features, weights, transform, self._buffers.get(f"{FUSED}{self.adapter}"))
+        return compared.to(adapter.task_embedding), features.to(adapter.task_embedding)
+
+
+class SelectorStart:
+    """Sees to it that a selector does not start dead, where no token passes and none ever will.
+
+    Features can share a direction, those of language models do, and a random task embedding can point the
+    other way. Then every cosine is negative, every weight 0, and the clamp at 0 gives no gradient.
+    """
+
+    def __init__(self) -> None:
+        self.untouched: dict[str, Tensor] = {}
+        self.watched: dict[str, int] = {}
+
+    def keep(self, adapter: str, task_embedding: Tensor) -> None:
+        """Remembers what an adapter's task embedding was drawn as."""
+        self.watched[adapter] = 0
+        self.untouched.pop(adapter, None)
+        if not task_embedding.is_meta:
+            self.untouched[adapter] = task_embedding.detach().clone()
+
+    def is_open(self, adapter: str) -> bool:
+        """Whether a task embedding may be as it was drawn, and its features can be looked at.
+
+        Each of several processes would meet features of its own, so there it is left as it is.
+        """
+        return not is_transformed() and adapter in self.untouched and not _several_processes()
+
+    @torch.no_grad()
+    def wake(self, adapter: str, task_embedding: Tensor, compared: Tensor) -> None:
+        """Turns a task embedding round that is as it was drawn and points away from the first features.
+
+        A draw is as likely as its opposite.
+
+        Args:
+            adapter: Name of the adapter.
+            task_embedding: Its task embedding, `(width,)`; written to.
+            compared: The features that it is compared with, channels last.
+        """
+        drawn = self.untouched.pop(adapter, None)
+        if drawn is None:  # another thread does it
+            return
+        same = drawn.device == task_embedding.device and drawn.dtype == task_embedding.dtype
+        if not same or not torch.equal(drawn, task_embedding):
+            return
+        if F.cosine_similarity(compared, task_embedding, dim=-1).mean() < 0:
+            task_embedding.neg_()
+
+    @torch.no_grad()
+    def watch(self, adapter: str, task_embedding: Tensor, weights: Tensor) -> None:
+        """Says once if nothing is selected in training.
+
+        It looks at calls 1, 2, 4, 8, …, for the host waits for an accelerator to look.
+
+        Args:
+            adapter: Name of the adapter.
+            task_embedding: Its task embedding.
+            weights: The selection weights of a call.
+        """
+        if is_transformed() or not task_embedding.requires_grad:
+            return
+        calls = self.watched[adapter] = self.watched.get(adapter, 0) + 1
+        if calls > 0 and calls & (calls - 1) == 0 and not weights.any():
+            self.watched[adapter] = -(2**62)
+            logger.warning(
+                "adapter %r selects no token: the cosine of every feature with the task embedding is "
+                "negative, and gets no gradient. Start it from the data: toast.calibrate(model, inputs).",
+                adapter,
+            )
+
+
+def is_transformed() -> bool:
+    """Whether tensors stand for others, traced or mapped by `torch.func`, and cannot be looked at."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def _several_processes() -> bool:
+    spread = torch.distributed
+    return spread.is_available() and spread.is_initialized() and spread.get_world_size() > 1

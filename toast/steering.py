@@ -7,32 +7,37 @@ that every way to call the model (`model(x)`, `generate`, `forward_features`) is
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.hooks import remove_hook_from_module
 from torch import nn
 
+from toast.adapter import Adapter, take
 from toast.anatomy import Anatomy
+from toast.batching import attach_batching
+from toast.blocks import Blocks, BoundBlock, KnownBlock, with_lists
 from toast.caching import cache_name, pass_caches, under_name, wants_all_blocks, without_cache
+from toast.compiled import is_compiled
+from toast.entrances import ENTRANCES, attach_entrances
 from toast.feedback import feed_back
 from toast.hooks import BlockHook
+from toast.methods import StandIn
 from toast.passes import (
-    Blocks,
-    BoundBlock,
-    Carrying,
-    KnownBlock,
     Pass,
     collected_passes,
     current_observer,
     current_pass,
+    held_adapter,
+    holding,
     replayed_output,
     running,
     stored_first_pass,
-    with_lists,
 )
+from toast.recomputing import Carrying, carry_passes, tame_input_hooks
 from toast.selector import ToastSelector
 from toast.value import ToastValue
 
@@ -41,56 +46,66 @@ class Steering:
     """Knows the parts of one wrapped model that take part in the two passes.
 
     Args:
+        model: The model that was wrapped, which holds the trunk.
         anatomy: Where its parts are.
         selector: The layer around its final norm.
     """
 
-    def __init__(self, anatomy: Anatomy, selector: ToastSelector) -> None:
+    def __init__(self, model: nn.Module, anatomy: Anatomy, selector: ToastSelector) -> None:
+        self.model = model
         self.trunk = anatomy.trunk
         self.family = anatomy.family
         self.block_names = anatomy.blocks
         self.value_paths = [unit.path for unit in anatomy.units]
+        self.units_of = [
+            [u.number for u in anatomy.units if u.block == i] for i in range(len(anatomy.blocks))
+        ]
         self.selector = selector
         self.hooks: list[BlockHook] = []
         self.methods: dict[str, SteeredMethod] = {}
+        self.entrances: list[StandIn] = []
         self._found: list[tuple[ToastValue, nn.Module, str]] | None = None
+        self.heads: list[StandIn] | None = None  # found when they are needed: PEFT adds them late
 
-    def forward(self, method: SteeredMethod, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def forward(
+        self, method: SteeredMethod, adapter: Adapter, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Runs a method of the trunk in two passes and returns the second's output.
 
         Equations 1 to 4 of arXiv 2305.15542 in the order in which they are computed.
         """
-        values = self.values
-        self.fetch_parameters()
-        self._refuse_wrapped_values()
-        self._refuse_dropped_tokens()
+        self.check(adapter)
         observer = current_observer(self)
-        checkpointing = torch.is_grad_enabled() and self._carry_passes()
+        checkpointing = torch.is_grad_enabled() and carry_passes(self)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            tame_input_hooks(self)
         stored, collected = stored_first_pass(self), collected_passes(self)
         inputs = method.named(args, kwargs)
         if stored is not None or collected is not None:
             inputs = without_cache(method, inputs)
-        once = self._blocks_run_once(method, inputs)
-        caches = pass_caches(self, inputs, once)
+        once = self.blocks_run_once(method, adapter, inputs)
+        caches = pass_caches(self, adapter, inputs, once)
 
-        # 1. First pass: frozen, so it needs no graph, unless something else in the trunk is trained.
-        first = Pass(self, 1, reads=self.selector, observer=observer, once=once)
+        # 1. First pass: frozen, so it leaves no graph, unless something that it is given or uses is trained.
+        first = Pass(self, 1, adapter, reads=self.selector, observer=observer, once=once)
         first_output = None
         if stored is not None:
             stored.fill(first, inputs)
         else:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains_beside()):
-                first_output = self.first_pass(first, caches.first, checkpointing)
+            first_output = self.first_pass(first, caches.first, checkpointing)
         if collected is not None:
+            first.inputs = inputs
             collected.append(first)
             return first_output
 
         # 2. Selection: tokens that resemble the task embedding, then channels.
         assert first.features is not None
-        selection = self.selector.select(*first.features)
+        if observer is None or not observer.replaces_signals:
+            self.selector.start_from(adapter, *first.features)
+        selection = self.selector.select(adapter, *first.features)
 
         # 3. Feedback: from the top block to the bottom one, all linear.
-        signals = feed_back(values, selection, self.selector.config.feedback_form)
+        signals = feed_back(adapter, selection)
 
         if observer is not None:
             observer.on_output(1, first_output)
@@ -98,11 +113,48 @@ class Steering:
             signals = observer.on_signals(signals)
 
         # 4. Second pass: every block's values are those of x + s. What called us runs the head on the output.
-        second = Pass(self, 2, signals=signals, observer=observer, once=once, known=first.known)
+        second = Pass(self, 2, adapter, signals, observer=observer, once=once, known=first.known)
         output = caches.hand_back(self.second_pass(second, method, caches.second, checkpointing))
         if observer is not None:
             observer.on_output(2, output)
         return output
+
+    def check(self, adapter: Adapter) -> None:
+        """Refuses a call whose adapter cannot steer the model as it is now.
+
+        Args:
+            adapter: The adapter of the call.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        self._refuse_wrapped_values(adapter)
+        self._refuse_dropped_tokens()
+        adapter.check_fusion()
+
+    @contextmanager
+    def holding_adapter(self, generates: bool = False) -> Iterator[Adapter | None]:
+        """Takes the active adapter for all calls of the model within, unless that is done already.
+
+        Args:
+            generates: Whether these are of `generate`, which needs no gradient, whatever the mode is here.
+        """
+        if held_adapter(self) is not None:
+            yield self.adapter
+            return
+        if self.selector.adapter is not None:
+            self.fetch_parameters(needs_gradients=torch.is_grad_enabled() and not generates)
+        adapter = self.adapter
+        with holding(self, adapter):
+            yield adapter
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter of the call that runs; outside of calls, the active one. None for the plain model."""
+        held = held_adapter(self)
+        if held is not None:
+            return held.adapter
+        return take(self.selector, [layer for layer, _, _ in self._places])
 
     @property
     def values(self) -> list[ToastValue]:
@@ -115,11 +167,13 @@ class Steering:
         """The value layers of all adapters, with the module and the name under which each is held."""
         if self._found is None:
             self._found = [place for place in map(self._find, self.value_paths) if place is not None]
+            for layer, _, _ in self._found:
+                layer.fusions = self.selector.fusions
         return self._found
 
     def refresh(self) -> None:
         """Looks for the layers anew; to be called when an adapter was added."""
-        self._found = None
+        self._found = self.heads = None
 
     def _find(self, path: str) -> tuple[ToastValue, nn.Module, str] | None:
         holder_path, _, name = path.rpartition(".")
@@ -129,25 +183,24 @@ class Steering:
             layer = layer.base_layer  # an adapter of another method stands around it
         return (layer, holder, name) if isinstance(layer, ToastValue) else None
 
-    def _blocks_run_once(self, method: SteeredMethod, inputs: dict[str, Any]) -> int:
+    def blocks_run_once(self, method: SteeredMethod, adapter: Adapter, inputs: dict[str, Any]) -> int:
         """Returns how many of the lowest blocks give the same in both passes and need not run again.
 
         They do run again for who wants to see all blocks, and where a device hook runs the trunk.
         """
-        once = min(self.selector.config.steer_from, self.last_read + 1)
+        once = min(adapter.config.steer_from, self.last_read(adapter) + 1)
         if method.before is not None or method.name != self.family.methods[0]:
             return 0
-        return 0 if once and wants_all_blocks(self, method, inputs) else once
+        return 0 if once and wants_all_blocks(self, adapter, method, inputs) else once
 
     @property
     def blocks(self) -> list[nn.Module]:
         """The blocks, bottom first."""
         return [self.trunk.get_submodule(name) for name in self.block_names]
 
-    @property
-    def last_read(self) -> int:
-        """The block whose output the selector reads."""
-        last = self.selector.config.select_from
+    def last_read(self, adapter: Adapter) -> int:
+        """Returns the block whose output the selector reads."""
+        last = adapter.config.select_from
         return len(self.block_names) - 1 if last is None else last
 
     def first_pass(self, this: Pass, inputs: dict[str, Any], checkpointing: bool) -> Any:
@@ -156,7 +209,8 @@ class Steering:
             output = self.plain(self.family.methods[0], self._lists(this, checkpointing))(**inputs)
         assert this.features is not None
         if torch.is_autocast_enabled(next(x for x in this.features if x is not None).device.type):
-            torch.clear_autocast_cache()  # weights cast without a graph must not serve the second pass
+            # One cast weight for both passes would add their gradients in half precision.
+            torch.clear_autocast_cache()
         return output
 
     def second_pass(
@@ -172,22 +226,36 @@ class Steering:
         Where the trunk checkpoints its blocks they are bound to the pass; the first pass ends at the block
         that the selector reads; the second knows what the blocks below the steered ones give.
         """
+        assert this.adapter is not None
         count = len(self.block_names)
-        last = self.last_read if this.number == 1 else count - 1
+        last = self.last_read(this.adapter) if this.number == 1 else count - 1
         known = this.once if this.number == 2 else 0
-        if not checkpointing and last == count - 1 and not known:
+        blocks = self.blocks
+        this.bound = checkpointing or self._are_compiled(blocks)
+        if not this.bound and last == count - 1 and not known:
             return None
         lists: dict[str, Blocks] = {}
-        for index, (name, block) in enumerate(zip(self.block_names, self.blocks, strict=True)):
+        for index, (name, block) in enumerate(zip(self.block_names, blocks, strict=True)):
             if index > last:
                 break
             stands: Any = block
             if index < known:
                 stands = KnownBlock(block, this.known)
-            elif checkpointing:
-                stands = BoundBlock(block, this)
+            elif this.bound:
+                stands = BoundBlock(block, this, self.hooks[index])
             lists.setdefault(name.rpartition(".")[0], Blocks()).append(stands)
         return lists
+
+    def _are_compiled(self, blocks: list[nn.Module]) -> bool:
+        """Whether blocks, or what holds their value projections, are compiled one by one."""
+        if torch.compiler.is_compiling() or any(
+            method.before is not None for method in self.methods.values()
+        ):
+            return False
+        if "torch._dynamo" not in sys.modules:
+            return False
+        around = [self.trunk.get_submodule(path.rpartition(".")[0]) for path in self.value_paths]
+        return any(is_compiled(module) for module in (*blocks, *around))
 
     def plain(self, name: str, lists: dict[str, Blocks] | None = None) -> Callable[..., Any]:
         """Returns a method of the trunk without steering, over other lists of blocks if they are given."""
@@ -199,48 +267,21 @@ class Steering:
                 "Accelerate, for example), which select_from and the checkpointing of timm do not go "
                 "together with."
             )
-        view = with_lists(self.trunk, lists, hidden=self.family.methods)
+        view = with_lists(self.trunk, lists, hidden=(*self.family.methods, *ENTRANCES))
         return functools.partial(getattr(type(self.trunk), name), view)
 
-    def _trains_beside(self) -> bool:
-        """Whether a parameter of the trunk is trained that is not TOAST's: a LoRA factor, an embedding."""
-        return any(p.requires_grad and ".toast_" not in f".{n}" for n, p in self.trunk.named_parameters())
-
-    def _carry_passes(self) -> bool:
-        """Lets checkpointing functions of blocks carry the pass; True if the trunk checkpoints its blocks.
-
-        Raises:
-            ValueError: If checkpointing is re-entrant: it would lose the gradient of the signals.
-        """
-        for block in self.blocks:
-            if not (getattr(block, "gradient_checkpointing", False) and block.training):
-                continue
-            checkpoint = block.__dict__.get("_gradient_checkpointing_func")
-            if checkpoint is not None and not isinstance(checkpoint, Carrying):
-                keywords = getattr(checkpoint, "keywords", None)
-                if keywords is not None and keywords.get("use_reentrant", True):  # the default of torch
-                    raise ValueError(
-                        REENTRANT.format("gradient_checkpointing_kwargs={'use_reentrant': False}")
-                    )
-                block._gradient_checkpointing_func = Carrying(checkpoint)  # type: ignore[assignment]
-        holders = {name.rpartition(".")[0].rpartition(".")[0] for name in self.block_names}
-        if not any(getattr(self.trunk.get_submodule(at), "grad_checkpointing", False) for at in holders):
-            return False
-        from timm.layers import use_reentrant_ckpt
-
-        if use_reentrant_ckpt():
-            raise ValueError(REENTRANT.format("timm.layers.set_reentrant_ckpt(False)"))
-        return True
-
-    def fetch_parameters(self) -> None:
+    def fetch_parameters(self, needs_gradients: bool) -> None:
         """Takes back TOAST's own parameters, which Accelerate offloads if a wrapped model is dispatched.
 
         Its hooks would fetch them anew for every call, as other parameters than an optimiser holds.
 
+        Args:
+            needs_gradients: Whether the call needs the gradients of those that are trained.
+
         Raises:
-            ValueError: If one is trained and this call needs its gradient.
+            ValueError: If one that the call needs the gradient of was offloaded.
         """
-        layers = (self.selector, *self.values)
+        layers = (self.selector, *(layer for layer, _, _ in self._places))
         if not any(layer.may_be_offloaded for layer in layers):
             return
         for layer in layers:
@@ -248,12 +289,12 @@ class Steering:
                 if not name.startswith("toast_") or not hasattr(module, "_hf_hook"):
                     continue
                 offloaded = [p for p in module.parameters(recurse=False) if p.is_meta]
-                if offloaded and torch.is_grad_enabled() and any(p.requires_grad for p in offloaded):
+                if offloaded and needs_gradients and any(p.requires_grad for p in offloaded):
                     raise ValueError(OFFLOADED)
                 if offloaded:
                     remove_hook_from_module(module)
 
-    def _refuse_wrapped_values(self) -> None:
+    def _refuse_wrapped_values(self, adapter: Adapter) -> None:
         """Refuses active adapters of another method around a steered projection: they would not see x + s."""
         for layer, holder, name in self._places:
             outer: Any = holder._modules[name]
@@ -278,19 +319,18 @@ class Steering:
 
     def attach(self) -> None:
         """Puts steered methods in the place of the trunk's, and hooks at its blocks."""
-        self.hooks = [BlockHook(self, block, index) for index, block in enumerate(self.blocks)]
+        self.hooks = [
+            BlockHook(self, block, index, self.units_of[index]) for index, block in enumerate(self.blocks)
+        ]
         for name in self.family.methods:
-            self.methods[name] = SteeredMethod(self, name, self.trunk.__dict__.get(name))
-            self.trunk.__dict__[name] = self.methods[name]
+            self.methods[name] = SteeredMethod(self, name)
+            self.methods[name].attach()
+        self.entrances = attach_entrances(self) + attach_batching(self)
 
     def detach(self) -> None:
-        """Gives the trunk its own methods back, and the blocks their own checkpointing functions."""
-        for name, steered in self.methods.items():
-            if self.trunk.__dict__.get("_old_forward") is steered:  # Accelerate hooked the wrapped trunk
-                own = functools.partial(getattr(type(self.trunk), name), self.trunk)
-                self.trunk.__dict__["_old_forward"] = steered.before or own
-            elif self.trunk.__dict__.pop(name, None) is steered and steered.before is not None:
-                self.trunk.__dict__[name] = steered.before
+        """Gives the model its own methods back, and the blocks their own checkpointing functions."""
+        for stand_in in (*self.methods.values(), *self.entrances, *(self.heads or ())):
+            stand_in.detach()
         for hook in self.hooks:
             hook.remove()
         for block in self.blocks:
@@ -299,36 +339,31 @@ class Steering:
                 block._gradient_checkpointing_func = carrying.checkpoint  # type: ignore[assignment]
 
 
-class SteeredMethod:
+class SteeredMethod(StandIn):
     """Stands on the trunk in the place of one of its methods and runs it in two passes.
 
     Args:
         steering: The wrapped model's parts.
         name: Name of the method.
-        before: What stood on the instance before, such as a device hook of Accelerate; None if nothing did.
     """
 
-    def __init__(self, steering: Steering, name: str, before: Callable[..., Any] | None) -> None:
+    def __init__(self, steering: Steering, name: str) -> None:
+        super().__init__(steering.trunk, name)
         self.steering = steering
-        self.name = name
-        self.before = before
-        original = getattr(type(steering.trunk), name)
-        functools.update_wrapper(self, original, updated=())
-        parameters = list(inspect.signature(original).parameters.values())[1:]
-        self.__signature__ = inspect.Signature(parameters)
         self.cache_name = cache_name(self.__signature__.parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the method, steered if an adapter is active."""
         steering = self.steering
-        if steering.selector.adapter is None:
-            with running(None):
-                return steering.plain(self.name)(*args, **kwargs)
         this = current_pass()
         if this is not None and this.owner is steering:
             return steering.plain(self.name)(*args, **kwargs)  # the trunk's own methods call each other
-        replayed = replayed_output(steering)
-        return steering.forward(self, args, kwargs) if replayed is None else replayed
+        with steering.holding_adapter() as adapter:
+            if adapter is None:
+                with running(Pass(steering, 0)):
+                    return steering.plain(self.name)(*args, **kwargs)
+            replayed = replayed_output(steering)
+            return steering.forward(self, adapter, args, kwargs) if replayed is None else replayed
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Returns positional and keyword arguments by name; the cache by the name that the method knows."""
@@ -342,8 +377,4 @@ OFFLOADED = (
     "parameters that are trained were offloaded when the wrapped model was dispatched; an optimiser would "
     "hold none that get a gradient. Dispatch the model before toast.wrap, or, before the optimiser is made, "
     "call it once under torch.no_grad(), which takes them back."
-)
-
-REENTRANT = (
-    "re-entrant activation checkpointing loses the gradient of the top-down signals; use the other kind: {}."
 )

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from toast.compiled import eagerly
 from toast.feedback import signals
-from toast.model import find_steering
-from toast.passes import Observer, observing, replaying
+from toast.model import active_parts
+from toast.passes import Observer, holding, observing, replaying
 from toast.selector import Selection
 from toast.value import ToastValue
 
@@ -81,25 +82,25 @@ def trace(
         ValueError: If the model is not wrapped, no adapter is active, a block is not there, or the model's
             attention kernel does not show its queries and keys.
     """
-    steering = find_steering(model)
-    if steering is None or steering.selector.adapter is None:
-        raise ValueError("trace needs a model with an active TOAST adapter; wrap it with toast.wrap first.")
+    steering, adapter = active_parts(model, "trace")
     count = len(steering.value_paths)
-    steered = [value.unit.number for value in steering.values]
+    steered = [maps.layer.unit.number for maps in adapter.maps]
     wanted = steered if attention_blocks == "all" else [int(block) for block in attention_blocks]
     wrong = [block for block in wanted if not -count <= block < count or block % count not in steered]
     if wrong:
         raise ValueError(
             f"attention_blocks: the model has steered blocks {steered[0]} to {steered[-1]}; got {wrong}."
         )
-    recorder = _Recorder(steering.values, {block % count for block in wanted}, block_states)
-    with observing(steering, recorder), AttentionMode(recorder.keep) if recorder.wanted else nullcontext():
-        output = model(*inputs, **kwargs)
-    if recorder.outputs.keys() != {1, 2}:
-        raise ValueError("the call did not run the steered trunk, so there is nothing to show.")
-    with replaying(steering, recorder.outputs[1]):
-        first_output = model(*inputs, **kwargs)
-    read = steering.selector.config.select_from
+    recorder = _Recorder([maps.layer for maps in adapter.maps], {b % count for b in wanted}, block_states)
+    sees_attention = AttentionMode(recorder.keep) if recorder.wanted else nullcontext()
+    with holding(steering, adapter), eagerly(model):
+        with observing(steering, recorder), sees_attention:
+            output = model(*inputs, **kwargs)
+        if recorder.outputs.keys() != {1, 2}:
+            raise ValueError("the call did not run the steered trunk, so there is nothing to show.")
+        with replaying(steering, recorder.outputs[1]):
+            first_output = model(*inputs, **kwargs)
+    read = adapter.config.select_from
     for number, seen in recorder.attention.items():
         for block in sorted(recorder.wanted - seen.keys()):
             if number == 2 or read is None or block <= read:
@@ -113,7 +114,7 @@ def trace(
         features=selection.features,
         selection_weights=selection.weights,
         selected=selected,
-        feed_back=partial(signals, steering.values, selected),
+        feed_back=partial(signals, adapter.maps, selected),
         first_output=first_output,
         output=output,
         first_attention=recorder.maps(1),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from einops import rearrange
-from peft import LoraConfig
-from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,8 +15,8 @@ from toast.config import ToastConfig
 from toast.feedback import Signal
 from toast.functional import SteeredWeight
 from toast.layer import ToastLayer
-from toast.layouts import Layout, is_plain
-from toast.passes import Pass, current_pass
+from toast.layouts import Layout, is_plain, may_write
+from toast.passes import Pass, current_pass, current_signals
 from toast.tokens import channels_last, like_map
 
 OUTSIDE = (
@@ -27,15 +25,15 @@ OUTSIDE = (
     "set_grad_checkpointing of timm), not re-entrant; to run blocks by themselves, disable the adapter."
 )
 
-#: Name of the one adapter in the LoRA layers of TOAST-Lite. It is part of the names of saved tensors.
+#: Stands in the names of the factors' tensors, which PEFT's LoRA layer gave them in older adapters.
 FACTORS = "low_rank"
 
 
-class LowRankMap(LoraLinear):
+class LowRankMap(nn.Module):
     """A feedback map of TOAST-Lite: frozen, plus trained low-rank factors.  y = (W + α/r B A) x.
 
-    It is PEFT's LoRA layer with one adapter that is always on. PEFT and transformers reach into every tuner
-    layer that they find to switch and freeze it; these factors follow the adapter that their map belongs to.
+    It belongs to one adapter of its block, as a plain map does. It is none of PEFT's LoRA layers: PEFT and
+    transformers reach into every tuner layer that they find, to switch, scale, freeze and count it.
 
     Args:
         base_layer: The map `W` that is frozen.
@@ -43,18 +41,23 @@ class LowRankMap(LoraLinear):
     """
 
     def __init__(self, base_layer: nn.Linear, config: ToastConfig) -> None:
-        rank, alpha = config.lora_rank, config.lora_alpha
-        lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=config.lora_dropout)
-        super().__init__(base_layer, FACTORS, config=lora, r=rank, lora_alpha=alpha)
+        super().__init__()
+        out, width = base_layer.weight.shape
+        fresh: dict[str, Any] = {"device": base_layer.weight.device, "dtype": base_layer.weight.dtype}
+        down = nn.Linear(width, config.lora_rank, bias=False, **fresh)
+        up = nn.Linear(config.lora_rank, out, bias=False, **fresh)
+        nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))  # as in the LoRA paper's code; the product is 0
+        nn.init.zeros_(up.weight)
+        self.base_layer = base_layer.requires_grad_(False)
+        self.lora_A = nn.ModuleDict({FACTORS: down})
+        self.lora_B = nn.ModuleDict({FACTORS: up})
+        self.dropout = nn.Dropout(config.lora_dropout)
+        self.scaling = config.lora_alpha / config.lora_rank
 
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Does nothing: the feedback map's own adapter decides."""
-
-    def enable_adapters(self, enabled: bool) -> None:
-        """Does nothing: the feedback map's own adapter decides."""
-
-    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
-        """Does nothing: the feedback map's own adapter decides."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps states, `(..., width)`."""
+        low: Tensor = self.lora_A[FACTORS](self.dropout(x))
+        return self.base_layer(x) + self.lora_B[FACTORS](low) * self.scaling  # type: ignore[no-any-return]
 
 
 class ToastValue(ToastLayer):
@@ -85,14 +88,24 @@ class ToastValue(ToastLayer):
         return self.unit.layout
 
     @property
+    def out_features(self) -> int:
+        """Channels of the projection's output: of a fused one, queries and keys included."""
+        return self.layout.out
+
+    @property
     def value_width(self) -> int:
         """Channels of the values."""
         return self.unit.layout.value_width
 
     @property
+    def value_weight(self) -> Tensor | None:
+        """W_V, `(value_width, width)`; None if the module's weight does not say what it computes."""
+        return self.layout.value_weight(self.base_layer)
+
+    @property
     def can_shift(self) -> bool:
         """Whether W_V is known, so that values can be shifted by W_V s."""
-        return self.layout.value_weight(self.base_layer) is not None
+        return self.value_weight is not None
 
     def update_layer(self, adapter: str, config: ToastConfig, fresh: dict[str, Any]) -> None:
         """Adds the two linear maps of an adapter, each with LoRA factors for TOAST-Lite.
@@ -123,29 +136,6 @@ class ToastValue(ToastLayer):
             for name, parameter in maps[adapter].named_parameters():
                 yield ("lora" if "lora_" in name else group), parameter
 
-    @property
-    def maps(self) -> tuple[nn.Module, nn.Module]:
-        """The two maps of the adapter that acts now: `to_state` and `to_signal`."""
-        assert self.adapter is not None
-        return self.toast_to_state[self.adapter], self.toast_to_signal[self.adapter]
-
-    def bring_down(self, state: Tensor) -> Tensor:
-        """Returns y_l = A_l y_{l+1}.
-
-        Where the grid of tokens is finer here, A_l is a transposed convolution whose stride is its size: each
-        coarse token gives the fine ones that it was made of.
-
-        Args:
-            state: y_{l+1}, `(batch, tokens, above)` or `(batch, rows, columns, above)`.
-        """
-        to_state = self.maps[0]
-        weight = next(to_state.parameters())
-        down: Tensor = to_state(state.to(weight.device))
-        if self.unit.scale > 1:
-            scale = self.unit.scale
-            down = rearrange(down, "b h w (sh sw c) -> b (h sh) (w sw) c", sh=scale, sw=scale)
-        return down
-
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Runs the projection; in a pass that holds a signal for this block, with the values of `x + s`."""
         call = current_pass()
@@ -160,10 +150,9 @@ class ToastValue(ToastLayer):
         signal = self._signal(call, x)
         if signal is None:
             return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
-        bias_twice = self.config.value_bias == "twice"
         if isinstance(signal, Tensor):
-            return self.layout.steer(self.base_layer, x, signal, bias_twice)
-        return self.layout.run_and_shift(self.base_layer, x, signal.value_shift(x.dtype), bias_twice)
+            return self.layout.steer(self.base_layer, x, signal, call.bias_twice)
+        return self.layout.run_and_shift(self.base_layer, x, signal.value_shift(x.dtype), call.bias_twice)
 
     @property
     def weight(self) -> Tensor:
@@ -173,7 +162,7 @@ class ToastValue(ToastLayer):
         if not self.functional or call is None:
             return weight  # type: ignore[no-any-return]
         call.enter(self)
-        if self not in call.signals:
+        if self.unit.number not in call.signals:
             return weight  # type: ignore[no-any-return]
         if not is_plain(weight):
             raise ValueError(
@@ -191,17 +180,16 @@ class ToastValue(ToastLayer):
             shift = F.linear(signal.to(x.device, x.dtype), self.layout.rows(weight))
         else:
             shift = signal.value_shift(x.dtype)
-        if self.config.value_bias == "twice" and bias is not None:
+        if call.bias_twice and bias is not None:
             shift = shift + self.layout.rows(bias)
-        return self.layout.shift(out, shift, fresh=True)
-
-    def signal_like(self, shift: Tensor) -> Tensor:
-        """Returns an empty signal for the tokens of a value shift, in the dtype of the feedback."""
-        return next(self.maps[1].parameters()).new_empty((*shift.shape[:-1], self.width))
+        return self.layout.shift(out, shift, fresh=may_write())
 
     def _signal(self, call: Pass, x: Tensor) -> Signal | None:
         """Returns the signal of a pass in the order of tokens of what comes in."""
-        signal = call.arranged.get(self, call.signals.get(self))
+        if not call.signals:
+            return None
+        here = current_signals()
+        signal = call.signal_of(self.unit.number) if here is None else here[self.unit.place]
         return like_map(signal, x) if self.tokens == "map" and isinstance(signal, Tensor) else signal
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from toast.config import ToastConfig, make_config
 from toast.layer import ToastLayer
-from toast.model import find_steering
+from toast.model import active_parts
+from toast.reading import is_finite
 from toast.tracing import trace
 
 
@@ -32,6 +33,7 @@ def wrap(
         The `PeftModel`, in the training mode that the model had.
 
     Raises:
+        TypeError: If `model` is no module, or `config` no `ToastConfig`.
         ValueError: If the model is wrapped already or cannot be wrapped, or an option is unknown. The model
             is then as it was.
 
@@ -42,6 +44,13 @@ def wrap(
         >>> model.print_trainable_parameters()
         trainable params: 75,850 || all params: 6,486,932 || trainable%: 1.1693
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: needs a torch module to wrap; got {type(model).__name__}.")
+    if config is not None and not isinstance(config, ToastConfig):
+        raise TypeError(
+            f"config: needs a ToastConfig, or None and its fields as options; got {type(config).__name__}. "
+            "Other methods of PEFT are put on with peft.get_peft_model."
+        )
     if isinstance(model, PeftModel) or any(isinstance(module, ToastLayer) for module in model.modules()):
         raise ValueError(
             "this model is wrapped already; add another adapter with model.add_adapter(name, config), "
@@ -79,12 +88,15 @@ def calibrate(model: nn.Module, *inputs: Any, **kwargs: Any) -> None:
         model: A wrapped model.
         *inputs: Inputs of one call of the model, such as a batch of images.
         **kwargs: The same.
+
+    Raises:
+        ValueError: If the model has no active TOAST adapter, or the samples give no finite features. The
+            embedding is as it was.
     """
-    steering = find_steering(model)
-    if steering is None or steering.selector.adapter is None:
-        raise ValueError(
-            "calibrate needs a model with an active TOAST adapter; wrap it with toast.wrap first."
-        )
+    steering, adapter = active_parts(model, "calibrate")
+    for given in (*inputs, *kwargs.values()):
+        if isinstance(given, torch.Tensor) and not given.numel():
+            raise ValueError(f"calibrate needs samples; got an empty batch of shape {tuple(given.shape)}.")
     features = trace(model, *inputs, **kwargs).features
     mask = kwargs.get("attention_mask")
     if getattr(steering.trunk, "cls_token", None) is not None and steering.family.reads == "norm":
@@ -94,5 +106,12 @@ def calibrate(model: nn.Module, *inputs: Any, **kwargs: Any) -> None:
     else:
         prefix = int(getattr(steering.trunk, "num_prefix_tokens", 0))
         read = features[:, prefix:].flatten(0, -2)
-    embedding = steering.selector.toast_task_embedding[steering.selector.adapter]
-    embedding.copy_(torch.nn.functional.normalize(read, dim=-1).mean(0) * embedding.shape[0] ** 0.5)
+    mean = torch.nn.functional.normalize(read, dim=-1).mean(0)
+    if not read.numel() or not is_finite(mean):
+        what = "features that are not finite (NaN or infinite)" if read.numel() else "no token but padding"
+        raise ValueError(
+            f"calibrate needs samples with finite features; these give {what}. Pass samples that hold more "
+            "than padding, in numbers that the model can compute with."
+        )
+    embedding = adapter.task_embedding
+    embedding.copy_(mean * embedding.shape[0] ** 0.5)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.models import images, vit
@@ -141,3 +143,54 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     refused(backbone(), folder, "needs a folder that save_trained wrote")
     with pytest.raises(ValueError, match="meta: needs the method's name at 'method'; got None"):
         save_trained(trained("linear"), folder, {})
+
+
+def spoil(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any], whole: bool = False) -> None:
+    """Changes the saved tensors; the checksums are taken out unless `whole`."""
+    held = load_file(folder / "trained.safetensors")
+    edit(held)
+    save_file(held, folder / "trained.safetensors")
+    if not whole:
+        method = json.loads((folder / "method.json").read_text())
+        del method["checksums"]
+        (folder / "method.json").write_text(json.dumps(method))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda t: t.update({"patch_embed.proj.weight": torch.ones(24, 3, 4, 4)}),
+            "not trained: patch_embed",
+        ),
+        (
+            lambda t: t["head.weight"][2, 2:3].fill_(float("nan")),
+            "head.weight holds values that are not finite",
+        ),
+        (lambda t: t["head.bias"][2:3].fill_(float("inf")), "head.bias holds values that are not finite"),
+        (lambda t: t.update({"head.bias": t["head.bias"].long()}), "head.bias is of type torch.int64"),
+    ],
+)
+@pytest.mark.parametrize("method", ["linear", "vpt-deep"])
+def test_what_was_not_trained_or_is_no_number_is_refused(
+    edit, message: str, method: str, tmp_path: Path
+) -> None:
+    save_trained(trained(method), tmp_path, {"method": method})
+    spoil(tmp_path, edit)
+    refused(backbone(), tmp_path, message)
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    save_trained(trained("linear"), tmp_path, {"method": "linear"})
+    spoil(tmp_path, lambda tensors: tensors["head.bias"][1:2].add_(1e-9), whole=True)
+    refused(backbone(), tmp_path, r"trained.safetensors is damaged: the values of head.bias are not those")
+    spoil(tmp_path, lambda _: None)  # folders without checksums load
+    load_trained(backbone(), tmp_path)
+
+
+@pytest.mark.parametrize("entry", ["parameters", "base", "prompts", "adapters"])
+def test_damaged_settings_name_their_file(entry: str, tmp_path: Path) -> None:
+    save_trained(trained("linear"), tmp_path, {"method": "linear"})
+    method = json.loads((tmp_path / "method.json").read_text())
+    (tmp_path / "method.json").write_text(json.dumps(method | {entry: 3}))
+    refused(backbone(), tmp_path, f"method.json is damaged: {entry} is 3")

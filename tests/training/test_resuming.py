@@ -136,3 +136,31 @@ def test_a_half_written_checkpoint_is_not_taken(tmp_path: Path) -> None:
     assert [path.name for path in held] == ["step-00000006", "step-00000008"]
     (held[1] / "progress.json").unlink()  # written last
     assert newest_checkpoint(config.folder / "checkpoints") == held[0]
+
+
+@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.bin"])
+def test_a_damaged_checkpoint_is_found(tmp_path: Path, name: str) -> None:
+    config = _config(tmp_path, "run", epochs=1)
+    run(config, "tune")
+    (config.folder / "result.json").unlink()
+    (checkpoint,) = (config.folder / "checkpoints").iterdir()
+    path = checkpoint / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"{name} is damaged: it is not what was written"):
+        run(config, "tune", resume=True)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"{name} is not there"):
+        run(config, "tune", resume=True)
+
+
+def test_a_checkpoint_without_checksums_is_resumed(tmp_path: Path) -> None:
+    config = _config(tmp_path, "run", epochs=1)
+    run(config, "tune")
+    (config.folder / "result.json").unlink()
+    (checkpoint,) = (config.folder / "checkpoints").iterdir()
+    progress = json.loads((checkpoint / "progress.json").read_text())
+    assert progress.pop("files").keys() >= {"trained.safetensors", "optimizer.bin"}
+    (checkpoint / "progress.json").write_text(json.dumps(progress))
+    run(config, "tune", resume=True)

@@ -290,5 +290,3 @@ def test_what_a_family_lacks_is_refused() -> None:
         look(decoder(), images(2))
     with pytest.raises(ValueError, match="gives no scores of classes"):
         look(zoo.build("clip-vision"), zoo.example("clip-vision")["pixel_values"], method="relevance")
-    with pytest.raises(ValueError, match="steer_from run once"):
-        look(steer(vit(), images(2), steer_from=2), images(2), method="relevance")

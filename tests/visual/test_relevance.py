@@ -60,20 +60,21 @@ def by_hand(
     found = []
     for number in numbers:
         whole = torch.eye(17).double()
-        for kept, gradient in zip(seen, torch.autograd.grad(score, [k[number] for k in seen]), strict=True):
-            weighed = (gradient * kept[number]).clamp(min=0)
+        maps = [kept[min(number, len(kept) - 1)] for kept in seen]  # below steer_from there is one
+        for kept, gradient in zip(maps, torch.autograd.grad(score, maps), strict=True):
+            weighed = (gradient * kept).clamp(min=0)
             whole = whole + (weighed.mean(1) if head == "mean" else weighed[:, head]) @ whole
         found.append(patches(whole.detach(), "class"))
     return found
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("head", ["mean", 1])
-def test_relevance_follows_the_gradient_of_both_passes(head: int | str, fused: bool) -> None:
+@pytest.mark.parametrize(("head", "steer_from"), [("mean", 0), (1, 0), ("mean", 2)])
+def test_relevance_follows_the_gradient_of_both_passes(head: int | str, steer_from: int, fused: bool) -> None:
     x, classes = images(2), torch.tensor([3, 1])
     bare = vit()
     plain = copy.deepcopy(bare)
-    model = steer(bare, x)
+    model = steer(bare, x, steer_from=steer_from)
     for attention in find_parts(model).attentions:
         attention.fused_attn = fused
     views = look(model, x, method="relevance", target=classes, head=head)

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from toast.baselines import adaptformer, vpt
-from toast.saving import read_safetensors
+from toast.reading import checksum, read_json, read_safetensors, refuse_values
 
 WEIGHTS = "trained.safetensors"
 METHOD = "method.json"
 
 #: Format of `method.json`.
 FORMAT = 1
+
+_OPTIONS = (dict, type(None))
 
 #: Weights of the frozen base that are kept to know it again, and values of each.
 _KNOWN_BY, _VALUES = 2, 8
@@ -63,6 +65,7 @@ def save_trained(model: nn.Module, folder: str | Path, meta: dict[str, Any]) -> 
         "prompts": prompts.options if prompts else None,
         "adapters": adapters[0].options if adapters else None,
         "parameters": {name: list(tensor.shape) for name, tensor in tensors.items()},
+        "checksums": {name: checksum(tensor) for name, tensor in tensors.items()},
         "base": _fingerprint(base, set(tensors)),
     }
     text = json.dumps(described, indent=2) + "\n"
@@ -84,13 +87,12 @@ def read_method(folder: str | Path) -> dict[str, Any]:
     path = Path(folder, METHOD)
     if not path.is_file():
         raise ValueError(f"{path} is not there; needs a folder that save_trained wrote.")
-    try:
-        method = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged or no JSON: {error}.") from error
-    if not isinstance(method, dict) or method.get("format") != FORMAT:
-        found = method.get("format") if isinstance(method, dict) else type(method).__name__
-        raise ValueError(f"{path}: needs format {FORMAT}; got {found!r}.")
+    method = read_json(path)
+    if method.get("format") != FORMAT:
+        raise ValueError(f"{path}: needs format {FORMAT}; got {method.get('format')!r}.")
+    for name, kinds in (("parameters", dict), ("base", dict), ("prompts", _OPTIONS), ("adapters", _OPTIONS)):
+        if not isinstance(method.get(name), kinds):
+            raise ValueError(f"{path} is damaged: {name} is {method.get(name)!r}.")  # noqa: TRY004 - a file's
     return method
 
 
@@ -108,19 +110,22 @@ def load_trained(model: nn.Module, folder: str | Path) -> dict[str, Any]:
         What `method.json` says.
 
     Raises:
-        ValueError: If a file is missing or damaged, a tensor does not fit, or the frozen weights are others
-            than those of the base that was trained on; the model is unchanged then.
+        ValueError: If a file is missing or damaged, a tensor does not fit, was not trained or is not finite,
+            or the frozen weights are others than those of the base that was trained on; the model is
+            unchanged then.
     """
     method = read_method(folder)
     path = Path(folder, WEIGHTS)
     tensors = read_safetensors(path)
+    saved: Any = method["parameters"]
     base = _base(model)
     added, attach = _missing_parts(base, method)
     here = _named_tensors(base)
     known = here | added
     problems = {
-        "missing": [name for name in method["parameters"] if name not in tensors],
-        "unknown to the model": [name for name in tensors if name not in known],
+        "missing": [name for name in saved if name not in tensors],
+        "that were not trained": [name for name in tensors if name not in saved],
+        "unknown to the model": [name for name in tensors if name in saved and name not in known],
         "missing from the saved": [name for name in added if name not in tensors],
         "of another shape": [
             f"{name} is {tuple(tensor.shape)}, needs {tuple(known[name].shape)}"
@@ -135,6 +140,13 @@ def load_trained(model: nn.Module, folder: str | Path) -> dict[str, Any]:
             "trained on, with a head of as many classes (reset_head)."
         )
     _check_base(path, method["base"], here)
+    refuse_values(
+        str(path),
+        tensors.items(),
+        lambda name: known[name].is_floating_point(),
+        method.get("checksums"),
+        f" If it was changed on purpose, remove 'checksums' from {Path(folder, METHOD)}.",
+    )
     for put_in in attach:
         put_in()
     with torch.no_grad():

@@ -13,10 +13,13 @@ from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from toast.training.folder import read_json, write_json
+from toast.reading import checksum_file, read_json, refuse_values
+from toast.training.folder import write_json
 
 _TRAINED = "trained.safetensors"
 _PROGRESS = "progress.json"
+# In the progress: the checksum of every file by its name.
+_FILES = "files"
 
 
 def save_checkpoint(
@@ -44,7 +47,8 @@ def save_checkpoint(
         accelerator.save_state(str(unfinished))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_json(unfinished / _PROGRESS, {"step": step, **progress})
+        files = {path.relative_to(unfinished).as_posix(): checksum_file(path) for path in _files(unfinished)}
+        write_json(unfinished / _PROGRESS, {"step": step, **progress, _FILES: files})
         shutil.rmtree(final, ignore_errors=True)
         unfinished.rename(final)
         for old in _whole(folder)[:-keep]:
@@ -66,15 +70,33 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> dict[str, Any
         Its progress, `step` among it.
 
     Raises:
-        ValueError: If it is of another model, or damaged.
+        ValueError: If it is of another model, or damaged; nothing has been read into the run then.
     """
-    progress: dict[str, Any] = read_json(checkpoint / _PROGRESS)
+    progress = read_json(checkpoint / _PROGRESS)
+    _refuse_changed(checkpoint, progress.pop(_FILES, {}))
     try:
         with _trained_alone(accelerator):
             accelerator.load_state(str(checkpoint))
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{checkpoint} cannot be read into this run: {error}") from error
     return progress
+
+
+def _refuse_changed(checkpoint: Path, saved: dict[str, str]) -> None:
+    """Refuses files that are not what was written; checkpoints without checksums are taken as they are."""
+    for name, checksum in saved.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise ValueError(f"{path} is not there, which was written with its checkpoint.")
+        if checksum_file(path) != checksum:
+            raise ValueError(
+                f"{path} is damaged: it is not what was written (the checksums differ). Copy the checkpoint "
+                "again, or remove it to resume from an earlier one."
+            )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _whole(folder: Path) -> list[Path]:
@@ -99,6 +121,7 @@ def _trained_alone(accelerator: Accelerator) -> Iterator[None]:
             return
         model = models.pop()
         held = load_file(Path(source) / _TRAINED)
+        refuse_values(str(Path(source) / _TRAINED), held.items(), lambda _: False)
         wanted = {name: value.shape for name, value in _state(accelerator, model).items()}
         given = {name: value.shape for name, value in held.items()}
         if wanted != given:

@@ -78,7 +78,8 @@ def settings_of(model: nn.Module) -> dict[str, Any]:
     steering = find_steering(model)
     if steering is None:
         return {"what": "features before the head"}
-    config = steering.selector.config
+    assert steering.adapter is not None
+    config = steering.adapter.config
     names = ("select_features", "select_from", "steer_from")
     return {"what": "first pass", **{name: getattr(config, name) for name in names}}
 
@@ -121,8 +122,8 @@ class Computer:
         """Returns a batch with what was stored of its samples, where the objective looks for it."""
         if self.head is not None:
             return batch | {"features": tensors["features"].flatten(1)}
-        parts = {name: tensors.get(name) for name in ("unnormed", "normed", "entering")}
-        return batch | {"first_pass": FirstPass(**parts, in_tuple=self.in_tuple)}
+        unnormed, normed, entering = (tensors.get(name) for name in ("unnormed", "normed", "entering"))
+        return batch | {"first_pass": FirstPass(unnormed, normed, entering, in_tuple=self.in_tuple)}
 
 
 def build(

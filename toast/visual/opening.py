@@ -10,11 +10,11 @@ from typing import Any
 
 from accelerate import PartialState
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from toast.families import FAMILIES
-from toast.saving import WEIGHTS
+from toast.reading import TensorFile, read_json
+from toast.saving import weights_of
 from toast.training import folder
 from toast.training.backbones import Backbone, open_backbone
 from toast.training.config import RunConfig
@@ -87,7 +87,7 @@ def open_model(
 
 
 def _open_adapter(place: Path, base: str | None, weights: Path | None, demo: bool) -> Opened:
-    settings = folder.read_json(place / ADAPTER_CONFIG)
+    settings = read_json(place / ADAPTER_CONFIG)
     if demo and (base is not None or weights is not None):
         raise ValueError("--demo is a backbone of its own; pass it without --model and --weights.")
     base = base or settings.get("base_model_name_or_path")
@@ -135,14 +135,11 @@ def _of_transformers(base: str) -> bool:
 
 def _rows_of_head(place: Path) -> int | None:
     """Returns the outputs of the head that an adapter holds; None if it holds none."""
-    if not (place / WEIGHTS).is_file():
+    path = weights_of(place)
+    if not path.is_file():
         return None
-    try:
-        with safe_open(place / WEIGHTS, "pt") as file:
-            heads = [file.get_slice(name).get_shape() for name in file.keys() if _HEAD.fullmatch(name)]  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{place / WEIGHTS} is damaged: {error}") from error
-    return next((int(shape[0]) for shape in reversed(heads) if len(shape) == 2), None)
+    heads = [shape for name, shape in TensorFile(path).shapes.items() if _HEAD.fullmatch(name)]
+    return next((shape[0] for shape in reversed(heads) if len(shape) == 2), None)
 
 
 def _own_classes(config: RunConfig) -> int:

@@ -108,8 +108,8 @@ def attention_gradients(score: Tensor, attentions: Sequence[SeenAttention]) -> l
     outputs = [seen.output for seen in attentions]
     if not all(output.requires_grad for output in outputs):
         raise ValueError(
-            "relevance needs the gradient of every block up to the shown one, but the lower blocks of a "
-            "model with steer_from run once, without a graph. Use method='rollout' or 'grad-cam'."
+            "relevance needs the gradient of every block up to the shown one, and one of them ran without a "
+            "graph. Use method='rollout' or 'grad-cam'."
         )
     found = torch.autograd.grad(score.sum(), outputs)
     return [seen.gradient(of) for seen, of in zip(attentions, found, strict=True)]

@@ -77,7 +77,7 @@ def find_parts(model: nn.Module) -> Parts:
             f"maps over a picture need a vision model; {type(trunk).__name__} (family {family.name}) is one "
             "of language."
         )
-    active = steering is not None and steering.selector.adapter is not None
+    active = steering is not None and steering.adapter is not None
     return Parts(
         trunk=trunk,
         family=family,

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from toast.model import find_steering
+from toast.model import active_parts
 from toast.visual.modes import evaluating
 from toast.visual.text_cells import Cell, join_tokens
 from toast.visual.text_reading import Reading, read
@@ -180,11 +180,7 @@ def _of_head(attention: Tensor, head: int | Literal["mean"], block: int) -> Tens
 
 
 def _check(model: nn.Module, answer: str | None, max_new_tokens: int, max_tokens: int) -> None:
-    steering = find_steering(model)
-    if steering is None or steering.selector.adapter is None:
-        raise ValueError(
-            "look_at_text needs a model with an active TOAST adapter; wrap it with toast.wrap first."
-        )
+    steering, _ = active_parts(model, "look_at_text")
     if not hasattr(model.get_base_model() if isinstance(model, PeftModel) else model, "generate"):
         raise ValueError(
             "look_at_text needs a causal language model, with `generate`; "

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toast.compiled import eagerly
 from toast.feedback import Signal
-from toast.model import find_steering
+from toast.model import active_parts
 from toast.passes import Observer, observing
 from toast.tracing import AttentionMode, trace
 from toast.value import ToastValue
@@ -55,20 +56,18 @@ def read(model: nn.Module, ids: Tensor, block: int) -> Reading:
     if block in traced.first_attention:
         first = traced.first_attention[block]
     else:
-        steering = find_steering(model)
-        assert steering is not None
-        ends = steering.last_read
+        steering, adapter = active_parts(model, "look_at_text")
+        ends = steering.last_read(adapter)
         first = _frozen_attention(model, block, call)
     return Reading(traced.selection_weights[0], first[0], second[0], block, ends)
 
 
 def _frozen_attention(model: nn.Module, block: int, inputs: dict[str, Any]) -> Tensor:
     """Returns the attention of a block without steering, `(batch, heads, tokens, tokens)`."""
-    steering = find_steering(model)
-    assert steering is not None
-    (layer,) = (value for value in steering.values if value.unit.number == block)
+    steering, adapter = active_parts(model, "look_at_text")
+    (layer,) = (maps.layer for maps in adapter.maps if maps.layer.unit.number == block)
     watch = _Unsteered(layer)
-    with observing(steering, watch), AttentionMode(watch.keep):
+    with observing(steering, watch), AttentionMode(watch.keep), eagerly(model):
         model(**inputs)
     assert watch.attention is not None  # the trace of the same call has seen this block's
     return watch.attention
@@ -82,7 +81,7 @@ class _Unsteered(Observer):
         self.runs = False
         self.attention: Tensor | None = None
 
-    def on_signals(self, signals: dict[ToastValue, Signal]) -> dict[ToastValue, Signal]:
+    def on_signals(self, signals: dict[int, Signal]) -> dict[int, Signal]:
         return {}
 
     def on_block(self, number: int, layer: ToastValue) -> None:

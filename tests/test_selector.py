@@ -1,0 +1,93 @@
+"""A selector that starts alive, and says so when it is not."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import toast
+from tests.models import decoder, images, tokens, vit
+from toast.model import find_steering
+
+
+def sharing_a_direction() -> Any:
+    """A language model whose features all have the same sign, as those of trained ones share a direction."""
+    bare = decoder("gpt2")
+    norm = bare.transformer.ln_f
+    with torch.no_grad():
+        norm.weight.mul_(0.1)
+        norm.bias.fill_(1.0)
+    return bare
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_fresh_selector_lives_on_its_first_input(seed: int) -> None:
+    bare, text = sharing_a_direction(), tokens(1, 3)
+    torch.manual_seed(seed)
+    model = toast.wrap(bare).train()
+    weights = toast.trace(model, input_ids=text, use_cache=False).selection_weights
+    assert (weights > 0).all()
+    model(input_ids=text, use_cache=False).logits.square().mean().backward()
+    model.zero_grad()
+    with torch.no_grad():
+        for value in find_steering(model).values:
+            torch.nn.init.normal_(value.toast_to_signal["default"].weight)
+    model(input_ids=text, use_cache=False).logits.square().mean().backward()
+    assert find_steering(model).selector.toast_task_embedding["default"].grad.abs().max() > 0
+
+
+def test_starcoder2() -> None:
+    config = transformers.Starcoder2Config(
+        vocab_size=40, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=3,
+        num_key_value_heads=1, bos_token_id=1, eos_token_id=None,
+    )  # fmt: skip
+    for seed in range(6):
+        torch.manual_seed(seed)
+        model = toast.wrap(transformers.AutoModelForCausalLM.from_config(config))
+        assert toast.trace(model, input_ids=tokens(1, 2), use_cache=False).selection_weights.any()
+
+
+def test_only_a_fresh_start_is_turned_round() -> None:
+    bare, text = sharing_a_direction(), tokens(1, 3)
+    model = toast.wrap(bare).eval()
+    embedding = find_steering(model).selector.toast_task_embedding["default"]
+    away = torch.full_like(embedding, -1.0)
+
+    def after_a_call(model: Any) -> torch.Tensor:
+        model(input_ids=text, use_cache=False)
+        return find_steering(model).selector.toast_task_embedding["default"].detach().clone()
+
+    chosen, loaded, copied = copy.deepcopy(model), copy.deepcopy(model), copy.deepcopy(model)
+    with torch.no_grad():
+        find_steering(chosen).selector.toast_task_embedding["default"].copy_(away)
+    state = {name: away if "task_embedding" in name else t for name, t in loaded.state_dict().items()}
+    loaded.load_state_dict(state)
+    assert torch.equal(after_a_call(chosen), away)  # somebody has chosen it
+    assert torch.equal(after_a_call(loaded), away)
+    drawn = embedding.detach().clone()
+    assert torch.equal(after_a_call(model).abs(), drawn.abs())
+    assert torch.equal(after_a_call(model), after_a_call(copied))
+
+
+def test_nothing_selected_in_training_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    model, x = toast.wrap(vit()), images(2)
+    selector = find_steering(model).selector
+    toast.calibrate(model, x)
+    with torch.no_grad():
+        selector.toast_task_embedding["default"].neg_()
+        selector.base_layer.weight.zero_()  # all features are the bias
+        selector.base_layer.bias.copy_(-selector.toast_task_embedding["default"])
+    with caplog.at_level(logging.WARNING, "toast.selector"):
+        model.eval()(x)
+        assert not caplog.records
+        model.train()
+        for _ in range(5):
+            model(x)
+    (record,) = caplog.records
+    assert "selects no token" in record.getMessage()
+    assert "toast.calibrate" in record.getMessage()
