@@ -21,7 +21,7 @@ HOOK = ROOT / "build_hook"
 @pytest.fixture(scope="module", params=["wheel", "editable"])
 def site_packages(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the wheel of `pip install .`, or `-e .`, is unpacked."""
-    pytest.importorskip("setuptools", minversion="77")
+    pytest.importorskip("setuptools", minversion="77.0.3")
     source, wheels = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheels")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
