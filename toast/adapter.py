@@ -6,7 +6,6 @@ and keeps hold of its parts, so its answer is that of one of the two states.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from toast.compiled import is_transformed
 from toast.config import ToastConfig
+from toast.layouts import is_plain
 
 #: What stands before the adapter's name in the name of the buffer that holds its fused matrix.
 FUSED = "fused_"
@@ -67,44 +68,68 @@ class Fusion:
     Args:
         with_values: Whether W_V is part of it. A weight that is quantised or traced afterwards would say
             something else if it were asked in each call.
-        own: The adapter's weights that it was computed from.
-        frozen: The base's weights that are part of it. One that is replaced, by a quantised one, was right.
-        replaced: Whether other weights were loaded since.
+        made_of: The weights that it was computed from: the adapter's, then the base's.
     """
 
-    def __init__(
-        self, with_values: bool, own: Iterable[Tensor], frozen: Iterable[Tensor], replaced: bool = False
-    ) -> None:
+    def __init__(self, with_values: bool, made_of: Iterable[Tensor]) -> None:
         self.with_values = with_values
-        self.replaced = replaced
-        self._own = [(weight, _version(weight)) for weight in own]
-        self._frozen = [(weakref.ref(weight), _version(weight)) for weight in frozen]
+        self.replaced = False  # whether other weights were loaded since
+        weights = list(made_of)
+        self._versions = [_version(weight) for weight in weights]
+        self._samples = [_sample(weight) for weight in weights]
 
-    def is_stale(self, own: Iterable[Tensor]) -> bool:
-        """Whether a weight was written to or replaced since.
+    def is_stale(self, made_of: Iterable[Tensor]) -> bool:
+        """Whether a weight is another than it was.
+
+        PyTorch counts what is written, but not by fused optimisers nor through `.data`, so a few values are
+        compared, too. A weight of another precision, or one that is quantised, was right.
 
         Args:
-            own: The adapter's weights as they are now.
+            made_of: The weights as they are now.
         """
-        if self.replaced or torch.compiler.is_compiling():  # traced tensors count no writes
+        if self.replaced or is_transformed():  # what is traced has no values
             return self.replaced
+        weights = list(made_of)
         if any(
-            now is not then or _version(now) != at for now, (then, at) in zip(own, self._own, strict=True)
+            version is not None and _version(weight) not in (version, None)
+            for weight, version in zip(weights, self._versions, strict=True)
         ):
             return True
-        frozen = [(weight(), version) for weight, version in self._frozen]
-        return any(weight is not None and _version(weight) != version for weight, version in frozen)
+        now, then = [], []
+        for weight, sample in zip(weights, self._samples, strict=True):
+            if _is_readable(weight) and weight.dtype == sample.dtype:
+                now.append(_sample(weight))
+                then.append(sample.to(weight.device))
+        return bool(now) and not torch.equal(torch.cat(now), torch.cat(then))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Fusion:
+        return _copied(self.with_values, self.replaced, self._samples)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The weights of a copy count their writes anew.
-        own = [weight for weight, _ in self._own]
-        frozen = [weight for weight in (held() for held, _ in self._frozen) if weight is not None]
-        return Fusion, (self.with_values, own, frozen, self.is_stale(own))
+        return _copied, (self.with_values, self.replaced, self._samples)
+
+
+def _copied(with_values: bool, replaced: bool, samples: list[Tensor]) -> Fusion:
+    """Returns what is known of the matrix of a copied model, whose weights count their writes anew."""
+    fusion = Fusion(with_values, [])
+    fusion.replaced = replaced
+    fusion._versions, fusion._samples = [None] * len(samples), samples
+    return fusion
 
 
 def _version(weight: Tensor) -> int | None:
     """Returns how often a tensor was written to; None of one that does not count."""
-    return None if weight.is_inference() else weight._version
+    return None if weight.is_inference() or not _is_readable(weight) else weight._version
+
+
+def _is_readable(weight: Tensor) -> bool:
+    return is_plain(weight) and not weight.is_meta
+
+
+def _sample(weight: Tensor) -> Tensor:
+    """Returns a few values of a weight, copied."""
+    flat = weight.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // 8)].clone()
 
 
 @dataclass(frozen=True)
@@ -130,29 +155,42 @@ class Adapter:
     fusion: Fusion | None = None
 
     def mapped(self) -> Iterator[Tensor]:
-        """Yields the weights that a fused matrix is made of: all but the task embedding."""
+        """Yields what of the adapter a fused matrix is made of: all but the task embedding."""
         yield self.channel_transform
         for maps in self.maps:
             yield from maps.to_state.parameters()
             yield from maps.to_signal.parameters()
 
-    def check_fusion(self) -> None:
-        """Refuses to go on with a fused matrix that is not, or will not stay, that of the weights.
+    def fused_from(self, with_values: bool) -> Iterator[Tensor]:
+        """Yields all weights that a fused matrix is made of, those of the base last."""
+        yield from self.mapped()
+        if with_values:
+            for maps in self.maps:
+                yield maps.layer.base_layer.weight  # type: ignore[misc]
+
+    def refuse_training_fused(self) -> None:
+        """Refuses a call that needs gradients of weights which a fused matrix stands for.
 
         Raises:
-            ValueError: If the call needs gradients of the fused weights, or they were written to.
+            ValueError: If it does.
         """
-        if self.fusion is None:
-            return
-        if torch.is_grad_enabled() and any(weight.requires_grad for weight in self.mapped()):
+        fused = self.fusion is not None and torch.is_grad_enabled()
+        if fused and any(weight.requires_grad for weight in self.mapped()):
             raise ValueError(
                 f"adapter {self.name!r} is fused and trained: its matrix gives no gradient to what it was "
                 "made of. Call toast.unfuse(model) to train, or model.requires_grad_(False) for inference."
             )
-        if self.fusion.is_stale(self.mapped()):
+
+    def refuse_stale_fusion(self) -> None:
+        """Refuses a fused matrix that is not that of the weights any more.
+
+        Raises:
+            ValueError: If they were changed since.
+        """
+        if self.fusion is not None and self.fusion.is_stale(self.fused_from(self.fusion.with_values)):
             raise ValueError(
-                f"adapter {self.name!r} was fused, and its weights were changed since. Call "
-                "toast.fuse(model) again, or toast.unfuse(model)."
+                f"adapter {self.name!r} was fused, and its weights or those of the value projections were "
+                "changed since. Call toast.fuse(model) again, or toast.unfuse(model)."
             )
 
 

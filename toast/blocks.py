@@ -6,10 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from toast.compiled import COMPILED
 from toast.passes import Pass, running
 
 if TYPE_CHECKING:
     from toast.hooks import BlockHook
+
+
+REPLACED = (
+    "{} was replaced on this instance (by a device hook of Accelerate, for example), which select_from and "
+    "the checkpointing of timm do not go together with."
+)
 
 
 class BoundBlock:
@@ -76,8 +83,12 @@ def with_lists(module: nn.Module, lists: dict[str, Blocks], hidden: tuple[str, .
         lists: What stands at which path in the view.
         hidden: Instance attributes that the view does not take over.
     """
+    if module.__dict__.get("forward") is not None and "forward" not in hidden:
+        raise ValueError(REPLACED.format(f"{type(module).__name__}.forward"))
     view = module.__class__.__new__(module.__class__)
     view.__dict__.update({name: value for name, value in module.__dict__.items() if name not in hidden})
+    # What is compiled of a module that holds the blocks was compiled over its own list.
+    view.__dict__.pop("_compiled_call_impl", None)
     view.__dict__["_modules"] = dict(module._modules)
     below: dict[str, dict[str, Blocks]] = {}
     for path, blocks in lists.items():
@@ -87,5 +98,8 @@ def with_lists(module: nn.Module, lists: dict[str, Blocks], hidden: tuple[str, .
         else:
             view.__dict__[first] = blocks
     for first, rests in below.items():
-        view._modules[first] = with_lists(module.get_submodule(first), rests)
+        child = module.get_submodule(first)
+        while COMPILED in child._modules:
+            child = child.get_submodule(COMPILED)
+        view._modules[first] = with_lists(child, rests)
     return view

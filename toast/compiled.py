@@ -27,3 +27,11 @@ def eagerly(model: nn.Module) -> Iterator[None]:
     compiled = "torch._dynamo" in sys.modules and any(map(is_compiled, model.modules()))
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
         yield
+
+
+def is_transformed() -> bool:
+    """Whether tensors stand for others, traced or mapped by `torch.func`, and cannot be looked at."""
+    if torch.compiler.is_compiling():
+        return True
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return traced or torch._C._are_functorch_transforms_active()

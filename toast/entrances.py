@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
@@ -12,6 +11,7 @@ from toast.methods import StandIn
 from toast.passes import held_adapter
 
 if TYPE_CHECKING:
+    from toast.adapter import Adapter
     from toast.steering import Steering
 
 #: Methods of the wrapped model that are one call each.
@@ -35,8 +35,6 @@ class Entrance(StandIn):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the method with the adapter that is active now."""
-        if self.steering.heads is None and not torch.compiler.is_compiling():
-            self.steering.heads = hold_heads(self.steering)
         with self.steering.holding_adapter(generates=self.name == "generate"):
             return self.own(*args, **kwargs)
 
@@ -47,21 +45,32 @@ class HeldHead(StandIn):
     Args:
         steering: The wrapped model's parts.
         kept: PEFT's wrapper of the module.
+        place: Its place among those of the model.
     """
 
-    def __init__(self, steering: Steering, kept: nn.Module) -> None:
+    def __init__(self, steering: Steering, kept: nn.Module, place: int) -> None:
         super().__init__(kept, "forward")
         self.steering = steering
+        self.place = place
+
+    def chosen(self, adapter: Adapter | None) -> nn.Module | None:
+        """Returns what an adapter's calls run; None if another method's adapter has its copy active."""
+        kept: Any = self.module
+        if adapter is not None and adapter.name in kept.modules_to_save:
+            return kept.modules_to_save[adapter.name]  # type: ignore[no-any-return]
+        active = [] if kept.disable_adapters else kept.active_adapters
+        foreign = [name for name in active if name not in self.steering.selector.configs]
+        if any(name in kept.modules_to_save for name in foreign):
+            return None
+        return kept.original_module  # type: ignore[no-any-return]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the module."""
         held = held_adapter(self.steering)
-        if held is None:
-            return self.own(*args, **kwargs)
-        copies: Any = self.module.modules_to_save
-        name = None if held.adapter is None else held.adapter.name
-        module = copies[name] if name in copies else self.module.original_module  # noqa: SIM401 - a ModuleDict
-        return module(*args, **kwargs)  # type: ignore[operator]
+        module = None
+        if held is not None and self.place < len(held.heads):
+            module = held.heads[self.place]
+        return self.own(*args, **kwargs) if module is None else module(*args, **kwargs)
 
 
 def attach_entrances(steering: Steering) -> list[StandIn]:
@@ -78,10 +87,14 @@ def attach_entrances(steering: Steering) -> list[StandIn]:
     return entrances
 
 
-def hold_heads(steering: Steering) -> list[StandIn]:
+def hold_heads(steering: Steering) -> list[HeldHead]:
     """Makes the modules that are saved with an adapter go by the adapter of the call, and returns how."""
     kept = [module for module in steering.model.modules() if isinstance(module, ModulesToSaveWrapper)]
-    for module in kept:
-        if not isinstance(module.__dict__.get("forward"), HeldHead):
-            HeldHead(steering, module).attach()
-    return [module.__dict__["forward"] for module in kept]
+    heads = []
+    for place, module in enumerate(kept):
+        held = module.__dict__.get("forward")
+        if isinstance(held, HeldHead):
+            held.detach()
+        heads.append(HeldHead(steering, module, place))
+        heads[-1].attach()
+    return heads

@@ -44,8 +44,7 @@ def fuse(model: nn.Module) -> nn.Module:
     weight = next(adapter.maps[-1].layer.base_layer.parameters())
     dtype = weight.dtype if weight.dtype.is_floating_point else matrix.dtype
     selector.register_buffer(FUSED + adapter.name, matrix.to(dtype), persistent=False)
-    frozen = [p for maps in adapter.maps for p in maps.layer.base_layer.parameters()] if with_values else []
-    selector.fusions[adapter.name] = Fusion(with_values, adapter.mapped(), frozen)
+    selector.fusions[adapter.name] = Fusion(with_values, adapter.fused_from(with_values))
     return model
 
 

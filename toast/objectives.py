@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toast.model import active_parts
-from toast.passes import holding
 from toast.tokens import fit
 from toast.tracing import Trace, trace
 
@@ -58,7 +57,7 @@ def pretraining_loss(
         The loss, and its detached parts `first_task`, `task` and `reconstruction`.
     """
     steering, adapter = active_parts(model, "pretraining_loss")
-    with holding(steering, adapter):
+    with steering.holding(adapter):
         traced = trace(model, *inputs, block_states=True, **kwargs)
         reconstruction = reconstruction_loss(model, traced)
     first, second = task_loss(traced.first_output), task_loss(traced.output)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from toast.suspending import is_running, suspendable_frame
 
@@ -138,11 +138,13 @@ class Held:
     Args:
         model: The model, known by its `Steering`.
         adapter: Its adapter; None for the plain model.
+        heads: What its calls run of each module that adapters have copies of; None leaves it to PEFT.
         outer: What held before for other models.
     """
 
     model: object
     adapter: Adapter | None
+    heads: list[nn.Module | None]
     outer: Held | None
 
 
@@ -271,9 +273,11 @@ def collecting(model: object) -> Iterator[list[Pass]]:
         yield passes
 
 
-def holding(model: object, adapter: Adapter | None) -> AbstractContextManager[None]:
-    """Makes the calls of one model in this thread use an adapter that was taken, or none."""
-    return _holding("held", Held(model, adapter, _thread.held))
+def holding(
+    model: object, adapter: Adapter | None, heads: list[nn.Module | None]
+) -> AbstractContextManager[None]:
+    """Makes the calls of one model in this thread use an adapter that was taken, or none; see `Held`."""
+    return _holding("held", Held(model, adapter, heads, _thread.held))
 
 
 @contextmanager

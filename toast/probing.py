@@ -18,7 +18,7 @@ from toast.adapter import Adapter
 from toast.compiled import eagerly
 from toast.feedback import Signal
 from toast.model import active_parts
-from toast.passes import Observer, holding, observing
+from toast.passes import Observer, observing
 from toast.value import ToastValue
 
 
@@ -107,7 +107,7 @@ def probe(model: nn.Module, *inputs: Any, **kwargs: Any) -> Probe:
 
     try:
         still = run(None)
-        with holding(steering, None):
+        with steering.holding(None):
             plain = _first_tensor(model(*inputs, **kwargs))
         units = [_compare(maps.layer, still, run(maps.layer)) for maps in adapter.maps]
     finally:

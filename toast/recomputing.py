@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from toast.passes import current_pass, current_signals, running
@@ -88,12 +88,25 @@ def tame_input_hooks(steering: Steering) -> None:
     transformers and PEFT register them for activation checkpointing. Nobody asks for that gradient, and
     the first pass would keep a graph for it.
     """
+    for hooks in _embedding_hooks(steering):
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "__name__", "") in REQUIRE_GRADIENTS:
+                hooks[key] = NotInFirstPass(steering, hook)
+
+
+def untame_input_hooks(steering: Steering) -> None:
+    """Puts the hooks back as they were."""
+    for hooks in _embedding_hooks(steering):
+        for key, hook in list(hooks.items()):
+            if isinstance(hook, NotInFirstPass) and hook.steering is steering:
+                hooks[key] = hook.hook
+
+
+def _embedding_hooks(steering: Steering) -> Iterator[dict[int, Any]]:
     for module in (steering.model, steering.trunk):
         embeddings: Any = getattr(module, "get_input_embeddings", lambda: None)
         try:
             embeddings = embeddings()
         except NotImplementedError:
             continue
-        for key, hook in list(getattr(embeddings, "_forward_hooks", {}).items()):
-            if getattr(hook, "__name__", "") in REQUIRE_GRADIENTS:
-                embeddings._forward_hooks[key] = NotInFirstPass(steering, hook)
+        yield getattr(embeddings, "_forward_hooks", {})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toast.adapter import FUSED, Adapter
+from toast.compiled import is_transformed
 from toast.config import ToastConfig
 from toast.layer import ToastLayer
 from toast.passes import current_pass
@@ -125,6 +126,12 @@ class ToastSelector(ToastLayer):
             normed = self.base_layer(unnormed) if self.reads == "block" else unnormed
         return channels_last(unnormed, self.tokens), channels_last(normed, self.tokens)
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in self.configs:
+            if f"{prefix}toast_task_embedding.{name}" in state_dict:
+                self.start.forget(name)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def drop_fused(self, adapter: str) -> None:
         """Forgets the fused matrix of an adapter."""
         self._buffers.pop(f"{FUSED}{adapter}", None)
@@ -193,6 +200,10 @@ class SelectorStart:
         if not task_embedding.is_meta:
             self.untouched[adapter] = task_embedding.detach().clone()
 
+    def forget(self, adapter: str) -> None:
+        """Takes a task embedding as it is: it was loaded."""
+        self.untouched.pop(adapter, None)
+
     def is_open(self, adapter: str) -> bool:
         """Whether a task embedding may be as it was drawn, and its features can be looked at.
 
@@ -211,13 +222,12 @@ class SelectorStart:
             task_embedding: Its task embedding, `(width,)`; written to.
             compared: The features that it is compared with, channels last.
         """
-        drawn = self.untouched.pop(adapter, None)
-        if drawn is None:  # another thread does it
-            return
-        same = drawn.device == task_embedding.device and drawn.dtype == task_embedding.dtype
-        if not same or not torch.equal(drawn, task_embedding):
-            return
-        if F.cosine_similarity(compared, task_embedding, dim=-1).mean() < 0:
+        if type(compared) is not Tensor or not isinstance(task_embedding, nn.Parameter):
+            return  # a tensor that stands for another, or one that a function was called with
+        mean = F.cosine_similarity(compared, task_embedding, dim=-1).mean()
+        drawn = self.untouched.pop(adapter, None) if mean.isfinite() else None
+        # None if another thread does it. A model may have been cast or moved since.
+        if drawn is not None and mean < 0 and torch.equal(drawn.to(task_embedding), task_embedding):
             task_embedding.neg_()
 
     @torch.no_grad()
@@ -241,11 +251,6 @@ class SelectorStart:
                 "negative, and gets no gradient. Start it from the data: toast.calibrate(model, inputs).",
                 adapter,
             )
-
-
-def is_transformed() -> bool:
-    """Whether tensors stand for others, traced or mapped by `torch.func`, and cannot be looked at."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _several_processes() -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,13 +19,14 @@ from torch import nn
 from toast.adapter import Adapter, take
 from toast.anatomy import Anatomy
 from toast.batching import attach_batching
-from toast.blocks import Blocks, BoundBlock, KnownBlock, with_lists
+from toast.blocks import REPLACED, Blocks, BoundBlock, KnownBlock, with_lists
 from toast.caching import cache_name, pass_caches, under_name, wants_all_blocks, without_cache
-from toast.compiled import is_compiled
-from toast.entrances import ENTRANCES, attach_entrances
+from toast.compiled import COMPILED, is_compiled
+from toast.entrances import ENTRANCES, HeldHead, attach_entrances, hold_heads
 from toast.feedback import feed_back
 from toast.hooks import BlockHook
 from toast.methods import StandIn
+from toast.names import as_written
 from toast.passes import (
     Pass,
     collected_passes,
@@ -37,7 +38,7 @@ from toast.passes import (
     running,
     stored_first_pass,
 )
-from toast.recomputing import Carrying, carry_passes, tame_input_hooks
+from toast.recomputing import Carrying, carry_passes, tame_input_hooks, untame_input_hooks
 from toast.selector import ToastSelector
 from toast.value import ToastValue
 
@@ -65,7 +66,7 @@ class Steering:
         self.methods: dict[str, SteeredMethod] = {}
         self.entrances: list[StandIn] = []
         self._found: list[tuple[ToastValue, nn.Module, str]] | None = None
-        self.heads: list[StandIn] | None = None  # found when they are needed: PEFT adds them late
+        self.heads: list[HeldHead] | None = None  # found when they are needed: PEFT adds them late
 
     def forward(
         self, method: SteeredMethod, adapter: Adapter, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -130,7 +131,7 @@ class Steering:
         """
         self._refuse_wrapped_values(adapter)
         self._refuse_dropped_tokens()
-        adapter.check_fusion()
+        adapter.refuse_training_fused()
 
     @contextmanager
     def holding_adapter(self, generates: bool = False) -> Iterator[Adapter | None]:
@@ -145,8 +146,16 @@ class Steering:
         if self.selector.adapter is not None:
             self.fetch_parameters(needs_gradients=torch.is_grad_enabled() and not generates)
         adapter = self.adapter
-        with holding(self, adapter):
+        if adapter is not None:
+            adapter.refuse_stale_fusion()
+        with self.holding(adapter):
             yield adapter
+
+    def holding(self, adapter: Adapter | None) -> AbstractContextManager[None]:
+        """Makes the calls of the model use an adapter that was taken, or none, with its heads."""
+        if self.heads is None and not torch.compiler.is_compiling():
+            self.heads = hold_heads(self)
+        return holding(self, adapter, [head.chosen(adapter) for head in self.heads or ()])
 
     @property
     def adapter(self) -> Adapter | None:
@@ -179,8 +188,11 @@ class Steering:
         holder_path, _, name = path.rpartition(".")
         holder = self.trunk.get_submodule(holder_path)
         layer: Any = holder.get_submodule(name)
-        while not isinstance(layer, ToastValue) and hasattr(layer, "base_layer"):
-            layer = layer.base_layer  # an adapter of another method stands around it
+        while not isinstance(layer, ToastValue):
+            inner = layer._modules.get(COMPILED, getattr(layer, "base_layer", None))
+            if inner is None:
+                break
+            layer = inner  # it is compiled by itself, or an adapter of another method stands around it
         return (layer, holder, name) if isinstance(layer, ToastValue) else None
 
     def blocks_run_once(self, method: SteeredMethod, adapter: Adapter, inputs: dict[str, Any]) -> int:
@@ -231,7 +243,7 @@ class Steering:
         last = self.last_read(this.adapter) if this.number == 1 else count - 1
         known = this.once if this.number == 2 else 0
         blocks = self.blocks
-        this.bound = checkpointing or self._are_compiled(blocks)
+        this.bound = checkpointing or self._hooks_act(this) or self._are_compiled(blocks)
         if not this.bound and last == count - 1 and not known:
             return None
         lists: dict[str, Blocks] = {}
@@ -243,8 +255,14 @@ class Steering:
                 stands = KnownBlock(block, this.known)
             elif this.bound:
                 stands = BoundBlock(block, this, self.hooks[index])
-            lists.setdefault(name.rpartition(".")[0], Blocks()).append(stands)
+            lists.setdefault(as_written(name).rpartition(".")[0], Blocks()).append(stands)
         return lists
+
+    def _hooks_act(self, this: Pass) -> bool:
+        """Whether hooks at the blocks have a part in a pass, for which hooks of others are to come first."""
+        reads = this.reads is not None and self.family.reads != "norm"
+        acts = reads or this.once > 0 or this.wants_states or self.family.tokens == "windows"
+        return acts and not any(method.before is not None for method in self.methods.values())
 
     def _are_compiled(self, blocks: list[nn.Module]) -> bool:
         """Whether blocks, or what holds their value projections, are compiled one by one."""
@@ -262,11 +280,7 @@ class Steering:
         if lists is None:
             return self.methods[name].before or functools.partial(getattr(type(self.trunk), name), self.trunk)
         if self.methods[name].before is not None:
-            raise ValueError(
-                f"{type(self.trunk).__name__}.{name} was replaced on this instance (by a device hook of "
-                "Accelerate, for example), which select_from and the checkpointing of timm do not go "
-                "together with."
-            )
+            raise ValueError(REPLACED.format(f"{type(self.trunk).__name__}.{name}"))
         view = with_lists(self.trunk, lists, hidden=(*self.family.methods, *ENTRANCES))
         return functools.partial(getattr(type(self.trunk), name), view)
 
@@ -298,7 +312,9 @@ class Steering:
         """Refuses active adapters of another method around a steered projection: they would not see x + s."""
         for layer, holder, name in self._places:
             outer: Any = holder._modules[name]
-            if outer is not layer and not getattr(outer, "disable_adapters", True):
+            outer = outer._modules.get(COMPILED, outer)
+            merged = getattr(outer, "merged", False)  # into the weight, which is called as any other
+            if outer is not layer and not merged and not getattr(outer, "disable_adapters", True):
                 active = [name for name in outer.active_adapters if name in outer._get_available_adapters()]
                 if active:
                     raise ValueError(
@@ -333,6 +349,7 @@ class Steering:
             stand_in.detach()
         for hook in self.hooks:
             hook.remove()
+        untame_input_hooks(self)
         for block in self.blocks:
             carrying = block.__dict__.get("_gradient_checkpointing_func")
             if isinstance(carrying, Carrying):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from toast.config import ToastConfig
 from toast.model import active_parts
-from toast.passes import Pass, collecting, giving, holding
+from toast.passes import Pass, collecting, giving
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def first_pass(model: nn.Module, *inputs: Any, **kwargs: Any) -> FirstPass:
         True
     """
     steering, adapter = active_parts(model, "first_pass")
-    with holding(steering, adapter), collecting(steering) as collected:
+    with steering.holding(adapter), collecting(steering) as collected:
         model(*inputs, **kwargs)
     if len(collected) != 1:
         raise ValueError(f"first_pass needs a call that runs the trunk once; it ran {len(collected)} times.")

@@ -18,17 +18,18 @@ _SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GE
 
 
 def suspendable_frame() -> FrameType | None:
-    """Returns the frame of the generator or coroutine that is entering a `with` block; None of a function.
+    """Returns the frame of the generator or coroutine within which a `with` block is entered, if any.
 
-    Called by the context manager when it is entered. A generator that is made a context manager hands the
-    question on to who enters that one.
+    Called by the context manager when it is entered. Functions between are passed over: one that enters the
+    block for its caller, on an `ExitStack`, has returned when the block is left. A generator that is made a
+    context manager itself hands the question on to who enters that one.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        suspendable = bool(frame.f_code.co_flags & _SUSPENDABLE)
-        serves = _is_of_contextlib(frame) or (suspendable and _is_of_contextlib(frame.f_back))
-        if not serves:
-            return frame if suspendable else None
+        if frame.f_code.co_flags & _SUSPENDABLE and not (
+            _is_of_contextlib(frame) or _is_of_contextlib(frame.f_back)
+        ):
+            return frame
         frame = frame.f_back
     return None
 

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from toast.compiled import eagerly
 from toast.feedback import signals
 from toast.model import active_parts
-from toast.passes import Observer, holding, observing, replaying
+from toast.passes import Observer, observing, replaying
 from toast.selector import Selection
 from toast.value import ToastValue
 
@@ -93,7 +93,7 @@ def trace(
         )
     recorder = _Recorder([maps.layer for maps in adapter.maps], {b % count for b in wanted}, block_states)
     sees_attention = AttentionMode(recorder.keep) if recorder.wanted else nullcontext()
-    with holding(steering, adapter), eagerly(model):
+    with steering.holding(adapter), eagerly(model):
         with observing(steering, recorder), sees_attention:
             output = model(*inputs, **kwargs)
         if recorder.outputs.keys() != {1, 2}:
