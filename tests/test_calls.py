@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 import toast
@@ -160,6 +161,50 @@ def test_what_a_hook_switches_is_for_the_next_call(number: int) -> None:
     assert torch.equal(model.get_base_model().forward_features(x), features)
     handle.remove()
     assert torch.equal(call(model, x), expected["other"])
+
+
+def test_the_head_of_a_deleted_adapter_goes_on_until_the_end_of_the_call() -> None:
+    model, (x,) = switched("vit"), inputs("vit")
+    model.base_model.set_adapter("default", inference_mode=True)
+    expected = call(model, x)
+
+    def delete(*_: Any) -> None:
+        if toast.running_pass() == 2 and "default" in model.peft_config:
+            model.base_model.set_adapter("other", inference_mode=True)
+            model.delete_adapter("default")
+
+    handle = blocks_of(model)[2].register_forward_hook(delete)
+    assert torch.equal(call(model, x), expected)
+    handle.remove()
+    assert not torch.equal(call(model, x), expected)
+
+
+def test_modules_within_the_trunk_go_by_the_adapter_of_the_call() -> None:
+    """Also where the trunk is called itself, and no call came before."""
+    model = steered("vit", modules_to_save=["patch_embed"])
+    model.add_adapter("other", toast.ToastConfig(modules_to_save=["patch_embed"]))
+    awaken(model).eval().requires_grad_(False)
+    (x,), trunk = inputs("vit"), model.get_base_model()
+    expected = copy.deepcopy(trunk).forward_features(x)
+    switch = blocks_of(model)[2].register_forward_hook(
+        lambda *_: model.base_model.set_adapter("other", inference_mode=True)
+    )
+    assert torch.equal(trunk.forward_features(x), expected)
+    switch.remove()
+    assert not torch.equal(trunk.forward_features(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model", "ignore:Already found a `peft_config`")
+@pytest.mark.parametrize("called", [False, True])
+def test_the_head_of_another_method_beside_is_its_own(called: bool) -> None:
+    model, (x,) = steered("vit"), inputs("vit")
+    if called:
+        model(x)
+    both = get_peft_model(
+        model, LoraConfig(target_modules=["fc1"], modules_to_save=["head"]), adapter_name="beside"
+    ).double()
+    both(x).sum().backward()
+    assert both.get_base_model().get_base_model().head.modules_to_save["beside"].weight.grad is not None
 
 
 # Several calls, and calls that fail.

@@ -289,3 +289,32 @@ def test_an_adapter_knows_nothing_of_what_is_compiled(kind: str, tmp_path: Path)
     assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
     again = PeftModel.from_pretrained(deep(kind)[0], tmp_path / "compiled").eval()
     same([logits(again, x)], [logits(plain, x)])
+
+
+@signals_are_no_leaves
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_module_around_the_blocks_that_is_compiled(replaced: bool) -> None:
+    config = transformers.SiglipVisionConfig(
+        hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3, image_size=16,
+        patch_size=4,
+    )  # fmt: skip
+    model = awaken(toast.wrap(transformers.SiglipVisionModel(config), select_from=1)).float().eval()
+    x, bare = images(2).float(), model.get_base_model()
+    expected = model(x).last_hidden_state
+    if replaced:
+        bare.encoder = torch.compile(bare.encoder, backend="eager")
+    else:
+        bare.encoder.compile(backend="eager")
+    same([model(x).last_hidden_state], [expected])
+    for layer in bare.encoder.layers:
+        layer.compile(backend="eager")
+    same([model(x).last_hidden_state], [expected])
+
+
+@signals_are_no_leaves
+def test_a_projection_that_is_compiled() -> None:
+    model, x = tiny("vit"), images(2).float()
+    expected = model(x)
+    for block in model.get_base_model().blocks:
+        block.attn.qkv = torch.compile(block.attn.qkv, backend="eager")
+    same([model(x)], [expected])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 import toast
-from tests.models import awaken, decoder, tokens
-from tests.steered import assert_same, call, inputs
+from tests.models import awaken, decoder, images, tokens
+from tests.steered import assert_same, call, inputs, steered
 from tests.test_families import call as call_row
 from tests.test_families import inputs as inputs_of_row
 from tests.test_families import steered as steered_row
@@ -122,3 +124,71 @@ def test_what_cannot_be_fused() -> None:
         toast.fuse(still(toast.wrap(build("timm-swin"))))
     with pytest.raises(ValueError, match="fuse needs a model with an active TOAST adapter"):
         toast.fuse(decoder())
+
+
+# A fused matrix that is not that of the weights any more.
+
+
+def by_state(model: Any) -> None:
+    model.load_state_dict(
+        {name: 1.1 * t if "to_signal" in name else t for name, t in model.state_dict().items()}
+    )
+
+
+def by_assignment(model: Any) -> None:
+    state = {name: 1.1 * t if "base_layer.weight" in name else t for name, t in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+
+
+def by_peft(model: Any) -> None:
+    set_peft_model_state_dict(model, {n: 1.1 * t for n, t in get_peft_model_state_dict(model).items()})
+
+
+def in_place(model: Any) -> None:
+    with torch.no_grad():
+        find_steering(model).adapter.channel_transform[3, 4] += 1.0
+
+
+def unseen(model: Any) -> None:
+    find_steering(model).values[1].base_layer.weight.data *= 1.1
+
+
+def by_optimiser(model: Any) -> None:
+    weights = [w.requires_grad_() for w in find_steering(model).adapter.mapped()]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW(weights, lr=1e-6, fused=True).step()
+    model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("change", [by_state, by_assignment, by_peft, in_place, unseen, by_optimiser])
+def test_weights_that_changed_are_noticed(change: Any) -> None:
+    model, x = steered("vit").requires_grad_(False), images(2)
+    toast.fuse(model)
+    model(x)
+    change(model)
+    with pytest.raises(ValueError, match=r"was fused, and its weights .* were changed since"):
+        model(x)
+    torch.testing.assert_close(toast.fuse(model)(x), toast.unfuse(copy.deepcopy(model))(x))
+
+
+def test_what_is_no_change() -> None:
+    model, x = steered("vit").requires_grad_(False), images(2)
+    expected = toast.fuse(model)(x)
+    torch.testing.assert_close(copy.deepcopy(model)(x), expected)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(model))(x), expected)
+    torch.testing.assert_close(
+        copy.deepcopy(model).float()(x.float()).double(), expected, rtol=1e-3, atol=1e-4
+    )
+    toast.calibrate(model, images(2))  # the task embedding is no part of it
+    torch.testing.assert_close(model(x), toast.unfuse(copy.deepcopy(model))(x))
+
+
+def test_a_fused_adapter_is_not_trained() -> None:
+    model, x = steered("vit").requires_grad_(False), images(2)
+    expected = toast.fuse(model)(x)
+    model.set_adapter("default")
+    with pytest.raises(ValueError, match="is fused and trained"):
+        model(x)
+    with torch.no_grad():
+        assert torch.equal(model(x), expected)

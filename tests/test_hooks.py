@@ -63,3 +63,32 @@ def test_a_hook_can_ask_which_pass_runs() -> None:
         model(x)
     assert seen == {0: [1, 0], 2: [1, 2, 0]}
     assert toast.running_pass() == 0
+
+
+@pytest.mark.parametrize("options", [{"steer_from": 1}, {"select_from": 0}], ids=str)
+def test_what_a_hook_makes_of_a_block_is_what_counts(options: dict[str, Any]) -> None:
+    """A change after block 0 and one before block 1 are the same, in both passes and with checkpointing."""
+    model, x = steered("vit", **options), images(2)
+    trunk = model.get_base_model()
+    handle = blocks_of(model)[0].register_forward_hook(lambda module, args, out: out * 1.5)
+    after = call(model, x)
+    model.train()
+    trunk.set_grad_checkpointing(True)
+    checkpointed = call(model, x)
+    trunk.set_grad_checkpointing(False)
+    handle.remove()
+    if "steer_from" in options:
+        blocks_of(model)[1].register_forward_pre_hook(lambda module, args: (args[0] * 1.5,))
+        assert_same(after, call(model, x))
+    assert_same(checkpointed, after)
+
+
+def test_hooks_for_activation_checkpointing_are_put_back() -> None:
+    model = steered("gpt2").train()
+    bare = model.get_base_model()
+    bare.enable_input_require_grads()
+    before = dict(bare.get_input_embeddings()._forward_hooks)
+    call(model, tokens(2))
+    assert bare.get_input_embeddings()._forward_hooks != before
+    model.unload()
+    assert bare.get_input_embeddings()._forward_hooks == before

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from peft import PeftModel
 
 import toast
 from tests.models import decoder, images, tokens, vit
@@ -91,3 +93,58 @@ def test_nothing_selected_in_training_is_said_once(caplog: pytest.LogCaptureFixt
     (record,) = caplog.records
     assert "selects no token" in record.getMessage()
     assert "toast.calibrate" in record.getMessage()
+
+
+def dead(seed: int) -> tuple[Any, torch.Tensor]:
+    """A fresh model whose draw points away from all features."""
+    torch.manual_seed(seed)
+    model = toast.wrap(sharing_a_direction()).eval()
+    embedding = find_steering(model).selector.toast_task_embedding["default"]
+    if embedding.mean() > 0:  # the features are all about 1
+        embedding.data.neg_()
+        find_steering(model).selector.start.keep("default", embedding)
+    return model, tokens(1, 3)
+
+
+def selected(model: Any, text: torch.Tensor) -> torch.Tensor:
+    return toast.trace(model, input_ids=text, use_cache=False).selection_weights
+
+
+def test_a_cast_a_copy_and_nothing_finite_before_the_first_call() -> None:
+    model, text = dead(0)
+    assert selected(copy.deepcopy(model).bfloat16(), text).all()
+    assert selected(copy.deepcopy(model).float(), text).all()
+    broken = torch.full((1, 3, 24), torch.nan, dtype=torch.float64)
+    model(inputs_embeds=broken, use_cache=False)
+    assert selected(model, text).all()
+
+
+def test_what_is_loaded_is_never_turned_round(tmp_path: Path) -> None:
+    model, text = dead(0)
+    model.save_pretrained(tmp_path)
+    loaded, _ = dead(0)  # drawn alike
+    loaded.load_adapter(str(tmp_path), "default")
+    loaded.eval()
+    torch.manual_seed(0)
+    again = PeftModel.from_pretrained(sharing_a_direction(), str(tmp_path)).eval()
+    for each in (loaded, again):
+        assert not selected(each, text).any()
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing warns of much
+def test_traced_and_called_with_other_weights() -> None:
+    model, text = dead(0)
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    before = copy.deepcopy(weights)
+    torch.func.functional_call(model, weights, (), {"input_ids": text, "use_cache": False})
+    assert all(torch.equal(weights[name], before[name]) for name in weights)
+
+    vision, x = toast.wrap(vit()).eval().requires_grad_(False), images(2)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        find_steering(vision).selector.toast_task_embedding["default"].copy_(torch.randn(24))
+        find_steering(vision).selector.start.keep(
+            "default", find_steering(vision).selector.toast_task_embedding["default"]
+        )
+        traced = torch.jit.trace(vision, x, check_trace=False)
+        assert torch.equal(traced(x), traced(x))

@@ -156,6 +156,26 @@ def test_not_for_the_consumer_of_a_generator() -> None:
     assert torch.equal(model(x), own)
 
 
+def test_not_beyond_who_a_helper_enters_it_for() -> None:
+    model, x, stored, own, swapped = vision()
+
+    def enter(stack: ExitStack) -> None:
+        stack.enter_context(toast.given_first_pass(model, stored))
+
+    def outputs() -> Iterator[torch.Tensor]:
+        with ExitStack() as stack:
+            enter(stack)
+            yield model(x)
+
+    for out in outputs():
+        assert torch.equal(out, swapped)
+        assert torch.equal(model(x), own)
+    with ExitStack() as stack:
+        enter(stack)
+        assert torch.equal(model(x), swapped)
+    assert torch.equal(model(x), own)
+
+
 def test_not_for_other_coroutines() -> None:
     model, x, stored, own, swapped = vision()
 
