@@ -131,7 +131,7 @@ def test_a_model_that_was_never_called_eagerly(kind: str, fullgraph: bool) -> No
     compiled = torch.compile(model, fullgraph=fullgraph, backend="eager")
     for _ in range(3):
         same([logits(compiled, x).detach()], [logits(twin, x).detach()])
-    assert graphs() == 1
+    assert graphs() == 2  # the first call of a fresh adapter looks at what it selects
 
 
 def test_several_adapters_and_none() -> None:

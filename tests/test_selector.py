@@ -148,3 +148,18 @@ def test_traced_and_called_with_other_weights() -> None:
         )
         traced = torch.jit.trace(vision, x, check_trace=False)
         assert torch.equal(traced(x), traced(x))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_model_that_is_compiled_before_its_first_call(backend: str) -> None:
+    torch._dynamo.reset()
+    model, text = dead(0)
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    for _ in range(2):
+        found, expected = (each(input_ids=text, use_cache=False).logits for each in (compiled, twin))
+        torch.testing.assert_close(found, expected)
+    embeddings = [find_steering(each).selector.toast_task_embedding["default"] for each in (model, twin)]
+    assert torch.equal(*embeddings)
+    assert selected(model, text).all()
+    torch._dynamo.reset()

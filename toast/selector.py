@@ -150,7 +150,11 @@ class ToastSelector(ToastLayer):
             unnormed: See `select`.
             normed: See `select`.
         """
-        if self.start.is_open(adapter.name):
+        compiled = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+        if compiled and adapter.name in self.start.untouched:
+            compared, _ = self._read_by(adapter, unnormed, normed)
+            self.start.wake_compiled(adapter.name, adapter.task_embedding, compared)
+        elif self.start.is_open(adapter.name):
             compared, _ = self._read_by(adapter, unnormed, normed)
             self.start.wake(adapter.name, adapter.task_embedding, compared)
 
@@ -213,7 +217,7 @@ class SelectorStart:
 
     @torch.no_grad()
     def wake(self, adapter: str, task_embedding: Tensor, compared: Tensor) -> None:
-        """Turns a task embedding round that is as it was drawn and points away from the first features.
+        """Turns a task embedding round that is as it was drawn and selects nothing of the first features.
 
         A draw is as likely as its opposite.
 
@@ -224,11 +228,24 @@ class SelectorStart:
         """
         if type(compared) is not Tensor or not isinstance(task_embedding, nn.Parameter):
             return  # a tensor that stands for another, or one that a function was called with
-        mean = F.cosine_similarity(compared, task_embedding, dim=-1).mean()
-        drawn = self.untouched.pop(adapter, None) if mean.isfinite() else None
+        highest = F.cosine_similarity(compared, task_embedding, dim=-1).max()
+        drawn = self.untouched.pop(adapter, None) if highest.isfinite() else None
         # None if another thread does it. A model may have been cast or moved since.
-        if drawn is not None and mean < 0 and torch.equal(drawn.to(task_embedding), task_embedding):
+        if drawn is not None and highest <= 0 and torch.equal(drawn.to(task_embedding), task_embedding):
             task_embedding.neg_()
+
+    @torch.no_grad()
+    def wake_compiled(self, adapter: str, task_embedding: Tensor, compared: Tensor) -> None:
+        """Does the same in a call that Dynamo traces; the next call is compiled without it.
+
+        Args:
+            adapter: As in `wake`.
+            task_embedding: As in `wake`.
+            compared: As in `wake`.
+        """
+        self.untouched.pop(adapter)
+        highest = F.cosine_similarity(compared, task_embedding, dim=-1).max()
+        task_embedding.mul_(torch.where(highest <= 0, -1.0, 1.0).to(task_embedding))
 
     @torch.no_grad()
     def watch(self, adapter: str, task_embedding: Tensor, weights: Tensor) -> None:
