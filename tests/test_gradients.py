@@ -147,6 +147,19 @@ def test_a_stored_first_pass_is_refused_where_its_gradient_is_needed() -> None:
             model(x.clone().requires_grad_())
 
 
+def test_a_stored_first_pass_is_refused_where_something_below_is_trained() -> None:
+    x = images(2)
+    for kept, refused in (("patch_embed", True), ("blocks.2.mlp", True), ("head", False)):
+        model = steered("vit", modules_to_save=[kept]).train()
+        stored = toast.first_pass(model, x)
+        with toast.given_first_pass(model, stored):
+            if refused:
+                with pytest.raises(ValueError, match=f"{kept}.*is trained, and its gradient comes through"):
+                    model(x)
+            else:
+                model(x).sum().backward()
+
+
 # Higher orders and transforms, in both forms of the feedback.
 
 forms = pytest.mark.parametrize("form", ["per_token", "composed"])

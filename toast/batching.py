@@ -23,6 +23,7 @@ from torch import Tensor
 
 from toast.methods import StandIn
 from toast.passes import current_pass
+from toast.preconditions import check_call
 
 if TYPE_CHECKING:
     from toast.adapter import Adapter
@@ -300,7 +301,7 @@ def _pages_of_call(steering: Steering, adapter: Adapter) -> Pages:
     Raises:
         ValueError: If it cannot.
     """
-    steering.check(adapter)
+    check_call(steering, adapter)
     unknown = unknown_parts()
     if unknown:
         raise ValueError(

@@ -38,6 +38,7 @@ from toast.passes import (
     running,
     stored_first_pass,
 )
+from toast.preconditions import check_call, refuse_trained_below
 from toast.recomputing import Carrying, carry_passes, tame_input_hooks, untame_input_hooks
 from toast.selector import ToastSelector
 from toast.value import ToastValue
@@ -75,7 +76,7 @@ class Steering:
 
         Equations 1 to 4 of arXiv 2305.15542 in the order in which they are computed.
         """
-        self.check(adapter)
+        check_call(self, adapter)
         observer = current_observer(self)
         checkpointing = torch.is_grad_enabled() and carry_passes(self)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -92,6 +93,7 @@ class Steering:
         first_output = None
         if stored is not None:
             stored.fill(first, inputs)
+            refuse_trained_below(self)
         else:
             first_output = self.first_pass(first, caches.first, checkpointing)
         if collected is not None:
@@ -119,19 +121,6 @@ class Steering:
         if observer is not None:
             observer.on_output(2, output)
         return output
-
-    def check(self, adapter: Adapter) -> None:
-        """Refuses a call whose adapter cannot steer the model as it is now.
-
-        Args:
-            adapter: The adapter of the call.
-
-        Raises:
-            ValueError: If it cannot.
-        """
-        self._refuse_wrapped_values(adapter)
-        self._refuse_dropped_tokens()
-        adapter.refuse_training_fused()
 
     @contextmanager
     def holding_adapter(self, generates: bool = False) -> Iterator[Adapter | None]:
@@ -163,16 +152,16 @@ class Steering:
         held = held_adapter(self)
         if held is not None:
             return held.adapter
-        return take(self.selector, [layer for layer, _, _ in self._places])
+        return take(self.selector, [layer for layer, _, _ in self.places])
 
     @property
     def values(self) -> list[ToastValue]:
         """The value projections that the active adapter steers, bottom block first; of any, if none is."""
         adapter = self.selector.adapter
-        return [layer for layer, _, _ in self._places if adapter is None or adapter in layer.configs]
+        return [layer for layer, _, _ in self.places if adapter is None or adapter in layer.configs]
 
     @property
-    def _places(self) -> list[tuple[ToastValue, nn.Module, str]]:
+    def places(self) -> list[tuple[ToastValue, nn.Module, str]]:
         """The value layers of all adapters, with the module and the name under which each is held."""
         if self._found is None:
             self._found = [place for place in map(self._find, self.value_paths) if place is not None]
@@ -295,7 +284,7 @@ class Steering:
         Raises:
             ValueError: If one that the call needs the gradient of was offloaded.
         """
-        layers = (self.selector, *(layer for layer, _, _ in self._places))
+        layers = (self.selector, *(layer for layer, _, _ in self.places))
         if not any(layer.may_be_offloaded for layer in layers):
             return
         for layer in layers:
@@ -307,31 +296,6 @@ class Steering:
                     raise ValueError(OFFLOADED)
                 if offloaded:
                     remove_hook_from_module(module)
-
-    def _refuse_wrapped_values(self, adapter: Adapter) -> None:
-        """Refuses active adapters of another method around a steered projection: they would not see x + s."""
-        for layer, holder, name in self._places:
-            outer: Any = holder._modules[name]
-            outer = outer._modules.get(COMPILED, outer)
-            merged = getattr(outer, "merged", False)  # into the weight, which is called as any other
-            if outer is not layer and not merged and not getattr(outer, "disable_adapters", True):
-                active = [name for name in outer.active_adapters if name in outer._get_available_adapters()]
-                if active:
-                    raise ValueError(
-                        f"adapter {', '.join(active)} ({type(outer).__name__}) stands around the steered "
-                        f"projection {layer.unit.path!r}, so it would act on x and not on "
-                        "x + s. Leave that module out of its target_modules, merge it before wrapping, or "
-                        "make one of the two active."
-                    )
-
-    def _refuse_dropped_tokens(self) -> None:
-        """Refuses random token dropping: each pass would drop its own, and signals reach other tokens."""
-        rate = getattr(getattr(self.trunk, "patch_drop", None), "prob", 0.0)
-        if self.trunk.training and rate > 0:
-            raise ValueError(
-                f"the trunk drops tokens at random in training (patch_drop_rate={rate}), and would drop "
-                "others in each of the two passes. Create the model with patch_drop_rate=0."
-            )
 
     def attach(self) -> None:
         """Puts steered methods in the place of the trunk's, and hooks at its blocks."""
