@@ -165,16 +165,7 @@ def check_pages(cache: Any, steering: Steering, adapter: Adapter, once: int) -> 
 
 
 class Starting(StandIn):
-    """Stands in the place of `init_continuous_batching`, which all other entry points call.
-
-    Args:
-        steering: The wrapped model's parts.
-        name: Name of the method.
-    """
-
-    def __init__(self, steering: Steering, name: str) -> None:
-        super().__init__(steering.model, name)
-        self.steering = steering
+    """Stands in the place of `init_continuous_batching`, which all other entry points call."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Returns a manager whose cache is that of the adapter that is active now.
@@ -228,16 +219,7 @@ class Starting(StandIn):
 
 
 class Batch(StandIn):
-    """Stands in the place of `generate_batch`, which logs what ends its loop and returns what is there.
-
-    Args:
-        steering: The wrapped model's parts.
-        name: Name of the method.
-    """
-
-    def __init__(self, steering: Steering, name: str) -> None:
-        super().__init__(steering.model, name)
-        self.steering = steering
+    """Stands in the place of `generate_batch`, which logs what ends its loop and returns what is there."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Generates, and raises what ended the loop if that is steering."""
@@ -286,7 +268,7 @@ def unknown_parts() -> str | None:
 def attach_batching(steering: Steering) -> list[StandIn]:
     """Makes continuous batching of the model steered, if its class has it."""
     stand_ins: list[StandIn] = [
-        kind(steering, name)
+        kind(steering, steering.model, name)
         for name, kind in _STAND_INS.items()
         if callable(getattr(type(steering.model), name, None))
     ]

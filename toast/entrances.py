@@ -23,15 +23,7 @@ class Entrance(StandIn):
 
     A model that generates calls its trunk once a token, and runs its head behind the trunk: all of that is
     one call, whatever another thread switches meanwhile.
-
-    Args:
-        steering: The wrapped model's parts.
-        name: Name of the method.
     """
-
-    def __init__(self, steering: Steering, name: str) -> None:
-        super().__init__(steering.model, name)
-        self.steering = steering
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the method with the adapter that is active now."""
@@ -49,8 +41,7 @@ class HeldHead(StandIn):
     """
 
     def __init__(self, steering: Steering, kept: nn.Module, place: int) -> None:
-        super().__init__(kept, "forward")
-        self.steering = steering
+        super().__init__(steering, kept, "forward")
         self.place = place
 
     def chosen(self, adapter: Adapter | None) -> nn.Module | None:
@@ -78,7 +69,7 @@ def attach_entrances(steering: Steering) -> list[StandIn]:
     model = steering.model
     steered = steering.methods if model is steering.trunk else {}
     entrances: list[StandIn] = [
-        Entrance(steering, name)
+        Entrance(steering, model, name)
         for name in ENTRANCES
         if name not in steered and callable(getattr(model, name, None))
     ]

@@ -5,20 +5,25 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from toast.steering import Steering
 
 
 class StandIn:
     """Stands on one module in the place of one of its methods; all others of the class keep theirs.
 
     Args:
+        steering: The parts of the wrapped model that it belongs to.
         module: The module.
         name: Name of the method.
     """
 
-    def __init__(self, module: nn.Module, name: str) -> None:
+    def __init__(self, steering: Steering, module: nn.Module, name: str) -> None:
+        self.steering = steering
         self.module = module
         self.name = name
         #: What stood on the instance before, such as a device hook of Accelerate; None if nothing did.

@@ -329,8 +329,7 @@ class SteeredMethod(StandIn):
     """
 
     def __init__(self, steering: Steering, name: str) -> None:
-        super().__init__(steering.trunk, name)
-        self.steering = steering
+        super().__init__(steering, steering.trunk, name)
         self.cache_name = cache_name(self.__signature__.parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
