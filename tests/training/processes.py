@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 
@@ -27,8 +28,10 @@ def on_two_processes(config: RunConfig, sharded: str | None = None, resume: bool
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
+    # Forked from a process that has imported all and computed nothing: autograd may have threads here.
+    multiprocessing.set_forkserver_preload([__name__])
     torch.multiprocessing.start_processes(
-        _process, (port, config, sharded, resume), nprocs=2, start_method="fork"
+        _process, (port, config, sharded, resume), nprocs=2, start_method="forkserver"
     )
 
 
