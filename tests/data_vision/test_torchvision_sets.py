@@ -146,9 +146,12 @@ def test_what_torchvision_lacks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_real_fashion_mnist(assets: Path, tmp_path: Path) -> None:
+    files = list((assets / "fashion_mnist").glob("*.gz"))
+    if not files:
+        pytest.skip(f"{assets / 'fashion_mnist'} holds no files")
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
-    for file in (assets / "fashion_mnist").glob("*.gz"):
+    for file in files:
         (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
     source = open_vision("torchvision", root=tmp_path, name="FashionMNIST", split="test")
     assert check(source) == ()
