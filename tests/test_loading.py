@@ -31,7 +31,7 @@ from tests.adapters import (
     retype,
     saved,
 )
-from tests.models import awaken
+from tests.models import awaken, decoder, tokens
 from tests.snapshots import refused, structure
 
 ROUTES = pytest.mark.parametrize("route", [by_peft, by_peft_without_memory, by_transformers])
@@ -170,3 +170,37 @@ def test_what_was_converted_or_saved_before_there_were_checksums_is_loaded(tmp_p
     by_peft(base(), tmp_path)
     change(tmp_path, lambda tensors: tensors[EMBEDDING].mul_(2))
     by_peft(base(), tmp_path)
+
+
+def alike(**options: Any) -> Any:
+    """A wrapped language model, always on the same base."""
+    torch.manual_seed(1)
+    return awaken(toast.wrap(decoder("llama"), **options)).eval()
+
+
+def test_an_adapter_is_not_loaded_over_one_of_other_settings(tmp_path: Path) -> None:
+    alike(select_from=1).save_pretrained(tmp_path / "read-below")
+    model, x = alike(), tokens(2)
+    before = model(input_ids=x, use_cache=False).logits
+    with pytest.raises(ValueError, match=r"read-below.*select_from is 1; adapter 'default' .* has None"):
+        model.load_adapter(str(tmp_path / "read-below"), "default")
+    assert torch.equal(model(input_ids=x, use_cache=False).logits, before)
+    model.load_adapter(str(tmp_path / "read-below"), "other")
+    on = {}
+    for name, scale in (("first", 0.1), ("second", 0.2)):
+        awaken(alike(), scale=scale).save_pretrained(tmp_path / name)
+        on[name] = alike(lora_rank=2, save_frozen=False, pretrained=str(tmp_path / name))
+        on[name].save_pretrained(tmp_path / f"on-{name}")
+    with pytest.raises(ValueError, match="feedback_checksum is"):
+        on["first"].load_adapter(str(tmp_path / "on-second"), "default")
+    on["first"].load_adapter(str(tmp_path / "on-first"), "default")
+
+
+def test_a_second_adapter_that_steers_fewer_blocks_starts_from_a_pretuned_one(tmp_path: Path) -> None:
+    model, x = alike(), tokens(2)
+    model.save_pretrained(tmp_path)
+    expected = toast.trace(model, input_ids=x, use_cache=False).signals[1:]
+    model.add_adapter("upper", toast.ToastConfig(pretrained=str(tmp_path), steer_from=1))
+    model.set_adapter("upper")
+    found = toast.trace(model, input_ids=x, use_cache=False).signals
+    assert all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))

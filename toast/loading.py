@@ -25,6 +25,10 @@ from toast.saving import weights_of
 METHOD = "TOAST"
 
 
+#: What decides how an adapter's tensors act, beside their shapes.
+SETTINGS = ("select_from", "steer_from", "select_features", "value_bias", "lora_alpha")
+
+
 class Loading:
     """One call that loads an adapter.
 
@@ -91,9 +95,23 @@ class Loading:
             ValueError: If it does not fit, or is damaged.
         """
         self.open()
+        self._check_settings(config, adapter)
         if self.shapes and not self.renamed:
             check_live(model, config, adapter, self.what, self.shapes, self.resized)
         self._check_values(model)
+
+    def _check_settings(self, config: ToastConfig, adapter: str) -> None:
+        """Refuses tensors that were trained under other settings than the adapter's, which act otherwise."""
+        place = None if self.folder is None else self.folder / CONFIG_NAME
+        saved = read_json(place) if place is not None and place.is_file() else {}
+        names = SETTINGS if config.save_frozen else (*SETTINGS, "feedback_checksum")
+        differ = [name for name in names if name in saved and saved[name] != getattr(config, name)]
+        if differ:
+            name = differ[0]
+            raise ValueError(
+                f"{place}: {name} is {saved[name]!r}; adapter {adapter!r} of this model has "
+                f"{getattr(config, name)!r}. Load it under another name, or delete that adapter first."
+            )
 
     @property
     def what(self) -> str:

@@ -160,7 +160,7 @@ def load_pretrained(model: nn.Module, adapter: str, tensors: dict[str, Tensor]) 
         layer, _, rest = name.rpartition(".toast_")
         by_place[layer, "toast_" + rest.removesuffix(".weight")] = tensor
     for layer_name, layer in model.named_modules():
-        if not isinstance(layer, ToastLayer):
+        if not isinstance(layer, ToastLayer) or adapter not in layer.configs:
             continue
         containers: tuple[str, ...] = layer.adapter_layer_names  # type: ignore[assignment]
         for container in containers:
