@@ -191,7 +191,9 @@ def test_two_threads_do_not_see_each_other(kind: str) -> None:
     thread = threading.Thread(target=use)
     thread.start()
     try:
-        for _ in range(4):
+        for turn in range(500):  # a busy machine may not let the other thread run for a while
+            if turn >= 4 and calls[0] > 1:
+                break
             views = look(model, x, method="rollout")
             assert torch.equal(views.attention.values, expected.attention.values)
             assert kind == "plain" or torch.equal(views.frozen.values, expected.frozen.values)
