@@ -65,6 +65,18 @@ def inputs(name: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     return example(name, dtype=dtype)
 
 
+def test_a_fresh_selector_of_any_row_lives_on_its_first_input() -> None:
+    turned = 0
+    for seed, name in enumerate([*ALL, *MULTIMODAL] * 2):
+        torch.manual_seed(seed)
+        model = toast.wrap(build(name)).eval()
+        embedding = find_steering(model).selector.toast_task_embedding["default"]
+        drawn = embedding.detach().clone()
+        assert toast.trace(model, **inputs(name)).selection_weights.any(), (name, seed)
+        turned += torch.equal(embedding.detach(), -drawn)
+    assert turned  # some would have been dead
+
+
 @pytest.mark.parametrize("name", [*ALL, *MULTIMODAL])
 def test_zero_signals_change_no_bit(name: str) -> None:
     model, x = build(name), inputs(name)
