@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def read_pictures(path: Path) -> OfPictures:
         ValueError: If the file is not there or damaged.
     """
     try:
-        with np.load(path) as held:
+        with path.open("rb") as file, np.load(file) as held:
             return OfPictures(held["index"], held["correct"], held["attention"].astype(np.float32))
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(

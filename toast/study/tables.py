@@ -178,11 +178,18 @@ def explained(rows: Sequence[Measured]) -> str:
             (row.row, *(f"{v:.3f}" for v in parts), f"{correlation(shares[has], correct[has]):+.3f}")
         )
     head = ["accuracy by fifth of attention on target", "least", "2", "3", "4", "most", "correlation"]
-    over = (
-        f"Over {len(known)} rows the mean attention on target and the accuracy correlate by "
-        f"{correlation(attention, accuracy):+.2f} (ranks: {rank_correlation(attention, accuracy):+.2f})."
-    )
+    by = correlation(attention, accuracy)
+    over = f"Over {len(known)} rows the mean attention on target and the accuracy "
+    if np.isnan(by):
+        over += "cannot be correlated: one of them does not vary."
+    else:
+        over += f"correlate by {by:+.2f} (ranks: {rank_correlation(attention, accuracy):+.2f})."
     return f"{over}\n\n{markdown(head, lines)}"
+
+
+def _r(x: Array, y: Array) -> str:
+    value = correlation(x, y)
+    return "" if np.isnan(value) else f"{value:+.3f}"
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
