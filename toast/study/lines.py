@@ -106,7 +106,7 @@ def read_pictures(path: Path) -> OfPictures:
     try:
         with path.open("rb") as file, np.load(file) as held:
             return OfPictures(held["index"], held["correct"], held["attention"].astype(np.float32))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} cannot be read: {error}. Delete its line, and run the study again."
         ) from error
