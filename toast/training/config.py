@@ -121,7 +121,7 @@ class MethodConfig(_Section):
         freeze: Of `partial`: how many of the first blocks stay frozen.
         head: Whether the head is trained; None is yes for vision, no for language.
         head_bias: What each class's bias starts from; None leaves the library's (official: −log 99).
-        calibrate: `toast` and `toast-lite` from nothing: set the task embedding to a mean feature.
+        calibrate: `toast` and `toast-lite` from nothing: point the task embedding by training samples.
         options: Further fields of the method's configuration (`ToastConfig`, PEFT's `LoraConfig`).
     """
 
