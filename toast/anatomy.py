@@ -182,7 +182,9 @@ def _generates(model: nn.Module) -> bool:
 
 def _takes_pictures(model: nn.Module) -> bool:
     """Whether a model of transformers or timm is one of pictures, as it says of itself."""
-    return getattr(model, "main_input_name", None) == "pixel_values" or hasattr(model, "pretrained_cfg")
+    return getattr(model, "main_input_name", None) == "pixel_values" or any(
+        hasattr(model, name) for name in ("pretrained_cfg", "patch_embed")
+    )
 
 
 def _classes(module: nn.Module) -> list[str]:
