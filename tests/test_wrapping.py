@@ -293,13 +293,13 @@ def test_a_family_is_wrapped_by_hand(kind: str) -> None:
     assert generated.shape == (1, x.shape[1] + 3)
 
 
-def test_calibration_sets_the_embedding_to_the_mean_feature() -> None:
+def test_calibration_sets_the_embedding_to_the_direction_of_the_mean_feature() -> None:
     model, x = toast.wrap(vit()), images()
     toast.calibrate(model, x)
     features = toast.trace(model, x).features[:, 0].detach()
     mean = F.normalize(features, dim=-1).mean(0)
     embedding = find_steering(model).selector.toast_task_embedding["default"]
-    torch.testing.assert_close(embedding.detach(), mean * WIDTH**0.5)
+    torch.testing.assert_close(embedding.detach(), F.normalize(mean, dim=0))
     with pytest.raises(ValueError, match="calibrate needs a model with an active TOAST adapter"):
         toast.calibrate(vit(), x)
 
@@ -323,7 +323,7 @@ def test_calibration_reads_neither_registers_nor_padding() -> None:
     model = toast.wrap(bare, select_features="unnormed")
     toast.calibrate(model, x)
     read = toast.trace(model, x).features[:, 2:].flatten(0, 1)
-    expected = F.normalize(read, dim=-1).mean(0) * WIDTH**0.5
+    expected = F.normalize(F.normalize(read, dim=-1).mean(0), dim=0)
     torch.testing.assert_close(task_embedding(model), expected)
 
     model = toast.wrap(decoder("llama", torch.float32))

@@ -77,12 +77,12 @@ def _is_causal_lm(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, *inputs: Any, **kwargs: Any) -> None:
-    """Sets the task embedding to the mean feature that the selector reads on a few samples.
+    """Sets the task embedding to the direction of the mean feature that the selector reads on a few samples.
 
     A random embedding is nearly orthogonal to every feature, so about half of the tokens are cut off and the
     others pass with weights of a few hundredths. The mean lets tokens pass from the start; what the task
     needs is then learned. The mean is over class tokens, or, without them, over all tokens but registers and
-    padding.
+    padding; it gets unit length, which the cosine does not see and an optimiser needs to turn it.
 
     Args:
         model: A wrapped model.
@@ -113,5 +113,4 @@ def calibrate(model: nn.Module, *inputs: Any, **kwargs: Any) -> None:
             f"calibrate needs samples with finite features; these give {what}. Pass samples that hold more "
             "than padding, in numbers that the model can compute with."
         )
-    embedding = adapter.task_embedding
-    embedding.copy_(mean * embedding.shape[0] ** 0.5)
+    adapter.task_embedding.copy_(torch.nn.functional.normalize(mean, dim=0))
