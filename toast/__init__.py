@@ -25,6 +25,7 @@ _EXPORTS = {
     "load_official": "toast.official",
     "load_run": "toast.training.loaded",
     "look": "toast.visual.maps",
+    "parameter_groups": "toast.rates",
     "pretraining_loss": "toast.objectives",
     "probe": "toast.probing",
     "reconstruction_loss": "toast.objectives",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from toast.official import load_official as load_official
     from toast.passes import running_pass as running_pass
     from toast.probing import probe as probe
+    from toast.rates import parameter_groups as parameter_groups
     from toast.saving import save_adapter as save_adapter
     from toast.stored import first_pass as first_pass
     from toast.stored import given_first_pass as given_first_pass
