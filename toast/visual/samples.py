@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from toast.data.vision import BadSample, Transform, VisionSource, open_vision
@@ -20,6 +19,7 @@ from toast.data.vision.source import Box
 from toast.training.config import RunConfig
 from toast.training.data import vision_sources
 from toast.visual.comparing import UNKNOWN
+from toast.visual.masks import read_mask
 from toast.visual.preparing import open_picture
 from toast.visual.targets import in_sight
 
@@ -156,8 +156,8 @@ def of_files(
     """Yields pictures with what lies beside them of their targets.
 
     That is a `boxes.json` or `boxes.csv` in a folder that the picture lies in, up to the one that was named,
-    in pixels of the file, under the picture's path from there; or a grey picture of the same size,
-    `masks/PATH.png`, white where the target is.
+    under the picture's path from there (`toast.data.vision.boxes.read_boxes`); or a grey picture of the same
+    size, `masks/PATH.png`, white or 1 where the target is (`toast.visual.masks.read_mask`).
 
     Args:
         found: The files.
@@ -165,7 +165,7 @@ def of_files(
         skipped: Told of each picture that cannot be read, and why.
 
     Raises:
-        ValueError: If a file of boxes is malformed, or a mask has another size than its picture.
+        ValueError: If a file of boxes or a mask is malformed, or a mask has another size than its picture.
     """
     boxes_in = cache(_boxes_in)
     for each in found:
@@ -200,10 +200,10 @@ def _mask_in(folder: Path, path: Path) -> Path:
 def _prepared_mask(file: Path, picture: Any, transform: Transform) -> Tensor:
     from torchvision.transforms import functional
 
-    mask: Image.Image = decode(file, str(file))
+    mask = read_mask(file)
     if mask.size != picture.size:
         raise ValueError(f"{file}: a mask needs the size of its picture, {picture.size}; got {mask.size}.")
-    target: Tensor = functional.to_tensor(transform.geometry(mask))[0]
+    target: Tensor = functional.to_tensor(transform.geometry(mask.convert("RGB")))[0]
     return target
 
 
