@@ -68,7 +68,7 @@ def open_demo(
     Raises:
         ValueError: If there is no such split, or a number does not suit.
     """
-    from toast.demo.task import CLASSES, load_generic, load_materials, load_task
+    from toast.demo.task import CLASSES, load_generic, load_materials
 
     if split not in SPLITS:
         raise ValueError(f"split: the demo has {', '.join(SPLITS)}; got {split!r}.")
@@ -77,8 +77,8 @@ def open_demo(
     if split == "generic":
         return DemoSource("demo/generic", load_materials().folders, load_generic(generic, seed))
     if split == "test":
-        return DemoSource("demo/test", CLASSES, load_task(1, test, seed)[1])
-    whole = DemoSource("demo/train", CLASSES, _training_pictures(train, seed))
+        return DemoSource("demo/test", CLASSES, _pictures(1, test, seed)[1])
+    whole = DemoSource("demo/train", CLASSES, _pictures(train, 1, seed)[0])
     held_out = max(1, train // 10) if val is None else val
     if held_out == 0 and split == "train":
         return whole
@@ -86,9 +86,9 @@ def open_demo(
     return rest if split == "train" else validation
 
 
-@lru_cache(maxsize=1)
-def _training_pictures(count: int, seed: int) -> Pictures:
-    """Composes them once for both splits that are cut from them: a thousand take seconds."""
+@lru_cache(maxsize=2)
+def _pictures(train: int, test: int, seed: int) -> tuple[Pictures, Pictures]:
+    """Composes them once for splits that are cut from them, and for runs one after the other."""
     from toast.demo.task import load_task
 
-    return load_task(count, 1, seed)[0]
+    return load_task(train, test, seed)
