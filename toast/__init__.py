@@ -17,7 +17,7 @@ _EXPORTS = {
     "ToastConfig": "toast.config",
     "ToastModel": "toast.model",
     "Trace": "toast.tracing",
-    "calibrate": "toast.wrapping",
+    "calibrate": "toast.calibrating",
     "compare": "toast.visual.comparing",
     "first_pass": "toast.stored",
     "fuse": "toast.fusing",
@@ -42,6 +42,7 @@ _EXPORTS = {
 __all__ = [*sorted(_EXPORTS), "__version__"]
 
 if TYPE_CHECKING:
+    from toast.calibrating import calibrate as calibrate
     from toast.config import ToastConfig as ToastConfig
     from toast.families import register_family as register_family
     from toast.fusing import fuse as fuse
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
     from toast.visual.maps import look as look
     from toast.visual.text_files import visualize_text as visualize_text
     from toast.visual.visualizing import visualize as visualize
-    from toast.wrapping import calibrate as calibrate
     from toast.wrapping import wrap as wrap
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from toast.demo.task import SIDE, Pictures, normalise
+from toast.demo.composing import SIDE
+from toast.demo.task import Pictures, normalise
 from toast.visual.grids import Grid
 from toast.visual.measures import share_in_target, share_of_area
 from toast.visual.relevance import of_head

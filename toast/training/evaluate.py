@@ -103,7 +103,7 @@ def evaluate(
             shares = None if watched is None else watched.shares(seen, held["target"]).to(logits.device)
             _update(metrics, task, logits, held, shares)
             if predictions and task == "vision":
-                rows += _rows(logits.float().softmax(-1).cpu(), held, classes)
+                rows += _rows(logits.float().softmax(-1).cpu(), held, classes, shares)
         if stop():
             return None
     if predictions and accelerator.num_processes > 1:
@@ -140,9 +140,15 @@ def _watcher(model: nn.Module, data: Any) -> Any:
         return None
 
 
-def _rows(probabilities: Tensor, batch: dict[str, Any], classes: tuple[str, ...], top: int = 5) -> Rows:
+def _rows(
+    probabilities: Tensor,
+    batch: dict[str, Any],
+    classes: tuple[str, ...],
+    shares: Tensor | None,
+    top: int = 5,
+) -> Rows:
     best = probabilities.topk(min(top, len(classes)))
-    return [
+    rows: Rows = [
         {
             "index": int(index),
             "label": classes[int(label)],
@@ -155,3 +161,6 @@ def _rows(probabilities: Tensor, batch: dict[str, Any], classes: tuple[str, ...]
             batch["index"], batch["labels"], best.indices, best.values, strict=True
         )
     ]
+    for row, share in zip(rows, [] if shares is None else shares.tolist(), strict=shares is not None):
+        row["attention_on_target"] = None if math.isnan(share) else round(share, 6)
+    return rows
