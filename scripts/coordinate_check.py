@@ -3,9 +3,9 @@
 
     python scripts/coordinate_check.py --rate 3e-3
 
-Random ViTs whose features have unit size at every width are trained for ten steps of AdamW, with the
-learning rate for all (`plain`) and with `toast.parameter_groups`. Where rates suit every width, a column
-stays about the same. Results: docs/rates.md.
+Random ViTs whose features have unit size at every width are trained for ten steps of AdamW, with the learning
+rate for all (`plain`) and with `toast.parameter_groups`. Where rates suit every width, a column stays about
+the same. Results: docs/rates.md.
 
 - chain: change of y_0 = A_0 … A_{L-1} z against z, what `to_state` has done to all blocks' states together;
 - signals: size of the signals against that of what enters their blocks, mean over blocks;

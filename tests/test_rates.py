@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -23,7 +25,7 @@ def by_name(model: nn.Module, **options: Any) -> dict[str, set[tuple[float, floa
     """Returns rate and decay of each group."""
     found: dict[str, set[tuple[float, float]]] = {}
     for part in toast.parameter_groups(model, RATE, **options):
-        found.setdefault(part["name"], set()).add((pytest.approx(part["lr"]), part["weight_decay"]))
+        found.setdefault(part["name"], set()).add((part["lr"], part["weight_decay"]))
     return found
 
 
@@ -60,23 +62,15 @@ def test_lite_has_the_rate_of_lora_and_official_starts_decay() -> None:
 
 
 def test_maps_between_unlike_blocks_go_by_their_own_fan_in() -> None:
-    import timm
-
     swin = timm.create_model(
-        "swin_tiny_patch4_window7_224",
-        img_size=64,
-        window_size=4,
-        embed_dim=24,
-        depths=(1, 1),
-        num_heads=(2, 2),
-    )
-    model = toast.wrap(swin)
-    parts = [part for part in toast.parameter_groups(model, RATE) if part["name"] == "to_state"]
-    assert len(parts) > 1
+        "swin_tiny_patch4_window7_224", pretrained=False, img_size=64, embed_dim=24, depths=(1, 1, 1),
+        num_heads=(2, 2, 2), window_size=4,
+    )  # fmt: skip
+    parts = [part for part in toast.parameter_groups(toast.wrap(swin), RATE) if part["name"] == "to_state"]
+    assert len(parts) == 2
     for part in parts:
-        assert {6.4 * RATE / parameter.shape[1] for parameter in part["params"]} == {
-            pytest.approx(part["lr"])
-        }
+        for parameter in part["params"]:
+            assert part["lr"] == pytest.approx(6.4 * RATE / parameter.shape[1])
 
 
 @pytest.mark.parametrize("length", [1.0, math.sqrt(WIDTH), 100.0])
@@ -169,14 +163,11 @@ def test_steps_move_a_model_alike_at_every_width() -> None:
     spec = importlib.util.spec_from_file_location("coordinate_check", path)
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules["coordinate_check"] = script  # its dataclass looks there
     spec.loader.exec_module(script)
-    widths = (48, 96, 192)
-    for scaled, bound in ((True, 4), (False, math.inf)):
-        moved = [script.move(width, 3e-3, scaled, depth=4) for width in widths]
-        for name in ("chain", "signals", "turn"):
-            found = [getattr(each, name) for each in moved]
-            assert max(found) / min(found) < bound, (name, found)
-        assert (max(each.chain for each in moved) > 1) == (not scaled)
+    moved = [script.move(width, 3e-3, True, depth=3) for width in (48, 96, 192)]
+    for name in ("chain", "signals", "turn"):
+        found = [getattr(each, name) for each in moved]
+        assert max(found) < 4 * min(found), (name, found)
+    assert max(each.chain for each in moved) < 0.5
+    assert script.move(192, 3e-3, False, depth=3).chain > 1
