@@ -121,7 +121,7 @@ class MethodConfig(_Section):
         freeze: Of `partial`: how many of the first blocks stay frozen.
         head: Whether the head is trained; None is yes for vision, no for language.
         head_bias: What each class's bias starts from; None leaves the library's (official: −log 99).
-        calibrate: `toast` and `toast-lite` from nothing: set the task embedding to a mean feature.
+        calibrate: `toast` and `toast-lite` from nothing: point the task embedding by training samples.
         options: Further fields of the method's configuration (`ToastConfig`, PEFT's `LoraConfig`).
     """
 
@@ -163,9 +163,12 @@ class OptimizerConfig(_Section):
 
     Args:
         name: Name of the optimiser in timm, such as `adamw`, `sgd`, `lion`.
-        learning_rate: Peak rate.
-        rates: Peak rates of single groups, such as `{head: 3e-3, to_state: 1e-4}`.
-        weight_decay: Of the matrices; vectors and biases have none.
+        learning_rate: Peak rate of a head and of other methods' parameters; the rates of TOAST's groups
+            follow from it, see `toast.parameter_groups`.
+        rates: Peak rates of single groups as they are, such as `{head: 3e-3, to_state: 1e-4}`.
+        scaled: Whether the rates of TOAST's groups are scaled; else they are `learning_rate`. None is by the
+            optimiser: yes, unless its steps follow the gradient (SGD) or are made of a whole matrix (Muon).
+        weight_decay: Of the matrices; vectors, biases and maps that start as the identity have none.
         momentum: Of SGD.
         options: Further arguments of the optimiser.
         schedule: `cosine`, `linear` or `constant`, after the warm-up.
@@ -177,6 +180,7 @@ class OptimizerConfig(_Section):
     name: str = "adamw"
     learning_rate: Positive = 1e-3
     rates: dict[str, Positive] = {}
+    scaled: bool | None = None
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     momentum: Share = 0.9
     options: dict[str, Any] = {}
