@@ -72,8 +72,8 @@ class Runs:
         result = {
             "validation": measured if config.data.validation_share else None,
             "test": measured if config.data.test else None,
-            "steps": 10, "step_seconds": 5.0, "seconds": 6.0, "trainable_parameters": 123,
-            "samples": {"images": {"train": 24}},
+            "steps": 10, "step_seconds": 5.0, "median_step_seconds": 0.4, "seconds": 6.0,
+            "trainable_parameters": 123, "samples": {"images": {"train": 24}},
         }  # fmt: skip
         folder.write_json(place / folder.RESULT, result)
         return result

@@ -52,6 +52,7 @@ def test_a_line_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (line["task"], line["row"], line["point"], line["seed"]) == ("small", "linear", None, 1)
     assert line["test"] == {"accuracy": 0.55, "loss": 1.0}
     assert (line["validation"], line["steps"], line["step_seconds"]) == (0.5, 10, 0.5)
+    assert line["median_step_seconds"] == 0.4
     assert (line["trainable_parameters"], line["trained_on"]) == (123, 24)
     pictures = read_pictures(tmp_path / "results" / line["pictures"])
     assert pictures.correct.mean() == 0.55

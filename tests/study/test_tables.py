@@ -26,9 +26,10 @@ def _write(tmp_path: Path, right: dict[str, int], points: tuple[Any, ...] = (Non
                     "evaluation": None, "chosen": {"optimizer.learning_rate": 0.01}, "validation": 0.5,
                     "test": {
                         "accuracy": (count + 2 * seed) / 200, "attention_on_target": count / 400,
-                        "selection_inside": 0.3, "selection_outside": 0.2,
+                        "selection_ratio": 1.5,
                     },
-                    "steps": 10, "step_seconds": 0.5, "trainable_parameters": 1234,
+                    "steps": 10, "step_seconds": 2.0, "median_step_seconds": 0.5,
+                    "trainable_parameters": 1234,
                 } | fields  # fmt: skip
                 predictions = tmp_path / "predictions.jsonl"
                 write_predictions(predictions, np.arange(200) < count + 2 * seed, np.linspace(1, 0, 200))
@@ -49,8 +50,8 @@ def test_the_main_table(tmp_path: Path) -> None:
         "trained | steps | s a step | seeds |"
     )
     assert lines[6] == (
-        "| linear | learning rate 0.01 | 0.500 | 0.405 ± 0.007 |  | 0.200 ± 0.000 | 1.50 | 1,234 | 10 "
-        "| 0.500 | 2 |"
+        "| linear | learning rate 0.01 | 0.500 | 0.405 ± 0.007 |  | 0.200 ± 0.000 | 1.50 ± 0.00 | 1,234 "
+        "| 10 | 0.500 | 2 |"
     )
     cells = [cell.strip() for cell in lines[7].split("|")]
     difference, low, high = (float(part.strip("[],")) for part in cells[5].split())

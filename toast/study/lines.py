@@ -61,6 +61,11 @@ def append_line(path: Path, line: Line) -> None:
         os.close(descriptor)
 
 
+def pace(line: Line) -> float:
+    """Returns the seconds a step of a run: the median, which other programs on the machine hardly move."""
+    return float(line.get("median_step_seconds") or line["step_seconds"])
+
+
 @dataclass(frozen=True)
 class OfPictures:
     """What one run gave for each test picture.

@@ -197,6 +197,7 @@ def figures(result: dict[str, Any]) -> Line:
         "trained_on": (samples.get("images") or samples.get("rows") or {}).get("train"),
         "steps": result["steps"],
         "step_seconds": round(result["step_seconds"] / result["steps"], 5),
+        "median_step_seconds": result["median_step_seconds"],
         "seconds": result["seconds"],
         "trainable_parameters": result["trainable_parameters"],
         "device": device,
