@@ -20,6 +20,7 @@ from toast.study.tables import page
 from toast.training.loading import to_yaml
 
 
+@pytest.mark.timeout(900)  # two processes import everything, which a busy machine takes minutes for
 def test_a_killed_study_goes_on(tmp_path: Path) -> None:
     config = study(tmp_path, {"evaluations": {"half": {"data.limit": 4}}})
     (tmp_path / "small.yaml").write_text(to_yaml(config))
@@ -27,7 +28,8 @@ def test_a_killed_study_goes_on(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "scripts/study.py", "run", str(tmp_path / "small.yaml"), "--only", "linear",
          "--threads", "1", "--results", str(results)],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     path = results / "small.jsonl"
     while process.poll() is None and not path.is_file():

@@ -43,12 +43,24 @@ def _wide_pictures(tmp_path: Path) -> dict[str, list[int]]:
 
 def test_targets_in_sight_are_measured_alike_by_all(tmp_path: Path) -> None:
     """Of eight pictures the first has no box, and the crop removes that of two: five are measured."""
-    config = vision(tmp_path, steps=3, epochs=None, method__calibrate=False, batch_size=3)
+    config = vision(
+        tmp_path,
+        steps=3,
+        epochs=None,
+        method__calibrate=False,
+        batch_size=3,
+        evaluation__predictions=True,
+    )
     boxes = _wide_pictures(tmp_path)
     assert (len(boxes), [box[0] for box in boxes.values()].count(1)) == (7, 2)
     found = run(config, "tune")["test"]
     assert (found["samples"], found["targets_in_sight"], found["targets_out_of_sight"]) == (8, 5, 2)
     names = ("attention_on_target", "selection_inside", "selection_outside", "selection_ratio")
+    text = (config.folder / "predictions.jsonl").read_text()
+    shares = [json.loads(line)["attention_on_target"] for line in text.splitlines()]
+    assert shares.count(None) == 3
+    of_pictures = statistics.mean(share for share in shares if share is not None)
+    assert of_pictures == pytest.approx(found["attention_on_target"], abs=1e-5)
     again = measure(config.folder)
     assert {name: again[name] for name in names} == pytest.approx({name: found[name] for name in names})
     loaded = load_run(config.folder)
