@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from toast.baselines.attentive import find_probe
 from toast.baselines.vpt import find_prompts
 from toast.visual.grids import Maps, has_class_token, has_token_attention, sequence_grid
 from toast.visual.measures import share_in_target
@@ -17,7 +18,7 @@ class OnTarget:
     """Measures the share of the last block's attention that falls on each sample's target.
 
     The attention is the class token's over the patches, or the mean over all patches' where there is none;
-    the mean over heads.
+    the mean over heads. Of an attentive probe it is the probe's own, the mean over its queries.
 
     Args:
         model: The model that is measured.
@@ -31,6 +32,7 @@ class OnTarget:
         if not has_token_attention(self.parts) or self.parts.family.tokens != "sequence":
             raise ValueError(f"{type(self.parts.trunk).__name__} has no attention over all patches.")
         prompts = find_prompts(model)
+        self.is_probe = find_probe(model) is not None
         self.behind = 0 if prompts is None else prompts.count
         self.query = ""
 
@@ -49,8 +51,9 @@ class OnTarget:
         tokens = attention.shape[-1] - self.behind  # VPT's prompts stand behind the patches
         attention = attention[:, :tokens, :tokens]
         grid = sequence_grid(self.parts, tokens, size)
-        self.query = "class" if has_class_token(self.parts, grid) else "mean"
-        query = attention[:, 0] if self.query == "class" else attention[:, grid.prefix :].mean(1)
+        has_class = not self.is_probe and has_class_token(self.parts, grid)
+        self.query = "probe" if self.is_probe else "class" if has_class else "mean"
+        query = attention[:, grid.prefix :].mean(1) if self.query == "mean" else attention[:, 0]
         maps = grid.lay_out(query)
         return Maps(maps.values / maps.values.sum((1, 2), keepdim=True), maps.cell)
 
