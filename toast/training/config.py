@@ -231,6 +231,9 @@ class EvaluationConfig(_Section):
         batch_size: Samples at a time over all processes; None is twice the training batch.
         attention_on_target: Vision with boxes: measure how much attention falls into them.
         predictions: Write each test sample's prediction.
+        splits: Vision: further splits that are measured once, at the end, such as one of another origin.
+        corruptions: Vision: what the test split is measured under once more at the end, with severities from
+            1 to 5, such as `{noise: [1, 3, 5], blur: [3]}`; see `toast.data.vision.corrupting`.
         limit: Only so many samples of each split.
     """
 
@@ -238,6 +241,8 @@ class EvaluationConfig(_Section):
     batch_size: Annotated[int, Field(gt=0)] | None = None
     attention_on_target: bool = True
     predictions: bool = False
+    splits: list[str] = []
+    corruptions: dict[str, list[int]] = {}
     limit: Annotated[int, Field(gt=0)] | None = None
 
 
@@ -335,6 +340,10 @@ class RunConfig(_Section):
             raise ValueError("epochs, steps: needs one of the two; both are given")
         if self.epochs is None and self.steps is None:
             self.epochs = 1
+        if self.task == "language" and (self.evaluation.splits or self.evaluation.corruptions):
+            raise ValueError(
+                "evaluation.splits, evaluation.corruptions: are for vision; the task is language"
+            )
         if self.batch_size % self.micro_batches:
             raise ValueError(
                 f"batch_size: needs a multiple of micro_batches ({self.micro_batches}); got {self.batch_size}"

@@ -24,6 +24,8 @@ from toast.training.run import run
 
 #: Of these the least is the best.
 _LESS_IS_BETTER = ("loss", "perplexity", "calibration_error")
+#: What a run measures once, beside its test split.
+_BESIDE = ("splits", "corrupted")
 Settings = dict[str, Any]
 
 
@@ -115,7 +117,9 @@ def _named(point: Settings) -> str:
 
 def _search(config: RunConfig, row: Row, point: Settings) -> RunConfig:
     name = _named(point) or "all"
-    own = {"data.test": None, "data.test_share": 0.0}
+    own: Settings = {
+        "data.test": None, "data.test_share": 0.0, "evaluation.splits": [], "evaluation.corruptions": {}
+    }  # fmt: skip
     return _made(config, {**row.settings, **point, **own}, config.folder / "search" / row.name, name)
 
 
@@ -154,25 +158,30 @@ def _measure(result: dict[str, Any], split: str, name: str) -> float:
 def _line(
     point: Settings, by: str, values: list[float], best: int, ended: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    tests = [result["test"] or {} for result in ended]
-    names = [name for name, value in tests[0].items() if isinstance(value, float)]
-    measured = {name: [float(test[name]) for test in tests] for name in names}
+    beside = {name: _over_seeds([result[name] for result in ended]) for name in _BESIDE if name in ended[0]}
     return {
         "chosen": point,
         "select_by": by,
         "searched": values,
         "validation": values[best],
-        "test": {
-            name: {
-                "mean": statistics.mean(held),
-                "deviation": statistics.stdev(held) if len(held) > 1 else 0.0,
-                "seeds": held,
-            }
-            for name, held in measured.items()
-        },
+        "test": _over_seeds([result["test"] or {} for result in ended]),
+        **beside,
         "trainable_parameters": ended[0]["trainable_parameters"],
         "step_seconds": statistics.mean(result["step_seconds"] for result in ended),
     }
+
+
+def _over_seeds(measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns mean, standard deviation and values of every figure, however deep it stands."""
+    table: dict[str, Any] = {}
+    for name, value in measured[0].items():
+        held = [each[name] for each in measured if name in each]
+        if isinstance(value, dict):
+            table[name] = _over_seeds(held)
+        elif isinstance(value, float) and len(held) == len(measured):
+            deviation = statistics.stdev(held) if len(held) > 1 else 0.0
+            table[name] = {"mean": statistics.mean(held), "deviation": deviation, "seeds": held}
+    return table
 
 
 def as_markdown(table: dict[str, Any]) -> str:
