@@ -58,6 +58,10 @@ def test_a_run_that_has_ended_is_measured_under_corruption(tmp_path: Path) -> No
     found = measure(config.folder, ["evaluation.corruptions={blur: [3]}"])
     assert list(found["corrupted"]) == ["blur"]
     assert found["corrupted"]["blur"]["3"]["loss"] != found["loss"]
+    at = tmp_path / "predictions.jsonl"
+    alone = measure(config.folder, ["evaluation.corruption=blur:3"], predictions=at)
+    assert alone == found["corrupted"]["blur"]["3"]
+    assert len(at.read_text().splitlines()) == alone["samples"]
 
 
 def test_a_sweep_opens_them_for_the_chosen_settings_alone(tmp_path: Path) -> None:
@@ -79,5 +83,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         run(vision(tmp_path, data__test=None, evaluation__corruptions=CORRUPTIONS), "tune")
     with pytest.raises(ValueError, match="severity of blur: needs 1 to 5; got 9"):
         run(vision(tmp_path, evaluation__corruptions={"blur": [9]}), "tune")
+    with pytest.raises(ValueError, match=r"evaluation\.corruption: .*; got 'blur'"):
+        vision(tmp_path, evaluation__corruption="blur")
+    with pytest.raises(ValueError, match="needs at most one of the two"):
+        vision(tmp_path, evaluation__corruption="blur:3", evaluation__corruptions=CORRUPTIONS)
     with pytest.raises(ValueError, match="for vision; the task is language"):
         language(tmp_path, evaluation__corruptions=CORRUPTIONS)

@@ -81,7 +81,7 @@ def vision_sources(config: RunConfig) -> dict[str, Any]:
         if split in sources:
             raise ValueError(f"evaluation.splits: {split} has a place of its own, data.{split}.")
         sources[split] = opened(split)
-    if config.evaluation.corruptions and sources["test"] is None:
+    if (config.evaluation.corruptions or config.evaluation.corruption) and sources["test"] is None:
         raise ValueError("evaluation.corruptions: these are of the test split; name one with data.test.")
     for name, source in sources.items():
         if source is None:
@@ -122,6 +122,9 @@ def vision_splits(config: RunConfig, sources: dict[str, Any], backbone: Backbone
         mean, std = backbone.data["mean"], backbone.data["std"]
         return vision.Corrupted(held_out["test"], name, severity, mean, std)
 
+    if config.evaluation.corruption is not None:
+        name, _, severity = config.evaluation.corruption.partition(":")
+        held_out["test"] = corrupted(name, int(severity))
     counts = {name: len(source) for name, source in sources.items() if source is not None}
     return Splits(
         train=train,
