@@ -60,10 +60,11 @@ class Scale:
 SCALES: dict[str, Scale] = {
     # A step turns a direction by rate · √width / length radians: ten learning rates here, 0.03 at 3e-3.
     "task_embedding": Scale(10, _by_length),
-    # One map each way from features to signal. At width 192 they take the learning rate itself.
-    "channel_transform": Scale(192, _by_fan_in),
+    # It starts at zero: what steps make of it is all that there is. At width 192, the learning rate itself.
     "to_signal": Scale(192, _by_fan_in),
-    # As many in a row as there are blocks, each carrying on the others' changes: a thirtieth of the above.
+    # It starts at the identity, and what is pre-tuned below it reads what it gives: a tenth.
+    "channel_transform": Scale(19.2, _by_fan_in),
+    # As many in a row as there are blocks, each carrying on the others' changes: a thirtieth.
     "to_state": Scale(6.4, _by_fan_in),
     # Low-rank factors, as of any LoRA: what they add grows with rank and scaling, not with width.
     "lora": Scale(1, _constant),

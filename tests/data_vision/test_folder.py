@@ -48,7 +48,7 @@ def test_boxes(tmp_path: Path, kind: str, beside: str) -> None:
 
 def test_boxes_of_other_pictures(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 1, "b": 1})
-    write_json(tmp_path / "boxes.json", {"00.png": [0, 0, 1, 1]})
+    write_json(tmp_path / "boxes.json", {"00.png": [0, 0, 5, 5]})
     with pytest.raises(ValueError, match=r"none of the 1 boxes .*00\.png; names are paths"):
         open_vision("folder", root=tmp_path)
 

@@ -24,6 +24,11 @@ from toast.training.run import run
 
 #: Of these the least is the best.
 _LESS_IS_BETTER = ("loss", "perplexity", "calibration_error")
+#: Columns of the table, where they were measured.
+_SHOWN = (
+    "accuracy", "attention_on_target", "selection_inside", "selection_outside", "selection_ratio",
+    "calibration_error", "loss", "perplexity",
+)  # fmt: skip
 Settings = dict[str, Any]
 
 
@@ -220,7 +225,7 @@ def _measure(result: dict[str, Any], split: str, name: str) -> float:
 
 def _line(choice: Choice, ended: list[dict[str, Any]]) -> dict[str, Any]:
     tests = [result["test"] or {} for result in ended]
-    names = [name for name, value in tests[0].items() if isinstance(value, float)]
+    names = [n for n, value in tests[0].items() if isinstance(value, float) and all(n in t for t in tests)]
     measured = {name: [float(test[name]) for test in tests] for name in names}
     return {
         "chosen": choice.point,
@@ -242,19 +247,12 @@ def _line(choice: Choice, ended: list[dict[str, Any]]) -> dict[str, Any]:
 
 def as_markdown(table: dict[str, Any]) -> str:
     """Returns the table: what was chosen, and each measure's mean and standard deviation over the seeds."""
-    shown = [
-        name
-        for name in ("accuracy", "attention_on_target", "calibration_error", "loss", "perplexity")
-        if any(name in line["test"] for line in table.values())
-    ]
+    shown = [name for name in _SHOWN if any(name in line["test"] for line in table.values())]
     head = ["", "chosen", "validation", *(name.replace("_", " ") for name in shown), "trained", "s"]
     lines = [head, ["---"] * len(head)]
     for name, line in table.items():
         chosen = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in line["chosen"].items())
-        cells = [
-            f"{line['test'][m]['mean']:.3f} ± {line['test'][m]['deviation']:.3f}" if m in line["test"] else ""
-            for m in shown
-        ]
+        cells = [_of_seeds(line["test"].get(measure)) for measure in shown]
         lines.append(
             [
                 name,
@@ -266,3 +264,7 @@ def as_markdown(table: dict[str, Any]) -> str:
             ]
         )
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def _of_seeds(held: dict[str, Any] | None) -> str:
+    return "–" if held is None else f"{held['mean']:.3f} ± {held['deviation']:.3f}"
