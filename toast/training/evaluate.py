@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from toast.visual.targets import is_known
+from toast.visual.targets import ATTENTION, is_known
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def evaluate(
             found = {} if watched is None else watched.measure(seen, held["target"])
             _update(metrics, task, logits, held, found)
             if predictions and task == "vision":
-                rows += _rows(logits.float().softmax(-1).cpu(), held, classes)
+                rows += _rows(logits.float().softmax(-1).cpu(), held, classes, found.get(ATTENTION))
         if stop():
             return None
     if predictions and accelerator.num_processes > 1:
@@ -159,9 +159,15 @@ class Watcher:
             return None
 
 
-def _rows(probabilities: Tensor, batch: dict[str, Any], classes: tuple[str, ...], top: int = 5) -> Rows:
+def _rows(
+    probabilities: Tensor,
+    batch: dict[str, Any],
+    classes: tuple[str, ...],
+    shares: Tensor | None,
+    top: int = 5,
+) -> Rows:
     best = probabilities.topk(min(top, len(classes)))
-    return [
+    rows: Rows = [
         {
             "index": int(index),
             "label": classes[int(label)],
@@ -174,3 +180,6 @@ def _rows(probabilities: Tensor, batch: dict[str, Any], classes: tuple[str, ...]
             batch["index"], batch["labels"], best.indices, best.values, strict=True
         )
     ]
+    for row, share in zip(rows, [] if shares is None else shares.tolist(), strict=shares is not None):
+        row["attention_on_target"] = None if math.isnan(share) else round(share, 6)
+    return rows

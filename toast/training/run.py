@@ -86,7 +86,7 @@ class Run:
         )
         self.total = config.steps or (config.epochs or 1) * self.order.steps
         groups = self.prepared.method.groups
-        optimizer = make_optimizer(groups, config.optimizer)
+        optimizer = make_optimizer(self.prepared.method.model, groups, config.optimizer)
         schedule = make_schedule(optimizer, config.optimizer, self.total)
         loader = DataLoader(
             self.splits.train,
