@@ -27,7 +27,8 @@ def test_a_killed_study_goes_on(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "scripts/study.py", "run", str(tmp_path / "small.yaml"), "--only", "linear",
          "--threads", "1", "--results", str(results)],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     path = results / "small.jsonl"
     while process.poll() is None and not path.is_file():
