@@ -9,7 +9,7 @@ from typing import Any
 
 from toast.files import beside
 from toast.study import plan
-from toast.study.lines import read_lines
+from toast.study.lines import pace, read_lines
 from toast.study.tables import Measured, measured
 from toast.training.config import RunConfig
 
@@ -17,7 +17,7 @@ Value = Callable[[plan.Cell, Measured], Any]
 
 
 def _seconds(cell: plan.Cell, row: Measured) -> float:
-    return float(statistics.median(line["step_seconds"] * line["steps"] for line in row.lines))
+    return float(statistics.median(pace(line) * line["steps"] for line in row.lines))
 
 
 def _of(name: str) -> Value:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,11 @@ def append_line(path: Path, line: Line) -> None:
         os.close(descriptor)
 
 
+def pace(line: Line) -> float:
+    """Returns the seconds a step of a run: the median, which other programs on the machine hardly move."""
+    return float(line.get("median_step_seconds") or line["step_seconds"])
+
+
 @dataclass(frozen=True)
 class OfPictures:
     """What one run gave for each test picture.
@@ -103,9 +109,9 @@ def read_pictures(path: Path) -> OfPictures:
         ValueError: If the file is not there or damaged.
     """
     try:
-        with np.load(path) as held:
+        with path.open("rb") as file, np.load(file) as held:
             return OfPictures(held["index"], held["correct"], held["attention"].astype(np.float32))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} cannot be read: {error}. Delete its line, and run the study again."
         ) from error

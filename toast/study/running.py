@@ -50,12 +50,12 @@ def run_study(
         Interrupted: If a signal came; call it again to go on.
     """
     console = console or Console(soft_wrap=True)
-    study = Study(config, results, console)
     cells = plan.cells(config)
     cells.sort(
         key=lambda cell: plan.searched(config, cell) != cell
     )  # what the others' settings come from first
     pairs = [(row, cell) for cell in cells for row in plan.rows(config, tuple(only))]
+    study = Study(config, results, console)
     for row, cell in pairs:
         study.check(row, cell)
     if dry_run:
@@ -144,7 +144,7 @@ class Study:
                 self.add(line | figures(run(final, "tune", resume=True)), final.folder / folder.PREDICTIONS)
                 shutil.rmtree(final.folder / folder.CHECKPOINTS, ignore_errors=True)
             for name, settings in self.study.evaluations.items():
-                again = line | {"evaluation": name}
+                again = {**self.lines[key_of(line)], "evaluation": name}
                 if key_of(again) not in self.lines:
                     self.evaluate(again, final, settings)
 
@@ -173,10 +173,12 @@ class Study:
 
     def add(self, line: Line, predictions: Path) -> None:
         """Writes what is known of the pictures, then the line."""
+        line = dict(line)
+        line.pop("pictures", None)
         if predictions.is_file():
             at = pictures_path(self.results, line)
             write_pictures(at, predictions)
-            line = line | {"pictures": str(at.relative_to(self.results))}
+            line["pictures"] = str(at.relative_to(self.results))
         append_line(self.path, line)
         self.lines[key_of(line)] = line
         self.added += 1
@@ -195,6 +197,7 @@ def figures(result: dict[str, Any]) -> Line:
         "trained_on": (samples.get("images") or samples.get("rows") or {}).get("train"),
         "steps": result["steps"],
         "step_seconds": round(result["step_seconds"] / result["steps"], 5),
+        "median_step_seconds": result["median_step_seconds"],
         "seconds": result["seconds"],
         "trainable_parameters": result["trainable_parameters"],
         "device": device,

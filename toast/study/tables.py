@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from toast.study import plan
-from toast.study.lines import Line, OfPictures, read_lines, read_pictures
+from toast.study.lines import Line, OfPictures, pace, read_lines, read_pictures
 from toast.study.statistics import (
     Array,
     Difference,
@@ -21,6 +21,7 @@ from toast.study.statistics import (
     rank_correlation,
 )
 from toast.training.config import RunConfig
+from toast.visual.targets import ATTENTION, RATIO
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,6 @@ def _spread(name: str, digits: int = 3) -> Callable[[Measured], str]:
     return cell
 
 
-def _in_out(row: Measured) -> str:
-    inside, outside = row.mean("selection_inside"), row.mean("selection_outside")
-    return f"{inside / outside:.2f}" if outside > 0 else ""
-
-
 def _chosen(row: Measured) -> str:
     chosen = row.lines[0]["chosen"]
     return ", ".join(f"{plan.curve_name(key)} {value}" for key, value in chosen.items())
@@ -120,11 +116,11 @@ COLUMNS: dict[str, Callable[[Measured], str]] = {
     "accuracy": _spread("accuracy"),
     "perplexity": _spread("perplexity", 2),
     "loss": _spread("loss"),
-    "attention on target": _spread("attention_on_target"),
-    "weight in / out": _in_out,
+    "attention on target": _spread(ATTENTION),
+    "weight in / out": _spread(RATIO, 2),
     "trained": lambda row: f"{row.lines[0]['trainable_parameters']:,}",
     "steps": lambda row: str(row.lines[0]["steps"]),
-    "s a step": lambda row: f"{statistics.median(line['step_seconds'] for line in row.lines):.3f}",
+    "s a step": lambda row: f"{statistics.median(map(pace, row.lines)):.3f}",
     "seeds": lambda row: str(len(row.lines)),
 }
 _DIFFERENCE_AFTER = "accuracy"
@@ -167,7 +163,7 @@ def explained(rows: Sequence[Measured]) -> str:
     known = [row for row in rows if row.pictures and not np.isnan(row.attention()).all()]
     if not known:
         return ""
-    attention = np.array([row.mean("attention_on_target") for row in known])
+    attention = np.array([row.mean(ATTENTION) for row in known])
     accuracy = np.array([row.mean("accuracy") for row in known])
     lines = []
     for row in known:
@@ -178,11 +174,18 @@ def explained(rows: Sequence[Measured]) -> str:
             (row.row, *(f"{v:.3f}" for v in parts), f"{correlation(shares[has], correct[has]):+.3f}")
         )
     head = ["accuracy by fifth of attention on target", "least", "2", "3", "4", "most", "correlation"]
-    over = (
-        f"Over {len(known)} rows the mean attention on target and the accuracy correlate by "
-        f"{correlation(attention, accuracy):+.2f} (ranks: {rank_correlation(attention, accuracy):+.2f})."
-    )
+    by = correlation(attention, accuracy)
+    over = f"Over {len(known)} rows the mean attention on target and the accuracy "
+    if np.isnan(by):
+        over += "cannot be correlated: one of them does not vary."
+    else:
+        over += f"correlate by {by:+.2f} (ranks: {rank_correlation(attention, accuracy):+.2f})."
     return f"{over}\n\n{markdown(head, lines)}"
+
+
+def _r(x: Array, y: Array) -> str:
+    value = correlation(x, y)
+    return "" if np.isnan(value) else f"{value:+.3f}"
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -224,7 +227,7 @@ def _curves(
     for setting in curve:
         for task in dict.fromkeys(cell.task for cell in cells):
             along = [cell for cell in cells if cell.task == task]
-            for measure in ("accuracy", "attention_on_target", "perplexity"):
+            for measure in ("accuracy", ATTENTION, "perplexity"):
                 if table := curve_table(along, [held[cell.name] for cell in along], measure):
                     shown = measure.replace("_", " ")
                     parts += [f"## {task}{title}: {shown} by {plan.curve_name(setting)}\n", table]
