@@ -99,6 +99,6 @@ def test_the_runs_follow_size_and_seed(tmp_path: Path) -> None:
     assert pretune.folder == tmp_path / "pretune"
     assert (pretune.data.train, pretune.data.options["generic"]) == ("generic", 70)
     assert rows["toast"].config.epochs == 6
-    assert rows["linear"].config.optimizer.rates == {}
-    assert rows["lora"].config.optimizer.rates == {"head": 3e-3}
+    assert rows["linear"].config.optimizer.learning_rate == 1e-2
+    assert rows["lora"].config.optimizer.learning_rate == pretune.optimizer.learning_rate == 3e-3
     assert rows["toast-top-half"].config.first_pass.mode == "cached"

@@ -63,7 +63,7 @@ def runs(out: Path, size: Size, seed: int) -> tuple[RunConfig, dict[str, DemoRow
         own["epochs"] = max(1, round(settings["epochs"] * size.share))
         config = make_config(held["shared"], (settings | own).items(), f"runs.yaml, {name}")
         if config.method.start == Path(PRETUNE):
-            method = config.method.model_copy(update={"start": out / PRETUNE / ADAPTER})
+            method = config.method.model_copy(update={"start": out.absolute() / PRETUNE / ADAPTER})
             return config.model_copy(update={"method": method})
         return config
 

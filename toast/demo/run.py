@@ -35,8 +35,8 @@ COLUMNS = (
     ("attention\non target", ("attention_on_target",), "{:.3f}"),
     ("selected\nin / out", ("selection_inside", "selection_outside"), "{:.3f} / {:.3f}"),
     ("trained", ("trainable_parameters",), "{:,}"),
-    ("s a step", ("median_step_seconds",), "{:.3f}"),
-    ("s in all", ("seconds",), "{:.0f}"),
+    ("s a\nstep", ("median_step_seconds",), "{:.3f}"),
+    ("s in\nall", ("seconds",), "{:.0f}"),
 )
 #: The run whose model is drawn, and how many of its pictures.
 DRAWN, PICTURES = "toast", 6
@@ -117,10 +117,12 @@ def _draw(out: Path, source: DemoSource) -> None:
 
 def as_table(result: dict[str, Any]) -> Table:
     """Returns the table of the methods; a dash stands for what a method does not have."""
-    table = Table(title=f"{result['size']['test']} held-out pictures", box=SIMPLE, pad_edge=False)
-    table.add_column("")
+    table = Table(
+        title=f"{result['size']['test']} held-out pictures", box=SIMPLE, pad_edge=False, collapse_padding=True
+    )
+    table.add_column("", no_wrap=True)
     for heading, _, _ in COLUMNS:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in result["methods"].values():
         cells = [
             form.format(*(row[name] for name in names)) if row.keys() >= set(names) else "–"

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from toast.baselines.attentive import find_probe
 from toast.baselines.vpt import find_prompts
 from toast.training.data import Splits
 from toast.training.on_target import OnTarget
@@ -133,8 +134,8 @@ class _Views:
 
 
 def _view(model: nn.Module, pixels: Tensor) -> _Views:
-    if not isinstance(model, PeftModel) and find_prompts(model) is not None:
-        return _view_before_prompts(model, pixels)
+    if not isinstance(model, PeftModel) and (find_prompts(model) or find_probe(model)) is not None:
+        return _view_of_last(model, pixels)
     views = look(model, pixels)
     scores = views.scores
     assert scores is not None  # what a run trains gives scores of its classes
@@ -142,15 +143,16 @@ def _view(model: nn.Module, pixels: Tensor) -> _Views:
 
 
 @torch.no_grad()
-def _view_before_prompts(model: nn.Module, pixels: Tensor) -> _Views:
-    """Returns the last block's attention over the patches, without that on VPT's prompts behind them."""
+def _view_of_last(model: nn.Module, pixels: Tensor) -> _Views:
+    """Returns the attention of a probe over the patches, or VPT's last block's without that on prompts."""
     watcher = OnTarget(model)
     with watcher.watching() as seen:
         scores = class_scores(model(pixels.to(next(model.parameters()))))
     assert scores is not None
     maps = watcher.maps(seen, pixels.shape[-2:])
     last = len(watcher.parts.blocks) - 1
-    name = f"attention, block {last} of 0-{last}, {watcher.query} query, mean over heads"
+    where = "attentive probe" if watcher.is_probe else f"block {last} of 0-{last}, {watcher.query} query"
+    name = f"attention, {where}, mean over {'queries' if watcher.is_probe else 'heads'}"
     return _Views(maps, None, None, scores.float().cpu(), name)
 
 

@@ -23,7 +23,7 @@ def after(method: str) -> str:
     """Returns what a method does to the attention."""
     if method in ("toast", "toast-lite"):
         return "refocused"
-    return "frozen" if method == "linear" else "tuned"
+    return {"linear": "frozen", "attentive": "pooling"}.get(method, "tuned")
 
 
 def views(looks: Looks, splits: Splits, data: dict[str, Any], method: str, count: int) -> Markup:

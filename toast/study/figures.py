@@ -17,7 +17,7 @@ Value = Callable[[plan.Cell, Measured], Any]
 
 
 def _seconds(cell: plan.Cell, row: Measured) -> float:
-    return statistics.median(pace(line) * line["steps"] for line in row.lines)
+    return float(statistics.median(pace(line) * line["steps"] for line in row.lines))
 
 
 def _of(name: str) -> Value:

@@ -12,9 +12,20 @@ from toast.config import OFFICIAL
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
-#: What can be trained. `adapter` is AdaptFormer's parallel bottleneck.
+#: What can be trained. `adapter` is AdaptFormer's parallel bottleneck, `attentive` a probe whose queries pool
+#: the final tokens.
 MethodName = Literal[
-    "linear", "full", "partial", "bias", "lora", "vpt-shallow", "vpt-deep", "adapter", "toast", "toast-lite"
+    "linear",
+    "attentive",
+    "full",
+    "partial",
+    "bias",
+    "lora",
+    "vpt-shallow",
+    "vpt-deep",
+    "adapter",
+    "toast",
+    "toast-lite",
 ]
 
 
@@ -122,7 +133,8 @@ class MethodConfig(_Section):
         head: Whether the head is trained; None is yes for vision, no for language.
         head_bias: What each class's bias starts from; None leaves the library's (official: −log 99).
         calibrate: `toast` and `toast-lite` from nothing: point the task embedding by training samples.
-        options: Further fields of the method's configuration (`ToastConfig`, PEFT's `LoraConfig`).
+        options: Further fields of the method's configuration (`ToastConfig`, PEFT's `LoraConfig`), or
+            arguments of the baseline, such as `queries` of `attentive`.
     """
 
     name: MethodName = "toast"
@@ -141,6 +153,11 @@ class MethodConfig(_Section):
     def is_toast(self) -> bool:
         """Whether the top-down module is what is trained."""
         return self.name in ("toast", "toast-lite")
+
+    @property
+    def stores(self) -> bool:
+        """Whether the frozen backbone runs before all that is trained, so that its part can be stored."""
+        return self.is_toast or self.name in ("linear", "attentive")
 
     @model_validator(mode="before")
     @classmethod
@@ -193,7 +210,8 @@ class OptimizerConfig(_Section):
 class FirstPassConfig(_Section):
     """Whether what the frozen backbone computes of a sample is stored and read again in every epoch.
 
-    For TOAST that is its first pass, for the linear probe the features before the head. Without augmentation
+    For TOAST that is its first pass, for the linear probe the features before the head, for the attentive one
+    the final tokens. Without augmentation
     (or with a fixed number of views) and dropout the losses are those of a run that computes it.
 
     Args:
@@ -217,6 +235,11 @@ class EvaluationConfig(_Section):
         batch_size: Samples at a time over all processes; None is twice the training batch.
         attention_on_target: Vision with boxes: measure how much attention falls into them.
         predictions: Write each test sample's prediction.
+        splits: Vision: further splits that are measured once, at the end, such as one of another origin.
+        corruption: Vision: what the test split is measured under instead of as it is, with its severity, such
+            as `blur:3`; for one measurement of a run that has ended.
+        corruptions: Vision: what the test split is measured under once more at the end, with severities from
+            1 to 5, such as `{noise: [1, 3, 5], blur: [3]}`; see `toast.data.vision.corrupting`.
         limit: Only so many samples of each split.
     """
 
@@ -224,6 +247,9 @@ class EvaluationConfig(_Section):
     batch_size: Annotated[int, Field(gt=0)] | None = None
     attention_on_target: bool = True
     predictions: bool = False
+    splits: list[str] = []
+    corruption: Annotated[str, Field(pattern=r"^\w+:\d$")] | None = None
+    corruptions: dict[str, list[int]] = {}
     limit: Annotated[int, Field(gt=0)] | None = None
 
 
@@ -346,15 +372,23 @@ class RunConfig(_Section):
             raise ValueError("epochs, steps: needs one of the two; both are given")
         if self.epochs is None and self.steps is None:
             self.epochs = 1
+        held_out = self.evaluation
+        if self.task == "language" and (held_out.splits or held_out.corruptions or held_out.corruption):
+            raise ValueError(
+                "evaluation.splits, evaluation.corruptions, evaluation.corruption: for vision; the task is "
+                "language"
+            )
+        if held_out.corruptions and held_out.corruption:
+            raise ValueError("evaluation.corruption, evaluation.corruptions: needs at most one of the two")
         if self.batch_size % self.micro_batches:
             raise ValueError(
                 f"batch_size: needs a multiple of micro_batches ({self.micro_batches}); got {self.batch_size}"
             )
         if self.task == "language" and self.method.name == "linear" and self.first_pass.mode == "cached":
             raise ValueError("first_pass: features of every token are not stored for a language model's head")
-        if self.first_pass.mode == "cached" and not (self.method.is_toast or self.method.name == "linear"):
+        if self.first_pass.mode == "cached" and not self.method.stores:
             raise ValueError(
-                f"first_pass: {self.method.name} has no frozen first pass to store; needs toast, toast-lite "
-                "or linear, or mode: computed"
+                f"first_pass: {self.method.name} has no frozen first pass to store; needs toast, toast-lite, "
+                "linear or attentive, or mode: computed"
             )
         return self

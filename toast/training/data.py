@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ class Splits:
         fingerprint: Identifies the training samples and what is done to them.
         lengths: Language: tokens of each training row; None where all have one shape.
         summary: Figures to show.
+        further: Vision: other splits that are measured at the end, by name.
+        corrupted: Vision: the test split made worse, by corruption and severity.
     """
 
     train: Any
@@ -38,10 +40,18 @@ class Splits:
     fingerprint: str
     lengths: list[int] | None
     summary: dict[str, Any]
+    further: dict[str, Any] = field(default_factory=dict)
+    corrupted: dict[str, dict[int, Any]] = field(default_factory=dict)
+
+    @property
+    def held_out(self) -> dict[str, Any]:
+        """The splits that can be measured, by name."""
+        own = {"validation": self.validation, "test": self.test}
+        return {name: data for name, data in own.items() if data is not None} | self.further
 
 
 def vision_sources(config: RunConfig) -> dict[str, Any]:
-    """Opens and checks the sources of all splits: `train`, `validation`, `test`.
+    """Opens and checks the sources of all splits: `train`, `validation`, `test`, and further ones by name.
 
     Raises:
         ValueError: If one is missing or malformed, with file, row and reason.
@@ -67,6 +77,12 @@ def vision_sources(config: RunConfig) -> dict[str, Any]:
         sources["test"] = opened(data.test)
     elif data.test_share:
         raise ValueError("data.test_share is for text; name the test split of images with data.test.")
+    for split in config.evaluation.splits:
+        if split in sources:
+            raise ValueError(f"evaluation.splits: {split} has a place of its own, data.{split}.")
+        sources[split] = opened(split)
+    if (config.evaluation.corruptions or config.evaluation.corruption) and sources["test"] is None:
+        raise ValueError("evaluation.corruptions: these are of the test split; name one with data.test.")
     for name, source in sources.items():
         if source is None:
             continue
@@ -98,8 +114,17 @@ def vision_splits(config: RunConfig, sources: dict[str, Any], backbone: Backbone
     held_out = {
         name: sources[name]
         and vision.VisionDataset(sources[name], plain, config.seed, augmented=False, with_targets=targets)
-        for name in ("validation", "test")
+        for name in sources
+        if name != "train"
     }
+
+    def corrupted(name: str, severity: int) -> Any:
+        mean, std = backbone.data["mean"], backbone.data["std"]
+        return vision.Corrupted(held_out["test"], name, severity, mean, std)
+
+    if config.evaluation.corruption is not None:
+        name, _, severity = config.evaluation.corruption.partition(":")
+        held_out["test"] = corrupted(name, int(severity))
     counts = {name: len(source) for name, source in sources.items() if source is not None}
     return Splits(
         train=train,
@@ -110,6 +135,11 @@ def vision_splits(config: RunConfig, sources: dict[str, Any], backbone: Backbone
         fingerprint=f"{sources['train'].fingerprint}:{augmentation}:{config.augment.views}:{backbone.data}",
         lengths=None,
         summary={"images": counts, "classes": len(sources["train"].classes)},
+        further={name: held_out[name] for name in config.evaluation.splits},
+        corrupted={
+            name: {severity: corrupted(name, severity) for severity in severities}
+            for name, severities in config.evaluation.corruptions.items()
+        },
     )
 
 

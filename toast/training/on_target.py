@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
 
+from toast.baselines.attentive import find_probe
 from toast.baselines.vpt import find_prompts
 from toast.passes import Observer, observing
 from toast.selector import Selection
@@ -35,7 +36,8 @@ class OnTarget:
     """Measures the attention of the last block, and the selection of a steered model, on samples' targets.
 
     The attention is the class token's over the patches, or the mean over all patches' where there is none;
-    the mean over heads. What is measured, and of which samples, says `toast.visual.targets`.
+    the mean over heads. Of an attentive probe it is the probe's own, the mean over its queries. What is
+    measured, and of which samples, says `toast.visual.targets`.
 
     Args:
         model: The model that is measured.
@@ -49,6 +51,7 @@ class OnTarget:
         if not has_token_attention(self.parts) or self.parts.family.tokens != "sequence":
             raise ValueError(f"{type(self.parts.trunk).__name__} has no attention over all patches.")
         prompts = find_prompts(model)
+        self.is_probe = find_probe(model) is not None
         self.behind = 0 if prompts is None else prompts.count
         self.query = ""
 
@@ -72,8 +75,9 @@ class OnTarget:
         tokens = attention.shape[-1] - self.behind  # VPT's prompts stand behind the patches
         attention = attention[:, :tokens, :tokens]
         grid = sequence_grid(self.parts, tokens, size)
-        self.query = "class" if has_class_token(self.parts, grid) else "mean"
-        query = attention[:, 0] if self.query == "class" else attention[:, grid.prefix :].mean(1)
+        has_class = not self.is_probe and has_class_token(self.parts, grid)
+        self.query = "probe" if self.is_probe else "class" if has_class else "mean"
+        query = attention[:, grid.prefix :].mean(1) if self.query == "mean" else attention[:, 0]
         maps = grid.lay_out(query)
         return Maps(maps.values / maps.values.sum((1, 2), keepdim=True), maps.cell)
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from toast.training import checkpoints, folder
 from toast.training.accelerating import make_accelerator, replicate_trained
+from toast.training.at_end import beside_test
 from toast.training.config import RunConfig
 from toast.training.evaluate import Measured, evaluate
 from toast.training.interrupts import Interrupted, listening
@@ -155,12 +156,16 @@ class Run:
                 self.flush()
             if step == self.total:
                 self.validate_if_due(step)
-            test = None if self.loop.wish() else self.measure("test", self.config.evaluation.predictions)
+            predictions = self.config.evaluation.predictions
+            test = None if self.loop.wish() else self.measure(self.splits.test, "test", predictions)
+            beside = {} if self.loop.wish() else beside_test(self.splits, self.measure)
             if step < self.total or self.loop.wish():
                 self.interrupted(step)
-        return self.finish(trained, test)
+        return self.finish(trained, test, beside)
 
-    def finish(self, trained: dict[str, int], test: Measured | None) -> dict[str, Any]:
+    def finish(
+        self, trained: dict[str, int], test: Measured | None, beside: dict[str, Any]
+    ) -> dict[str, Any]:
         """Writes what was trained, and what came out."""
         model = self.accelerator.unwrap_model(self.objective).model
         result = {
@@ -175,6 +180,7 @@ class Run:
             "samples": self.splits.summary,
             "validation": self.validation,
             "test": None if test is None else test.metrics,
+            **beside,
             "bad_samples": self.bad,
             "step_seconds": round(self.loop.seconds, 2),
             "median_step_seconds": self.pace.median,
@@ -259,7 +265,7 @@ class Run:
     def validate(self, step: int) -> None:
         """Measures on the validation split, if there is one."""
         self.validated = step
-        measured = self.measure("validation")
+        measured = self.measure(self.splits.validation, "validation")
         if measured is None:
             return
         self.validation = measured.metrics
@@ -271,16 +277,15 @@ class Run:
         self.accelerator.log({f"validation/{name}": value for name, value in scalars.items()}, step=step)
         self.say(f"epoch {epoch:g}: " + ", ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
 
-    def measure(self, split: str, predictions: bool = False) -> Measured | None:
+    def measure(self, data: Any | None, name: str, predictions: bool = False) -> Measured | None:
         """Measures on a split; None if there is none, or a signal came."""
-        data = getattr(self.splits, split)
         if data is None:
             return None
         config = self.config
         measured = evaluate(
             self.accelerator, self.objective, data, self.splits.collate, task=config.task,
             classes=self.splits.classes, batch_size=config.evaluation.batch_size or 2 * config.batch_size,
-            workers=config.workers, name=split, predictions=predictions,
+            workers=config.workers, name=name, predictions=predictions,
             on_target=config.evaluation.attention_on_target, stop=self.loop.wish,
         )  # fmt: skip
         if measured is not None and predictions and self.is_main:

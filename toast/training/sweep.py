@@ -29,6 +29,8 @@ _SHOWN = (
     "accuracy", "attention_on_target", "selection_inside", "selection_outside", "selection_ratio",
     "calibration_error", "loss", "perplexity",
 )  # fmt: skip
+#: What a run measures once, beside its test split.
+_BESIDE = ("splits", "corrupted")
 Settings = dict[str, Any]
 
 
@@ -183,7 +185,10 @@ def _named(point: Settings) -> str:
 
 def _search(config: RunConfig, row: Row, point: Settings) -> RunConfig:
     name = _named(point) or "all"
-    own = {"data.test": None, "data.test_share": 0.0}
+    own: Settings = {
+        "data.test": None, "data.test_share": 0.0, "evaluation.splits": [],
+        "evaluation.corruptions": {}, "evaluation.corruption": None,
+    }  # fmt: skip
     return _made(config, {**row.settings, **point, **own}, config.folder / "search" / row.name, name)
 
 
@@ -224,25 +229,30 @@ def _measure(result: dict[str, Any], split: str, name: str) -> float:
 
 
 def _line(choice: Choice, ended: list[dict[str, Any]]) -> dict[str, Any]:
-    tests = [result["test"] or {} for result in ended]
-    names = [n for n, value in tests[0].items() if isinstance(value, float) and all(n in t for t in tests)]
-    measured = {name: [float(test[name]) for test in tests] for name in names}
+    beside = {name: _over_seeds([result[name] for result in ended]) for name in _BESIDE if name in ended[0]}
     return {
         "chosen": choice.point,
         "select_by": choice.by,
         "searched": choice.searched,
         "validation": choice.best,
-        "test": {
-            name: {
-                "mean": statistics.mean(held),
-                "deviation": statistics.stdev(held) if len(held) > 1 else 0.0,
-                "seeds": held,
-            }
-            for name, held in measured.items()
-        },
+        "test": _over_seeds([result["test"] or {} for result in ended]),
+        **beside,
         "trainable_parameters": ended[0]["trainable_parameters"],
         "step_seconds": statistics.mean(result["step_seconds"] for result in ended),
     }
+
+
+def _over_seeds(measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns mean, standard deviation and values of every figure, however deep it stands."""
+    table: dict[str, Any] = {}
+    for name, value in measured[0].items():
+        held = [each[name] for each in measured if name in each]
+        if isinstance(value, dict):
+            table[name] = _over_seeds(held)
+        elif isinstance(value, float) and len(held) == len(measured):
+            deviation = statistics.stdev(held) if len(held) > 1 else 0.0
+            table[name] = {"mean": statistics.mean(held), "deviation": deviation, "seeds": held}
+    return table
 
 
 def as_markdown(table: dict[str, Any]) -> str:

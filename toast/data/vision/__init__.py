@@ -14,6 +14,8 @@ _EXPORTS = {
     "Augmentation": "augmentation",
     "BadSample": "source",
     "BadSamples": "bad",
+    "CORRUPTIONS": "corrupting",
+    "Corrupted": "corrupting",
     "PRESETS": "augmentation",
     "SOURCES": "opening",
     "Sample": "source",
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from toast.data.vision.augmentation import Augmentation as Augmentation
     from toast.data.vision.bad import BadSamples as BadSamples
     from toast.data.vision.checking import check as check
+    from toast.data.vision.corrupting import CORRUPTIONS as CORRUPTIONS
+    from toast.data.vision.corrupting import Corrupted as Corrupted
     from toast.data.vision.dataset import VisionDataset as VisionDataset
     from toast.data.vision.dataset import collate as collate
     from toast.data.vision.opening import SOURCES as SOURCES
