@@ -28,6 +28,7 @@ class Splits:
         fingerprint: Identifies the training samples and what is done to them.
         lengths: Language: tokens of each training row; None where all have one shape.
         summary: Figures to show.
+        remarks: What is unusual about the data, but does not stop a run.
     """
 
     train: Any
@@ -38,6 +39,7 @@ class Splits:
     fingerprint: str
     lengths: list[int] | None
     summary: dict[str, Any]
+    remarks: tuple[str, ...] = ()
 
 
 def vision_sources(config: RunConfig) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def vision_sources(config: RunConfig) -> dict[str, Any]:
 
     def opened(split: str) -> Any:
         source = vision.open_vision(data.source, root=data.root, name=data.name, split=split, **data.options)
-        vision.check(source)
+        source.remarks = vision.check(source)
         return source
 
     sources: dict[str, Any] = {"train": opened(data.train), "validation": None, "test": None}
@@ -110,6 +112,7 @@ def vision_splits(config: RunConfig, sources: dict[str, Any], backbone: Backbone
         fingerprint=f"{sources['train'].fingerprint}:{augmentation}:{config.augment.views}:{backbone.data}",
         lengths=None,
         summary={"images": counts, "classes": len(sources["train"].classes)},
+        remarks=_remarks(sources),
     )
 
 
@@ -126,10 +129,8 @@ def language_splits(config: RunConfig, backbone: Backbone) -> Splits:
 
     def opened(split: str) -> Any:
         options: dict[str, Any] = {"path": data.root, "name": data.name, "split": split, **data.options}
-        if data.source != "hub":  # the training split is `root`, others are files beside it
-            options |= {"split": "train", "name": None}
-            if split != data.train:
-                options["path"] = Path(split) if data.root is None else data.root.parent / split
+        if data.source != "hub":
+            options |= {"name": None} | _place(data.root, split, split == data.train)
         return language.open_language(
             data.source, backbone.tokenizer, block=data.block, packing=data.packing, template=data.template,
             limit=data.limit, streaming=data.streaming, **options,
@@ -156,7 +157,31 @@ def language_splits(config: RunConfig, backbone: Backbone) -> Splits:
         fingerprint=train.fingerprint,
         lengths=train.lengths,
         summary={"rows": rows, **train.summary},
+        remarks=_remarks({"train": train, "validation": validation, "test": test}),
     )
+
+
+def _place(root: Path | None, split: str, is_train: bool) -> dict[str, Any]:
+    """Returns path and split of language files.
+
+    The training split is `root`, or in it where that is a folder; others lie beside it, or in it as well.
+    """
+    is_folder = root is not None and root.is_dir()
+    if is_train:
+        return {"path": root, "split": split if is_folder else "train"}
+    beside = Path(split) if root is None else root.parent / split
+    if is_folder and not beside.exists():
+        return {"path": root, "split": split}
+    return {"path": beside, "split": None}
+
+
+def _remarks(splits: dict[str, Any]) -> tuple[str, ...]:
+    """Returns what the splits say is unusual about them, each once."""
+    said: dict[str, list[str]] = {}
+    for name, data in splits.items():
+        for remark in () if data is None else data.remarks:
+            said.setdefault(remark, []).append(name)
+    return tuple(f"{', '.join(names)}: {remark}" for remark, names in said.items())
 
 
 def _held_out(rows: Any, share: float, name: str, seed: int) -> tuple[Any, Any]:

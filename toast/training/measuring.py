@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from toast.data.vision.noting import Notes
 from toast.training import folder
 from toast.training.accelerating import make_accelerator
 from toast.training.evaluate import evaluate
@@ -79,4 +80,7 @@ def measure(
     assert measured is not None
     if predictions is not None and accelerator.is_main_process:
         measured.write_predictions(predictions)
-    return measured.metrics | ({"bad_samples": dict(measured.bad)} if measured.bad else {})
+    notes = Notes()
+    notes.add(measured.notes)
+    said = {"bad_samples": dict(measured.bad), "remarks": [*splits.remarks, *notes.summary()]}
+    return measured.metrics | {name: value for name, value in said.items() if value}

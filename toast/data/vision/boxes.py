@@ -19,7 +19,8 @@ def read_boxes(file: Path) -> dict[str, Box]:
 
     Args:
         file: `.json`, an object of `path: [x0, y0, x1, y1]`; or `.csv` with the header
-            `name,x0,y0,x1,y1`. Pixels of the picture's file, the ends exclusive.
+            `name,x0,y0,x1,y1`. Pixels of the picture as it is shown, turned as its camera noted, the ends
+            exclusive: so annotation tools and browsers count.
 
     Raises:
         ValueError: If the file or one of its entries is malformed: names the file, the row and why.

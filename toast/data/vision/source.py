@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 Box = tuple[float, float, float, float]
-"""A place as x0, y0, x1, y1 in pixels of the picture, the ends exclusive."""
+"""A place as x0, y0, x1, y1 in pixels of the picture as it is shown, turned upright; the ends exclusive."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ class Sample:
         label: Index into the source's `classes`.
         name: What the picture is called in its source, such as its path under the root.
         box: Where the object is that the label names; None where that is not known.
+        notes: What was met in it and how that was taken.
     """
 
     image: Image.Image
     label: int
     name: str
     box: Box | None = None
+    notes: tuple[str, ...] = ()
 
 
 class BadSample(ValueError):
