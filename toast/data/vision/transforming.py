@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,9 +13,6 @@ from torch import Tensor
 
 from toast.data.vision.augmentation import Augmentation
 from toast.data.vision.source import Box
-
-_ELONGATED: Final = 16
-"""Length over width from which a picture is cut before it is resized: the crop that follows sees less."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +54,18 @@ class Transform:
         return mask
 
 
-def _cut_ends(image: Image.Image) -> Image.Image:
+def _cut_ends(image: Image.Image, longest: int) -> Image.Image:
     """Cuts the ends of a very elongated picture off.
 
-    Resized by its shorter side it could fill the memory, only for its centre to be cropped.
+    Resized by its shorter side, it could fill the memory only for its centre to be cropped; resized by its
+    longer side, nothing could be left of the shorter.
+
+    Args:
+        image: The picture.
+        longest: Most that its length may be over its width.
     """
     width, height = image.size
-    short = min(width, height)
-    most = short * _ELONGATED
+    most = min(width, height) * longest
     if max(width, height) <= most:
         return image
     left, top = max(0, width - most) // 2, max(0, height - most) // 2
@@ -109,8 +111,11 @@ def transforms(
     def steps(**changed: Any) -> tuple[list[Any], list[Any]]:
         """Returns what is done to a picture in evaluation, and what makes a normalised tensor of it."""
         made = create_transform(**(config | changed), is_training=False).transforms
-        # in the other modes all of the picture is seen
-        cut = [_cut_ends] if config.get("crop_mode") in (None, "center") else []
+        # the crop of the centre sees far less; the other mode that keeps the ratio needs a pixel to be left
+        kept = {"center": 16, "border": min(config["input_size"][1:]) // 2}.get(
+            config.get("crop_mode") or "center"
+        )
+        cut = [] if kept is None else [partial(_cut_ends, longest=max(1, kept))]
         return [*cut, *made[:-2]], made[-2:]
 
     def final(last: list[Any]) -> list[Any]:
