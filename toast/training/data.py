@@ -79,6 +79,8 @@ def vision_sources(config: RunConfig) -> dict[str, Any]:
                 f"data: the {name} split has {len(source.classes)} classes, the training split "
                 f"{len(sources['train'].classes)}, or others; needs the same ones in the same order."
             )
+        if name != "train" and (remark := vision.repeated(sources["train"], sources[name])):
+            sources[name].remarks = (*sources[name].remarks, remark)
     return sources
 
 

@@ -66,6 +66,10 @@ class FileSource(VisionSource):
         missing = (self.pictures[index] for index in indices if self._states[index] is None)
         return [f"{p.path} ({p.where})" if p.where else str(p.path) for p in missing]
 
+    def file(self, index: int) -> Path | None:
+        """See `VisionSource.file`."""
+        return self.pictures[index].path
+
     @cached_property
     def _states(self) -> list[tuple[int, int] | None]:
         return [file_state(picture.path) for picture in self.pictures]

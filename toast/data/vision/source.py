@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -104,6 +105,10 @@ class VisionSource(ABC):
         """
         return []
 
+    def file(self, index: int) -> Path | None:
+        """Returns a picture's file; None where pictures are none of their own."""
+        return None
+
     def subset(self, indices: Iterable[int]) -> VisionSource:
         """Returns some of the pictures, in the given order.
 
@@ -146,3 +151,7 @@ class Subset(VisionSource):
     def absent(self, indices: Iterable[int]) -> list[str]:
         """See `VisionSource.absent`."""
         return self.parent.absent(self.indices[index] for index in indices)
+
+    def file(self, index: int) -> Path | None:
+        """See `VisionSource.file`."""
+        return self.parent.file(self.indices[index])

@@ -116,6 +116,10 @@ class TorchvisionSource(VisionSource):
             return []
         return [str(self.files[index]) for index in indices if file_state(self.files[index]) is None]
 
+    def file(self, index: int) -> Path | None:
+        """See `VisionSource.file`."""
+        return None if self.files is None else self.files[index]
+
 
 def open_torchvision(
     root: Path, name: str, split: str, *, download: bool = False, **options: Any
