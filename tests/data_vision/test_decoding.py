@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.data_vision.pictures import picture, write_picture
 from toast.data.vision import BadSample
-from toast.data.vision.decoding import FRAMES, TURNED, decode, read_picture
+from toast.data.vision.decoding import FRAMES, TURNED, decode, read_picture, shown_size
 from toast.data.vision.noting import Notes
 
 
@@ -76,6 +76,8 @@ def test_a_picture_is_turned_as_its_camera_noted(tmp_path: Path, orientation: in
     stored.save(tmp_path / f"a.{suffix}", exif=exif)
     found = read_picture(tmp_path / f"a.{suffix}", "a")
     assert found.image.size == ((48, 32) if orientation < 5 else (32, 48))
+    with Image.open(tmp_path / f"a.{suffix}") as opened:
+        assert shown_size(opened) == found.image.size
     shown = np.asarray(found.image.convert("L"))
     white = [corner for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)) if shown[corner] > 200]
     assert white == [CORNERS[orientation]]

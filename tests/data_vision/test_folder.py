@@ -50,7 +50,7 @@ def test_boxes(tmp_path: Path, kind: str, beside: str) -> None:
 
 def test_boxes_of_other_pictures(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 1, "b": 1})
-    write_json(tmp_path / "boxes.json", {"00.png": [0, 0, 1, 1]})
+    write_json(tmp_path / "boxes.json", {"00.png": [0, 0, 5, 5]})
     with pytest.raises(ValueError, match=r"none of the 1 boxes .*00\.png; names are paths"):
         open_vision("folder", root=tmp_path)
 
@@ -216,7 +216,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 def test_boxes_without_a_picture_are_said(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", {"a": 1, "b": 1})
-    boxes = {"train/a/00.png": [0, 0, 1, 1], "train/a/77.png": [0, 0, 1, 1], "test/a/00.png": [0, 0, 1, 1]}
+    boxes = {"train/a/00.png": [0, 0, 9, 9], "train/a/77.png": [0, 0, 9, 9], "test/a/00.png": [0, 0, 9, 9]}
     write_json(tmp_path / "boxes.json", boxes)
     (remark,) = check(open_vision("folder", root=tmp_path))
     assert remark.startswith("1 of 3 boxes belong to no picture: ") and remark.endswith("train/a/77.png.")

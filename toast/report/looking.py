@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from toast.baselines.vpt import find_prompts
 from toast.training.data import Splits
 from toast.training.on_target import OnTarget
-from toast.visual import measures
+from toast.visual import measures, targets
 from toast.visual.grids import Maps
 from toast.visual.maps import look
 from toast.visual.relevance import class_scores
@@ -36,8 +37,10 @@ class Look:
         selection: Selection weights, 0 to 1; None of another method than TOAST.
         cell: Height and width of a cell of the maps in pixels.
         target: Where the answer is, `(height, width)`, 0 to 1; None if that is not known.
-        on_target: Share of the attention on the target.
+        on_target: Share of the attention on the target; None if none is in sight.
         frozen_on_target: The same of the frozen backbone.
+        selected: Mean selection weight inside the target and outside of it; None as well where there is no
+            selection.
         moved: Share of the attention that went elsewhere, total variation, 0 to 1.
     """
 
@@ -52,6 +55,7 @@ class Look:
     target: Tensor | None
     on_target: float | None
     frozen_on_target: float | None
+    selected: tuple[float, float] | None
     moved: float | None
 
     @property
@@ -156,14 +160,9 @@ def _looks(items: list[dict[str, Any]], views: _Views, frozen: Maps | None) -> I
     maps, cell = views.attention.values, views.attention.cell
     same = frozen is not None and frozen.values.shape == maps.shape
     moved = measures.total_variation(maps, frozen.values) if same and frozen is not None else None
+    after, before = _of_targets(items, views.attention, views.selection), _of_targets(items, frozen, None)
     for i, item in enumerate(items):
-        target = item.get("target")
-
-        def inside(which: Maps | None, i: int = i, target: Tensor | None = target) -> float | None:
-            if which is None or target is None:
-                return None
-            return float(measures.share_in_target(which.values[i : i + 1], target[None], which.cell))
-
+        inside, outside = after(targets.INSIDE, i), after(targets.OUTSIDE, i)
         yield Look(
             index=int(item["index"]),
             label=int(item["label"]),
@@ -173,8 +172,25 @@ def _looks(items: list[dict[str, Any]], views: _Views, frozen: Maps | None) -> I
             frozen=None if frozen is None else frozen.values[i],
             selection=None if views.selection is None else views.selection.values[i],
             cell=cell,
-            target=target,
-            on_target=inside(views.attention),
-            frozen_on_target=inside(frozen),
+            target=item.get("target"),
+            on_target=after(targets.ATTENTION, i),
+            frozen_on_target=before(targets.ATTENTION, i),
+            selected=None if inside is None or outside is None else (inside, outside),
             moved=None if moved is None else float(moved[i]),
         )
+
+
+def _of_targets(
+    items: list[dict[str, Any]], attention: Maps | None, selection: Maps | None
+) -> Callable[[str, int], float | None]:
+    """Measures a batch on its targets; returns what gives a figure by name and picture, if there is one."""
+    size = tuple(items[0]["pixels"].shape[-2:])
+    unknown = torch.full(size, torch.nan)
+    target = torch.stack([item.get("target", unknown) for item in items])
+    found = targets.measure(attention, selection, target, (size[0], size[1]))
+
+    def figure(name: str, index: int) -> float | None:
+        value = float(found[name][index]) if name in found else math.nan
+        return None if math.isnan(value) else value
+
+    return figure

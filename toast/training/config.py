@@ -63,7 +63,8 @@ class DataConfig(_Section):
         validation_share: Share of the training split, by class for vision, that is held out to select.
             0 trains on everything and selects nothing.
         test: Name of the split that is measured once, at the end; None has none. Of language files, `train`
-            is `root` itself, and `validation` and `test` are files beside it, or splits in it if it is a folder.
+            is `root` itself, and `validation` and `test` are files beside it, or splits in it if that is a
+            folder.
         test_share: Language: share of the training rows that is held out as the test split, if none is named.
         options: Further options of the source.
         block: Tokens of a row (language).
@@ -121,7 +122,7 @@ class MethodConfig(_Section):
         freeze: Of `partial`: how many of the first blocks stay frozen.
         head: Whether the head is trained; None is yes for vision, no for language.
         head_bias: What each class's bias starts from; None leaves the library's (official: −log 99).
-        calibrate: `toast` and `toast-lite` from nothing: set the task embedding to a mean feature.
+        calibrate: `toast` and `toast-lite` from nothing: point the task embedding by training samples.
         options: Further fields of the method's configuration (`ToastConfig`, PEFT's `LoraConfig`).
     """
 
@@ -163,9 +164,12 @@ class OptimizerConfig(_Section):
 
     Args:
         name: Name of the optimiser in timm, such as `adamw`, `sgd`, `lion`.
-        learning_rate: Peak rate.
-        rates: Peak rates of single groups, such as `{head: 3e-3, to_state: 1e-4}`.
-        weight_decay: Of the matrices; vectors and biases have none.
+        learning_rate: Peak rate of a head and of other methods' parameters; the rates of TOAST's groups
+            follow from it, see `toast.parameter_groups`.
+        rates: Peak rates of single groups as they are, such as `{head: 3e-3, to_state: 1e-4}`.
+        scaled: Whether the rates of TOAST's groups are scaled; else they are `learning_rate`. None is by the
+            optimiser: yes, unless its steps follow the gradient (SGD) or are made of a whole matrix (Muon).
+        weight_decay: Of the matrices; vectors, biases and maps that start as the identity have none.
         momentum: Of SGD.
         options: Further arguments of the optimiser.
         schedule: `cosine`, `linear` or `constant`, after the warm-up.
@@ -177,6 +181,7 @@ class OptimizerConfig(_Section):
     name: str = "adamw"
     learning_rate: Positive = 1e-3
     rates: dict[str, Positive] = {}
+    scaled: bool | None = None
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     momentum: Share = 0.9
     options: dict[str, Any] = {}
@@ -245,7 +250,11 @@ class SweepConfig(_Section):
             measured on the test split.
         final: Settings of the runs that are measured, such as `data.train: trainval`. They train on what
             was held out, too, if these say so; `data.validation` and `data.validation_share` are taken out.
-        pretune: Configuration of the pre-tuning whose adapter rows name as `method.start: pretune`.
+        pretune: Configuration of the pre-tuning whose adapter rows name as `method.start: pretune`. Several:
+            name -> configuration, or `{config: FILE, …}` with settings on top by dotted name; rows name one
+            as `method.start: pretune/NAME`.
+        shared: Folder of pre-tunings and stored first passes, where several sweeps share them; None is the
+            sweep's own.
         select_by: Measure of the validation split; the greatest wins, of `loss` and `perplexity` the least.
     """
 
@@ -253,8 +262,28 @@ class SweepConfig(_Section):
     grid: dict[str, list[Any]] = {}
     seeds: Annotated[int, Field(gt=0)] = 3
     final: dict[str, Any] = {}
-    pretune: Path | None = None
+    pretune: Path | dict[str, Path | dict[str, Any]] | None = None
+    shared: Path | None = None
     select_by: str | None = None
+
+
+class StudyConfig(_Section):
+    """A sweep on several tasks and along a curve, with tables that compare its rows.
+
+    Args:
+        tasks: Name -> settings that make the task, by dotted name; none is one task, that of the file.
+        curve: One setting by dotted name, with its values, such as `data.options.train: [50, 200, 1000]`.
+        choose_at: Value of the curve at which the grid is searched for all values; None searches at each.
+        reference: Row that the others are compared with; None is the first.
+        evaluations: Further measurements of every finished model on the test split: name -> settings on top,
+            such as `{data.options.distractors: 8}`.
+    """
+
+    tasks: dict[str, dict[str, Any]] = {}
+    curve: Annotated[dict[str, list[Any]], Field(max_length=1)] = {}
+    choose_at: Any = None
+    reference: str | None = None
+    evaluations: dict[str, dict[str, Any]] = {}
 
 
 class RunConfig(_Section):
@@ -293,6 +322,7 @@ class RunConfig(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     sweep: SweepConfig | None = None
+    study: StudyConfig | None = None
     epochs: Annotated[int, Field(gt=0)] | None = None
     steps: Annotated[int, Field(gt=0)] | None = None
     batch_size: Annotated[int, Field(gt=0)] = 32

@@ -180,7 +180,9 @@ def build(
     missing = store.missing()
     accelerator.wait_for_everyone()
     mine = missing[accelerator.process_index :: accelerator.num_processes]
-    for part in tqdm(mine, "first pass", unit="part", disable=not accelerator.is_main_process or not mine):
+    for part in tqdm(
+        mine, "first pass", unit="part", leave=False, disable=not accelerator.is_main_process or not mine
+    ):
         rows = store.parts[part]
         batch, good = samples(rows)
         held = {name: [torch.zeros(0)] * len(rows) for name in tensors}

@@ -23,19 +23,21 @@ from toast.training.loop import Batch, Loop
 from toast.training.methods import save_method
 from toast.training.optimizers import make_optimizer, make_schedule
 from toast.training.order import EpochBatches
+from toast.training.pace import Pace
 from toast.training.preparing import Stage, prepare
 from toast.training.storing import stored_first_pass
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, stage: Stage, resume: bool = False) -> dict[str, Any]:
+def run(config: RunConfig, stage: Stage, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Trains, measures and saves.
 
     Args:
         config: The run's configuration.
         stage: `pretune` or `tune`.
         resume: Go on from the newest checkpoint of the run's folder, if there is one.
+        quiet: Show progress only; what would be said is logged.
 
     Returns:
         What `result.json` holds.
@@ -52,7 +54,7 @@ def run(config: RunConfig, stage: Stage, resume: bool = False) -> dict[str, Any]
         raise ValueError(
             f"{place} holds a run already. Go on with it by --resume, or choose another name=… or out=…."
         )
-    return Run(config, stage).execute(resume)
+    return Run(config, stage, quiet).execute(resume)
 
 
 class Run:
@@ -61,13 +63,15 @@ class Run:
     Args:
         config: Its configuration.
         stage: `pretune` or `tune`.
+        quiet: Show progress only; what would be said is logged.
 
     Raises:
         ValueError: If something is missing or does not fit.
     """
 
-    def __init__(self, config: RunConfig, stage: Stage) -> None:
+    def __init__(self, config: RunConfig, stage: Stage, quiet: bool = False) -> None:
         self.began = time.perf_counter()
+        self.quiet = quiet
         self.config, self.stage, self.place = config, stage, config.folder
         self.accelerator: Accelerator = make_accelerator(config)
         self.prepared = prepare(config, stage)
@@ -86,7 +90,7 @@ class Run:
         )
         self.total = config.steps or (config.epochs or 1) * self.order.steps
         groups = self.prepared.method.groups
-        optimizer = make_optimizer(groups, config.optimizer)
+        optimizer = make_optimizer(self.prepared.method.model, groups, config.optimizer)
         schedule = make_schedule(optimizer, config.optimizer, self.total)
         loader = DataLoader(
             self.splits.train,
@@ -112,6 +116,7 @@ class Run:
         self.validation: dict[str, Any] | None = None
         self.validated = -1
         self.bad: dict[str, str] = {}
+        self.pace = Pace()
         self.bar: Any = None
 
     @property
@@ -122,7 +127,7 @@ class Run:
     def say(self, text: str) -> None:
         """Shows a line, once for all processes."""
         if self.is_main:
-            tqdm.write(text)
+            (logger.info if self.quiet else tqdm.write)(text)
 
     def say_leaks(self) -> None:
         """Says so if packed documents see each other, which depends on attention kernel and method."""
@@ -177,6 +182,7 @@ class Run:
             "bad_samples": self.bad,
             "remarks": [*self.splits.remarks, *self.notes.summary()],
             "step_seconds": round(self.loop.seconds, 2),
+            "median_step_seconds": self.pace.median,
             "seconds": round(time.perf_counter() - self.began, 2),
         }
         if self.is_main:
@@ -223,6 +229,7 @@ class Run:
 
     def flush(self) -> None:
         """Writes the losses that were noted."""
+        began, steps = time.perf_counter(), len(self.pending)
         for step, parts in self.pending:
             values = {
                 name: float(self.accelerator.reduce(value.float(), "mean"))
@@ -236,6 +243,9 @@ class Run:
                 self.bar.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
             self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
         self.pending.clear()
+        if steps:  # reading the first loss has waited for the device
+            self.loop.seconds += time.perf_counter() - began
+            self.pace.note(self.loop.seconds, steps)
 
     def on_epoch(self, step: int) -> None:
         """Measures and writes a checkpoint."""
@@ -300,6 +310,7 @@ class Run:
             "validated": self.validated,
             "bad": self.bad,
             "step_seconds": self.loop.seconds,
+            "seconds": time.perf_counter() - self.began,
             "total": self.total,
         }
         at, keep = self.place / folder.CHECKPOINTS, self.config.checkpoint.keep
@@ -324,6 +335,8 @@ class Run:
         step = int(progress["step"])
         self.validation, self.validated = progress["validation"], progress["validated"]
         self.bad, self.loop.seconds = progress["bad"], progress["step_seconds"]
+        self.pace.start(self.loop.seconds)
+        self.began -= progress.get("seconds", 0.0)  # a checkpoint of an earlier version has none
         if self.is_main:
             folder.cut_metrics(self.place, step)
         self.say(f"resumed from {newest}")

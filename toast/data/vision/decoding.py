@@ -151,6 +151,13 @@ def to_rgb(image: Image.Image) -> Decoded:
     return Decoded(image, tuple(notes))
 
 
+def shown_size(image: Image.Image) -> tuple[int, int]:
+    """Returns width and height of an opened picture as it is shown, turned upright, without reading it."""
+    width, height = image.size
+    lies = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)  # Pillow turns TIFF itself
+    return (height, width) if lies else (width, height)
+
+
 def _has_frames(image: Image.Image) -> bool:
     try:
         return bool(getattr(image, "is_animated", False))
@@ -179,8 +186,8 @@ def _eight_bits(image: Image.Image, depth: Depth) -> tuple[Image.Image, float]:
     if white is None:  # so are NaN and infinities
         known = " or ".join(f"0 to {most:g}" for most in depth.whites)
         raise Unsuitable(
-            f"holds {depth.called} from {low:g} to {high:g}; needs {known}, as other numbers do not say what "
-            "is white. Save it with 8 or 16 bits."
+            f"holds {depth.called} from {low:g} to {high:g}; needs {known}, as other numbers do not say "
+            "what is white. Save it with 8 or 16 bits."
         )
     scaled = (values * (255 / white)).round().clip(0, 255).astype(np.uint8)
     return Image.fromarray(scaled), white

@@ -212,7 +212,7 @@ def _boxes(root: Path, top: Path) -> dict[Path, Box]:
     for folder in dict.fromkeys((root, top)):
         for file in _BOXES:
             if (folder / file).is_file():
-                boxes |= {_key(folder / _slashes(name)): b for name, b in read_boxes(folder / file).items()}
+                boxes |= {_key(folder / name): b for name, b in read_boxes(folder / file).items()}
     return boxes
 
 
@@ -227,11 +227,6 @@ def _of_others(boxes: Iterable[Path], root: Path, top: Path) -> bool:
 
 def _key(path: Path) -> Path:
     return Path(unicodedata.normalize("NFC", str(path)))
-
-
-def _slashes(name: str) -> str:
-    """Returns a path with the slashes of this system, if it was written with those of Windows."""
-    return name if "/" in name else name.replace("\\", "/")
 
 
 def _few(names: Iterable[object]) -> str:
