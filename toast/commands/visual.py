@@ -124,11 +124,17 @@ def _show_texts(opened: Opened, what: list[str], out: Path, options: dict[str, A
 
 def _prompt(text: str) -> str:
     """Returns a prompt; of `@FILE` the text of the file without the line feed at its end."""
+    from toast.data.plain_text import half_pair, read_text
+
     if not text.startswith("@"):
+        if half := half_pair(text):
+            raise ValueError(
+                f"prompt {text!a}: not UTF-8 ({half}). Set the terminal to UTF-8, or pass @FILE."
+            )
         return text
     try:
-        return Path(text[1:]).read_text(encoding="utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(Path(text[1:])).removesuffix("\n")
+    except (OSError, ValueError) as error:
         raise ValueError(f"{text}: needs a text file in UTF-8: {error}") from error
 
 

@@ -172,9 +172,8 @@ def _lead(files: RunFiles, opened: _Opened) -> str:
 
 
 def _of_data(opened: _Opened) -> list[str]:
-    """Returns what the sources say is unusual about the data."""
-    source = getattr(opened.splits.train, "source", None) if opened.splits is not None else None
-    return list(getattr(source, "remarks", ()))
+    """Returns what is unusual about the data."""
+    return list(opened.splits.remarks) if opened.splits is not None else []
 
 
 def _tiles(files: RunFiles, opened: _Opened) -> Markup:

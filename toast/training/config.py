@@ -74,7 +74,8 @@ class DataConfig(_Section):
         validation_share: Share of the training split, by class for vision, that is held out to select.
             0 trains on everything and selects nothing.
         test: Name of the split that is measured once, at the end; None has none. Of language files, `train`
-            is `root` itself, and `validation` and `test` are files beside it.
+            is `root` itself, and `validation` and `test` are files beside it, or splits in it if that is a
+            folder.
         test_share: Language: share of the training rows that is held out as the test split, if none is named.
         options: Further options of the source.
         block: Tokens of a row (language).

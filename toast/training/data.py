@@ -30,6 +30,7 @@ class Splits:
         summary: Figures to show.
         further: Vision: other splits that are measured at the end, by name.
         corrupted: Vision: the test split made worse, by corruption and severity.
+        remarks: What is unusual about the data, but does not stop a run.
     """
 
     train: Any
@@ -42,6 +43,7 @@ class Splits:
     summary: dict[str, Any]
     further: dict[str, Any] = field(default_factory=dict)
     corrupted: dict[str, dict[int, Any]] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def held_out(self) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def vision_sources(config: RunConfig) -> dict[str, Any]:
 
     def opened(split: str) -> Any:
         source = vision.open_vision(data.source, root=data.root, name=data.name, split=split, **data.options)
-        vision.check(source)
+        source.remarks = vision.check(source)
         return source
 
     sources: dict[str, Any] = {"train": opened(data.train), "validation": None, "test": None}
@@ -93,6 +95,8 @@ def vision_sources(config: RunConfig) -> dict[str, Any]:
                 f"data: the {name} split has {len(source.classes)} classes, the training split "
                 f"{len(sources['train'].classes)}, or others; needs the same ones in the same order."
             )
+        if name != "train" and (remark := vision.repeated(sources["train"], sources[name])):
+            sources[name].remarks = (*sources[name].remarks, remark)
     return sources
 
 
@@ -140,6 +144,7 @@ def vision_splits(config: RunConfig, sources: dict[str, Any], backbone: Backbone
             name: {severity: corrupted(name, severity) for severity in severities}
             for name, severities in config.evaluation.corruptions.items()
         },
+        remarks=_remarks(sources),
     )
 
 
@@ -156,10 +161,8 @@ def language_splits(config: RunConfig, backbone: Backbone) -> Splits:
 
     def opened(split: str) -> Any:
         options: dict[str, Any] = {"path": data.root, "name": data.name, "split": split, **data.options}
-        if data.source != "hub":  # the training split is `root`, others are files beside it
-            options |= {"split": "train", "name": None}
-            if split != data.train:
-                options["path"] = Path(split) if data.root is None else data.root.parent / split
+        if data.source != "hub":
+            options |= {"name": None} | _place(data.root, split, split == data.train)
         return language.open_language(
             data.source, backbone.tokenizer, block=data.block, packing=data.packing, template=data.template,
             limit=data.limit, streaming=data.streaming, **options,
@@ -186,7 +189,31 @@ def language_splits(config: RunConfig, backbone: Backbone) -> Splits:
         fingerprint=train.fingerprint,
         lengths=train.lengths,
         summary={"rows": rows, **train.summary},
+        remarks=_remarks({"train": train, "validation": validation, "test": test}),
     )
+
+
+def _place(root: Path | None, split: str, is_train: bool) -> dict[str, Any]:
+    """Returns path and split of language files.
+
+    The training split is `root`, or in it where that is a folder; others lie beside it, or in it as well.
+    """
+    is_folder = root is not None and root.is_dir()
+    if is_train:
+        return {"path": root, "split": split if is_folder else "train"}
+    beside = Path(split) if root is None else root.parent / split
+    if is_folder and not beside.exists():
+        return {"path": root, "split": split}
+    return {"path": beside, "split": None}
+
+
+def _remarks(splits: dict[str, Any]) -> tuple[str, ...]:
+    """Returns what the splits say is unusual about them, each once."""
+    said: dict[str, list[str]] = {}
+    for name, data in splits.items():
+        for remark in () if data is None else data.remarks:
+            said.setdefault(remark, []).append(name)
+    return tuple(f"{', '.join(names)}: {remark}" for remark, names in said.items())
 
 
 def _held_out(rows: Any, share: float, name: str, seed: int) -> tuple[Any, Any]:

@@ -66,6 +66,7 @@ def dry_run(config: RunConfig, stage: Stage, console: Console | None = None) -> 
         "steps": total,
         "steps_per_epoch": order.steps,
         "samples": splits.summary,
+        "remarks": splits.remarks,
         "memory": estimate(prepared.method.model, config.optimizer.name, kept),
         "batch": {name: tuple(value.shape) for name, value in batch.items() if isinstance(value, Tensor)},
         "losses": losses,
@@ -99,6 +100,8 @@ def _print(console: Console, config: RunConfig, model: Any, result: dict[str, An
     shapes = ", ".join(f"{name} {shape}" for name, shape in result["batch"].items())
     losses = ", ".join(f"{name} {value:.4f}" for name, value in result["losses"].items())
     console.print(f"samples: {result['samples']}", markup=False, highlight=False)
+    for remark in result["remarks"]:
+        console.print(remark, markup=False, highlight=False)
     console.print(
         f"steps: {result['steps']:,} ({result['steps_per_epoch']:,} an epoch) of {config.batch_size} "
         f"samples, in {config.micro_batches} micro-batches on {processes} process{'es' * (processes > 1)}",

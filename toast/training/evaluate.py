@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,13 @@ class Measured:
         metrics: Figures by name; lists for those by class.
         predictions: A row a sample, if they were wanted; those of all processes.
         bad: Samples that could not be read: name and reason.
+        notes: What was met in samples: name and what; see `toast.data.vision.noting`.
     """
 
     metrics: dict[str, Any]
     predictions: Rows
     bad: list[tuple[str, str]]
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
     def write_predictions(self, path: Path) -> None:
         """Writes the predictions as JSON lines, in the order of the samples."""
@@ -91,6 +93,7 @@ def evaluate(
     watcher = Watcher(accelerator.unwrap_model(objective).model) if on_target else None
     rows: Rows = []
     bad: list[tuple[str, str]] = []
+    notes: list[tuple[str, str]] = []
     batches = iter(loader)
     last: dict[str, Any] | None = None
     for _ in tqdm(range(steps), name, unit="batch", leave=False, disable=not accelerator.is_main_process):
@@ -101,6 +104,7 @@ def evaluate(
         if last is None:
             last = collate([data[0]])
         bad += (batch or {}).get("bad", [])
+        notes += (batch or {}).get("notes", [])
         held = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in last.items()}
         watched = watcher.on_target if watcher is not None and "target" in held else None
         with nullcontext() if watched is None else watched.watching() as seen:
@@ -114,7 +118,7 @@ def evaluate(
             return None
     if predictions and accelerator.num_processes > 1:
         rows = gather_object(rows)
-    return Measured(metrics.compute(), rows, bad)
+    return Measured(metrics.compute(), rows, bad, notes)
 
 
 def _metrics(task: str, classes: tuple[str, ...], device: torch.device) -> Any:

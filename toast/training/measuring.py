@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from toast.data.vision.noting import Notes
 from toast.training import folder
 from toast.training.accelerating import make_accelerator
 from toast.training.at_end import under_corruption
@@ -89,4 +90,7 @@ def measure(
     corrupted = under_corruption(splits, measured_on) if split == "test" else {}
     if predictions is not None and accelerator.is_main_process:
         measured.write_predictions(predictions)
-    return measured.metrics | corrupted | ({"bad_samples": dict(measured.bad)} if measured.bad else {})
+    notes = Notes()
+    notes.add(measured.notes)
+    said = {"bad_samples": dict(measured.bad), "remarks": [*splits.remarks, *notes.summary()]}
+    return measured.metrics | corrupted | {name: value for name, value in said.items() if value}

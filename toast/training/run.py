@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from toast.data.vision.noting import Notes
 from toast.training import checkpoints, folder
 from toast.training.accelerating import make_accelerator, replicate_trained
 from toast.training.at_end import beside_test
@@ -76,6 +77,9 @@ class Run:
         self.accelerator: Accelerator = make_accelerator(config)
         self.prepared = prepare(config, stage)
         self.splits = self.prepared.splits
+        self.notes = Notes()
+        for remark in self.splits.remarks:
+            self.say(remark)
         if config.task == "language" and config.data.packing == "documents":
             self.say_leaks()
         self.stored = stored_first_pass(config, stage, self.accelerator, self.prepared, self.say)
@@ -182,6 +186,7 @@ class Run:
             "test": None if test is None else test.metrics,
             **beside,
             "bad_samples": self.bad,
+            "remarks": [*self.splits.remarks, *self.notes.summary()],
             "step_seconds": round(self.loop.seconds, 2),
             "median_step_seconds": self.pace.median,
             "seconds": round(time.perf_counter() - self.began, 2),
@@ -196,6 +201,8 @@ class Run:
     def complete(self, batch: Batch, step: int) -> Batch:
         """Counts what could not be read, and adds what is stored of a batch's samples."""
         self.count_bad(batch.pop("bad", []))
+        for line in self.notes.add(batch.pop("notes", [])):
+            self.say(line)
         return batch if self.stored is None else self.stored.complete(batch, step // self.order.steps)
 
     def count_bad(self, bad: list[tuple[str, str]]) -> None:
@@ -288,6 +295,8 @@ class Run:
             workers=config.workers, name=name, predictions=predictions,
             on_target=config.evaluation.attention_on_target, stop=self.loop.wish,
         )  # fmt: skip
+        for line in self.notes.add([] if measured is None else measured.notes):
+            self.say(line)
         if measured is not None and predictions and self.is_main:
             measured.write_predictions(self.place / folder.PREDICTIONS)
         return measured

@@ -20,7 +20,6 @@ from toast.training.config import RunConfig
 from toast.training.data import vision_sources
 from toast.visual.comparing import UNKNOWN
 from toast.visual.masks import read_mask
-from toast.visual.preparing import open_picture
 from toast.visual.targets import in_sight
 
 #: Files of boxes, and the folder of masks, that lie beside pictures.
@@ -131,6 +130,8 @@ def find_pictures(places: Iterable[Path]) -> list[Found]:
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
+    from toast.data.walking import walk
+
     found: list[Found] = []
     for place in places:
         if place.is_file():
@@ -138,12 +139,7 @@ def find_pictures(places: Iterable[Path]) -> list[Found]:
             continue
         if not place.is_dir():
             raise ValueError(f"images: there is no file or folder {str(place)!r}.")
-        inside = sorted(
-            path
-            for path in place.rglob("*")
-            if path.suffix.lower() in IMG_EXTENSIONS
-            and not any(part.startswith(".") or part == MASKS for part in path.relative_to(place).parts)
-        )
+        inside = sorted(walk(place, IMG_EXTENSIONS, skip=[MASKS]).files)
         if not inside:
             raise ValueError(f"images: the folder {place} holds no picture ({', '.join(IMG_EXTENSIONS)}).")
         found += [Found(path, place) for path in inside]
@@ -157,7 +153,8 @@ def of_files(
 
     That is a `boxes.json` or `boxes.csv` in a folder that the picture lies in, up to the one that was named,
     under the picture's path from there (`toast.data.vision.boxes.read_boxes`); or a grey picture of the same
-    size, `masks/PATH.png`, white or 1 where the target is (`toast.visual.masks.read_mask`).
+    size, `masks/PATH.png`, white or 1 where the target is (`toast.visual.masks.read_mask`). Both
+    are of the picture as it is shown, turned as its camera noted.
 
     Args:
         found: The files.
@@ -172,9 +169,7 @@ def of_files(
         box = next((b for at in each.folders if (b := boxes_in(at).get(each.path)) is not None), None)
         mask = next((m for at in each.folders if (m := _mask_in(at, each.path)).is_file()), None)
         try:
-            # Places are counted in the file's pixels, so only without them it is turned as its camera says.
-            has_target = box is not None or mask is not None
-            picture = decode(each.path, str(each.path)) if has_target else open_picture(each.path)
+            picture = decode(each.path, str(each.path))
         except ValueError as error:
             skipped(str(error))
             continue
@@ -202,7 +197,11 @@ def _prepared_mask(file: Path, picture: Any, transform: Transform) -> Tensor:
 
     mask = read_mask(file)
     if mask.size != picture.size:
-        raise ValueError(f"{file}: a mask needs the size of its picture, {picture.size}; got {mask.size}.")
+        turned = " The picture is turned as its camera noted, and its mask must be."
+        advice = turned if mask.size == picture.size[::-1] else ""
+        raise ValueError(
+            f"{file}: a mask needs the size of its picture, {picture.size}; got {mask.size}.{advice}"
+        )
     target: Tensor = functional.to_tensor(transform.geometry(mask.convert("RGB")))[0]
     return target
 

@@ -25,6 +25,7 @@ _EXPORTS = {
     "check": "checking",
     "collate": "dataset",
     "open_vision": "opening",
+    "repeated": "repeating",
     "split_validation": "splitting",
     "transforms": "transforming",
 }
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from toast.data.vision.dataset import collate as collate
     from toast.data.vision.opening import SOURCES as SOURCES
     from toast.data.vision.opening import open_vision as open_vision
+    from toast.data.vision.repeating import repeated as repeated
     from toast.data.vision.source import BadSample as BadSample
     from toast.data.vision.source import Sample as Sample
     from toast.data.vision.source import VisionSource as VisionSource

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from PIL import Image
 
-from toast.data.vision.decoding import DECODING_ERRORS
+from toast.data.vision.decoding import DECODING_ERRORS, shown_size
 from toast.data.vision.lists import read_json, read_text
 from toast.data.vision.source import Box
 
@@ -29,7 +30,8 @@ def read_boxes(file: Path) -> dict[str, Box]:
     Args:
         file: `.json`, an object of `path: [x0, y0, x1, y1]`, with `units: pixels` or `units: shares` if that
             has to be said; or `.csv` with the header `name,x0,y0,x1,y1`, and a column `units` for the same.
-            The ends are exclusive.
+            The ends are exclusive, and places are those of the picture as it is shown, turned as its camera
+            noted: so annotation tools and browsers count.
 
     Returns:
         Boxes in pixels.
@@ -42,6 +44,8 @@ def read_boxes(file: Path) -> dict[str, Box]:
     if file.suffix.lower() not in readers:
         raise ValueError(f"boxes are read from .json or .csv files; got {file}.")
     boxes, units = readers[file.suffix.lower()](file)
+    # with the slashes of this system, if they were written with those of Windows
+    boxes = {name if "/" in name else name.replace("\\", "/"): box for name, box in boxes.items()}
     if units is None:
         units = _units_of(file, boxes)
     return boxes if units == "pixels" else {name: _in_pixels(file, name, box) for name, box in boxes.items()}
@@ -104,9 +108,13 @@ def _units_of(file: Path, boxes: Mapping[str, Box]) -> str:
 
 def _in_pixels(file: Path, name: str, box: Box) -> Box:
     """Returns a box in pixels of its picture; as it is where there is no picture, which then has no box."""
+    spelled = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    place = next((place for each in (name, *spelled) if (place := file.parent / each).is_file()), None)
+    if place is None:
+        return box
     try:
-        with Image.open(file.parent / name) as picture:
-            width, height = picture.size
+        with Image.open(place) as picture:
+            width, height = shown_size(picture)
     except DECODING_ERRORS:
         return box
     x0, y0, x1, y1 = box
