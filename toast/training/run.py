@@ -298,7 +298,7 @@ class Run:
 
     def resume(self) -> int:
         """Goes to the newest checkpoint; returns the steps that were made."""
-        newest = checkpoints.newest_checkpoint(self.place / folder.CHECKPOINTS)
+        newest = checkpoints.newest_checkpoint(self.place / folder.CHECKPOINTS, self.say)
         if newest is None:
             if (self.place / folder.METRICS).is_file():
                 self.say(f"{self.place} has no checkpoint yet; starting from the beginning")

@@ -26,12 +26,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toast.reading import read_json
+from toast.reading import Kinds, read_json
 from toast.training.folder import write_json
 from toast.training.records import Records
 
 _HEADER = "header.json"
 _RECORDS = "parts.bin"
+#: What a header holds.
+_KEYS: dict[str, Kinds] = {"fingerprint": dict, "samples": int, "tokens": int, "tensors": dict}
 _PART = 64
 #: Bytes that are read at a time to compare checksums.
 _CHUNK = 2**22
@@ -116,7 +118,7 @@ class Store:
         place, wrong, anew = self.folder / _HEADER, [], True
         if place.exists():
             try:
-                found = read_json(place)
+                found = read_json(place, _KEYS)
             except ValueError as error:
                 wrong.append(f"{error} It is written anew, and all that it describes is computed again.")
             else:
@@ -146,7 +148,7 @@ class Store:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise ValueError(
-                f"first_pass: {self.folder} needs {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are "
+                f"first_pass: {self.folder} needs {needed / 2**30:,.3g} GiB, {free / 2**30:,.3g} GiB are "
                 "free. "
                 "Set first_pass.folder to a larger disk, or first_pass.mode=computed."
             )
@@ -155,8 +157,7 @@ class Store:
         wanted = self.header()
         if found == wanted:
             return
-        before, now = found.get("fingerprint"), wanted["fingerprint"]
-        before = before if isinstance(before, dict) else {}
+        before, now = found["fingerprint"], wanted["fingerprint"]
         differ = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         differ = differ or [key for key in wanted if found.get(key) != wanted[key]]
         raise ValueError(

@@ -88,7 +88,7 @@ def sweep(config: RunConfig, dry_run: bool = False, console: Console | None = No
         point = list(row.points())[best]
         ended = [run(_final(config, row, point, seed), "tune", resume=True) for seed in range(spec.seeds)]
         table[row.name] = _line(point, by, values, best, ended)
-        folder.write_json(place / "sweep.json", {"name": config.name, "seeds": spec.seeds, "rows": table})
+        folder.write_json(place / folder.SWEEP, {"name": config.name, "seeds": spec.seeds, "rows": table})
         folder.write_text(place / "table.md", as_markdown(table))
         console.print(
             f"{row.name}: {point}, {by} {values[best]:.4f} of the validation split", highlight=False
