@@ -226,6 +226,32 @@ def test_a_damaged_checkpoint_does_not_outlive_those_of_the_run_that_passed_it_o
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
 
 
+@pytest.mark.parametrize("at", ["unlink", "rmtree", "rename"])
+def test_a_kill_while_a_checkpoint_takes_the_place_of_its_only_one_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Of one step: an interruption at the end of an epoch writes it again."""
+    accelerator = Accelerator(cpu=True)
+    progress = {"total": 9, "validated": -1, "validation": None, "bad": {}, "step_seconds": 0.0}
+    first = save_checkpoint(accelerator, tmp_path, 8, progress)
+    places = {"unlink": Path, "rmtree": shutil, "rename": Path}
+    original = getattr(places[at], at)
+
+    def killed(path: Path, *rest: object, **options: object) -> object:
+        if first in (path, path.parent, *rest):
+            raise KeyboardInterrupt
+        return original(path, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(places[at], at, killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(accelerator, tmp_path, 8, progress | {"step_seconds": 1.0})
+    held = newest_checkpoint(tmp_path)
+    assert held is not None and held.name.lstrip(".") == "step-00000008"
+    again = save_checkpoint(accelerator, tmp_path, 8, progress | {"step_seconds": 2.0})
+    assert list(tmp_path.iterdir()) == [again] and newest_checkpoint(tmp_path) == again
+
+
 def test_a_checkpoint_without_checksums_is_resumed(tmp_path: Path) -> None:
     config = _config(tmp_path, "run", epochs=1)
     run(config, "tune")

@@ -16,6 +16,7 @@ from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from toast.files import flush, flush_all
 from toast.reading import NUMBER, Kinds, checksum_file, read_json, refuse_values
 from toast.training.folder import write_json
 
@@ -36,6 +37,8 @@ def save_checkpoint(
 ) -> Path:
     """Writes a checkpoint beside, and renames it when every process has written its part.
 
+    At no time is there none: a kill at any point leaves the new one or those from before.
+
     Args:
         accelerator: What prepared model and optimiser.
         folder: Where checkpoints are.
@@ -49,6 +52,10 @@ def save_checkpoint(
     final = folder / f"step-{step:08d}"
     unfinished = folder / f".step-{step:08d}"
     if accelerator.is_main_process:
+        whole = _whole(folder)
+        if unfinished in whole and final not in whole:  # a run was killed before; it may be the only one
+            _remove(final)
+            unfinished.rename(final)
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     accelerator.wait_for_everyone()
@@ -60,14 +67,23 @@ def save_checkpoint(
         write_json(unfinished / _PROGRESS, {"step": step, **progress, _FILES: files})
         held = read_json(unfinished / _PROGRESS)  # as it will be read again
         write_json(unfinished / _PROGRESS, held | {_CHECKSUM: _checksum(held)})
-        shutil.rmtree(final, ignore_errors=True)
+        flush_all(unfinished)
+        # An earlier one of the step goes when the new one is whole, which `_whole` finds under either name.
+        _remove(final)
         unfinished.rename(final)
+        flush(folder)
         # Later ones are damaged, for the run would have gone on from them.
         before = [path for path in _whole(folder) if (_step(path) or 0) <= step]
         for old in {*_whole(folder)} - {*before[-keep:]}:
-            shutil.rmtree(old)
+            _remove(old)
     accelerator.wait_for_everyone()
     return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Removes a checkpoint; one that is half removed is none."""
+    (checkpoint / _PROGRESS).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def newest_checkpoint(folder: Path, say: Callable[[str], None] = logger.warning) -> Path | None:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from toast.training.workers import batches as batches_of
+
 Rows = list[dict[str, Any]]
 
 
@@ -85,7 +87,7 @@ def evaluate(
     watcher = _watcher(accelerator.unwrap_model(objective).model, data) if on_target else None
     rows: Rows = []
     bad: list[tuple[str, str]] = []
-    batches = iter(loader)
+    batches = batches_of(loader)
     last: dict[str, Any] | None = None
     for _ in tqdm(range(steps), name, unit="batch", leave=False, disable=not accelerator.is_main_process):
         # A process that has run out takes part in the calls of a sharded model with what it had last.
