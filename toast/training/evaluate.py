@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from toast.data.vision.dataset import IGNORED
 from toast.training.workers import batches as batches_of
 
 Rows = list[dict[str, Any]]
@@ -56,6 +57,7 @@ def evaluate(
     name: str = "validation",
     predictions: bool = False,
     on_target: bool = False,
+    bad_share: float = 0.0,
     stop: Callable[[], Any] = lambda: False,
 ) -> Measured | None:
     """Measures a model.
@@ -72,10 +74,14 @@ def evaluate(
         name: Of the split, for the progress bar.
         predictions: Whether to keep each sample's prediction.
         on_target: Whether to measure attention on target, where the samples have one.
+        bad_share: Share of the samples that may be unreadable and are left out.
         stop: Asked after each batch whether to give up.
 
     Returns:
         What was measured, the same figures in every process; None if it was given up.
+
+    Raises:
+        ValueError: If more samples than that share cannot be read.
     """
     # Each process takes its own samples, none twice: counts differ by one, and metrics are summed.
     mine = range(accelerator.process_index, len(data), accelerator.num_processes)
@@ -108,9 +114,30 @@ def evaluate(
                 rows += _rows(logits.float().softmax(-1).cpu(), held, classes)
         if stop():
             return None
-    if predictions and accelerator.num_processes > 1:
-        rows = gather_object(rows)
+    if accelerator.num_processes > 1:
+        rows, bad = gather_object(rows), gather_object(bad)
+    refuse_bad(dict(bad), len(data), name, bad_share)
     return Measured(metrics.compute(), rows, bad)
+
+
+def refuse_bad(bad: Mapping[str, str], total: int, split: str, share: float) -> None:
+    """Refuses a split of which too much cannot be read.
+
+    Args:
+        bad: Samples that cannot be read: name and reason.
+        total: Samples of the split.
+        split: Its name.
+        share: What may be unreadable.
+
+    Raises:
+        ValueError: If more is; it names the first.
+    """
+    if len(bad) > share * total:
+        name, reason = next(iter(bad.items()))
+        raise ValueError(
+            f"data: {len(bad)} of {total} {split} images cannot be read, first {name} ({reason}); "
+            f"data.bad_share={share} allows {share * total:.0f}. Mend or remove them, or allow more."
+        )
 
 
 def _metrics(task: str, classes: tuple[str, ...], device: torch.device) -> Any:
@@ -156,4 +183,5 @@ def _rows(probabilities: Tensor, batch: dict[str, Any], classes: tuple[str, ...]
         for index, label, places, values in zip(
             batch["index"], batch["labels"], best.indices, best.values, strict=True
         )
+        if int(label) != IGNORED  # what stands in for a batch of which nothing could be read
     ]

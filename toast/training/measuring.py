@@ -34,7 +34,8 @@ def measure(
         tasks_at: Folder with task files of one's own.
 
     Returns:
-        Figures by name.
+        Figures by name; `classes` are the names of what `class_accuracy` and `confusion` count, in their
+        order.
 
     Raises:
         ValueError: If there is no such split, or something does not fit.
@@ -75,8 +76,10 @@ def measure(
         accelerator, objective, data, splits.collate, task=config.task, classes=splits.classes,
         batch_size=config.evaluation.batch_size or 2 * config.batch_size, workers=config.workers, name=split,
         predictions=predictions is not None, on_target=config.evaluation.attention_on_target,
+        bad_share=config.data.bad_share,
     )  # fmt: skip
     assert measured is not None
     if predictions is not None and accelerator.is_main_process:
         measured.write_predictions(predictions)
-    return measured.metrics | ({"bad_samples": dict(measured.bad)} if measured.bad else {})
+    named = {"classes": list(splits.classes)} if splits.classes else {}
+    return measured.metrics | named | ({"bad_samples": dict(measured.bad)} if measured.bad else {})

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from toast.training import checkpoints, folder
 from toast.training.accelerating import make_accelerator, replicate_trained
 from toast.training.config import RunConfig
-from toast.training.evaluate import Measured, evaluate
+from toast.training.evaluate import Measured, evaluate, refuse_bad
 from toast.training.interrupts import Interrupted, listening
 from toast.training.loading import load_config, to_yaml
 from toast.training.loop import Batch, Loop
@@ -107,7 +107,8 @@ class Run:
         self.pending: list[tuple[int, dict[str, Tensor | float]]] = []
         self.validation: dict[str, Any] | None = None
         self.validated = -1
-        self.bad: dict[str, str] = {}
+        self.bad: dict[str, str] = {}  # of the training split; `unread` of those that are measured
+        self.unread: dict[str, str] = {}
         self.bar: Any = None
 
     @property
@@ -170,7 +171,7 @@ class Run:
             "samples": self.splits.summary,
             "validation": self.validation,
             "test": None if test is None else test.metrics,
-            "bad_samples": self.bad,
+            "bad_samples": self.bad | self.unread,
             "step_seconds": round(self.loop.seconds, 2),
             "seconds": round(time.perf_counter() - self.began, 2),
         }
@@ -196,13 +197,7 @@ class Run:
             if name not in self.bad:
                 self.bad[name] = reason
                 self.say(f"skipped {name}: {reason}")
-        count, allowed = len(self.bad), self.config.data.bad_share * len(self.splits.train)
-        if count > allowed:
-            raise ValueError(
-                f"data: {count} of {len(self.splits.train)} training images cannot be read, first "
-                f"{next(iter(self.bad))}; data.bad_share={self.config.data.bad_share} allows {allowed:.0f}. "
-                "Mend or remove them, or allow more."
-            )
+        refuse_bad(self.bad, len(self.splits.train), "training", self.config.data.bad_share)
 
     def on_step(self, step: int, parts: dict[str, Tensor | float]) -> None:
         """Notes the losses of a step; they are read from the device every few steps."""
@@ -271,8 +266,13 @@ class Run:
             self.accelerator, self.objective, data, self.splits.collate, task=config.task,
             classes=self.splits.classes, batch_size=config.evaluation.batch_size or 2 * config.batch_size,
             workers=config.workers, name=split, predictions=predictions,
-            on_target=config.evaluation.attention_on_target, stop=self.loop.wish,
+            on_target=config.evaluation.attention_on_target, bad_share=config.data.bad_share,
+            stop=self.loop.wish,
         )  # fmt: skip
+        for bad, reason in measured.bad if measured is not None else ():
+            if bad not in self.unread:
+                self.unread[bad] = reason
+                self.say(f"left out of the {split} split: {bad}: {reason}")
         if measured is not None and predictions and self.is_main:
             measured.write_predictions(self.place / folder.PREDICTIONS)
         return measured
