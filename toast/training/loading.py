@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from toast.data.plain_text import read_text
 from toast.training.config import RunConfig
 
 
@@ -60,7 +61,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             not set.
     """
     try:
-        held = yaml.load(path.read_text(), _Loader)
+        held = yaml.load(read_text(path), _Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(held, dict):

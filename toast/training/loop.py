@@ -14,9 +14,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 
+from toast.rates import Groups
 from toast.training.interrupts import Wish
 from toast.training.objective import targets
-from toast.training.optimizers import Groups, set_rates
+from toast.training.optimizers import set_rates
 from toast.training.order import EpochBatches
 from toast.training.workers import batches as batches_of
 

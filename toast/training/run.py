@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from toast.data.vision.noting import Notes
 from toast.training import checkpoints, folder
 from toast.training.accelerating import make_accelerator, replicate_trained
+from toast.training.at_end import beside_test
 from toast.training.config import RunConfig
 from toast.training.evaluate import Measured, evaluate, refuse_bad
 from toast.training.interrupts import Interrupted, listening
@@ -22,19 +24,21 @@ from toast.training.loop import Batch, Loop
 from toast.training.methods import save_method
 from toast.training.optimizers import make_optimizer, make_schedule
 from toast.training.order import EpochBatches
+from toast.training.pace import Pace
 from toast.training.preparing import Stage, prepare
 from toast.training.storing import stored_first_pass
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, stage: Stage, resume: bool = False) -> dict[str, Any]:
+def run(config: RunConfig, stage: Stage, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Trains, measures and saves.
 
     Args:
         config: The run's configuration.
         stage: `pretune` or `tune`.
         resume: Go on from the newest checkpoint of the run's folder, if there is one.
+        quiet: Show progress only; what would be said is logged.
 
     Returns:
         What `result.json` holds.
@@ -51,7 +55,7 @@ def run(config: RunConfig, stage: Stage, resume: bool = False) -> dict[str, Any]
         raise ValueError(
             f"{place} holds a run already. Go on with it by --resume, or choose another name=… or out=…."
         )
-    return Run(config, stage).execute(resume)
+    return Run(config, stage, quiet).execute(resume)
 
 
 class Run:
@@ -60,17 +64,22 @@ class Run:
     Args:
         config: Its configuration.
         stage: `pretune` or `tune`.
+        quiet: Show progress only; what would be said is logged.
 
     Raises:
         ValueError: If something is missing or does not fit.
     """
 
-    def __init__(self, config: RunConfig, stage: Stage) -> None:
+    def __init__(self, config: RunConfig, stage: Stage, quiet: bool = False) -> None:
         self.began = time.perf_counter()
+        self.quiet = quiet
         self.config, self.stage, self.place = config, stage, config.folder
         self.accelerator: Accelerator = make_accelerator(config)
         self.prepared = prepare(config, stage)
         self.splits = self.prepared.splits
+        self.notes = Notes()
+        for remark in self.splits.remarks:
+            self.say(remark)
         if config.task == "language" and config.data.packing == "documents":
             self.say_leaks()
         self.stored = stored_first_pass(config, stage, self.accelerator, self.prepared, self.say)
@@ -82,7 +91,7 @@ class Run:
         )
         self.total = config.steps or (config.epochs or 1) * self.order.steps
         groups = self.prepared.method.groups
-        optimizer = make_optimizer(groups, config.optimizer)
+        optimizer = make_optimizer(self.prepared.method.model, groups, config.optimizer)
         schedule = make_schedule(optimizer, config.optimizer, self.total)
         loader = DataLoader(
             self.splits.train,
@@ -109,6 +118,7 @@ class Run:
         self.validated = -1
         self.bad: dict[str, str] = {}  # of the training split; `unread` of those that are measured
         self.unread: dict[str, str] = {}
+        self.pace = Pace()
         self.bar: Any = None
 
     @property
@@ -119,7 +129,7 @@ class Run:
     def say(self, text: str) -> None:
         """Shows a line, once for all processes."""
         if self.is_main:
-            tqdm.write(text)
+            (logger.info if self.quiet else tqdm.write)(text)
 
     def say_leaks(self) -> None:
         """Says so if packed documents see each other, which depends on attention kernel and method."""
@@ -151,12 +161,16 @@ class Run:
                 self.flush()
             if step == self.total:
                 self.validate_if_due(step)
-            test = None if self.loop.wish() else self.measure("test", self.config.evaluation.predictions)
+            predictions = self.config.evaluation.predictions
+            test = None if self.loop.wish() else self.measure(self.splits.test, "test", predictions)
+            beside = {} if self.loop.wish() else beside_test(self.splits, self.measure)
             if step < self.total or self.loop.wish():
                 self.interrupted(step)
-        return self.finish(trained, test)
+        return self.finish(trained, test, beside)
 
-    def finish(self, trained: dict[str, int], test: Measured | None) -> dict[str, Any]:
+    def finish(
+        self, trained: dict[str, int], test: Measured | None, beside: dict[str, Any]
+    ) -> dict[str, Any]:
         """Writes what was trained, and what came out."""
         model = self.accelerator.unwrap_model(self.objective).model
         result = {
@@ -171,8 +185,11 @@ class Run:
             "samples": self.splits.summary,
             "validation": self.validation,
             "test": None if test is None else test.metrics,
+            **beside,
             "bad_samples": self.bad | self.unread,
+            "remarks": [*self.splits.remarks, *self.notes.summary()],
             "step_seconds": round(self.loop.seconds, 2),
+            "median_step_seconds": self.pace.median,
             "seconds": round(time.perf_counter() - self.began, 2),
         }
         if self.is_main:
@@ -185,6 +202,8 @@ class Run:
     def complete(self, batch: Batch, step: int) -> Batch:
         """Counts what could not be read, and adds what is stored of a batch's samples."""
         self.count_bad(batch.pop("bad", []))
+        for line in self.notes.add(batch.pop("notes", [])):
+            self.say(line)
         return batch if self.stored is None else self.stored.complete(batch, step // self.order.steps)
 
     def count_bad(self, bad: list[tuple[str, str]]) -> None:
@@ -211,6 +230,7 @@ class Run:
 
     def flush(self) -> None:
         """Writes the losses that were noted."""
+        began, steps = time.perf_counter(), len(self.pending)
         for step, parts in self.pending:
             values = {
                 name: float(self.accelerator.reduce(value.float(), "mean"))
@@ -224,6 +244,9 @@ class Run:
                 self.bar.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
             self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
         self.pending.clear()
+        if steps:  # reading the first loss has waited for the device
+            self.loop.seconds += time.perf_counter() - began
+            self.pace.note(self.loop.seconds, steps)
 
     def on_epoch(self, step: int) -> None:
         """Measures and writes a checkpoint."""
@@ -244,7 +267,7 @@ class Run:
     def validate(self, step: int) -> None:
         """Measures on the validation split, if there is one."""
         self.validated = step
-        measured = self.measure("validation")
+        measured = self.measure(self.splits.validation, "validation")
         if measured is None:
             return
         self.validation = measured.metrics
@@ -256,23 +279,24 @@ class Run:
         self.accelerator.log({f"validation/{name}": value for name, value in scalars.items()}, step=step)
         self.say(f"epoch {epoch:g}: " + ", ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
 
-    def measure(self, split: str, predictions: bool = False) -> Measured | None:
+    def measure(self, data: Any | None, name: str, predictions: bool = False) -> Measured | None:
         """Measures on a split; None if there is none, or a signal came."""
-        data = getattr(self.splits, split)
         if data is None:
             return None
         config = self.config
         measured = evaluate(
             self.accelerator, self.objective, data, self.splits.collate, task=config.task,
             classes=self.splits.classes, batch_size=config.evaluation.batch_size or 2 * config.batch_size,
-            workers=config.workers, name=split, predictions=predictions,
+            workers=config.workers, name=name, predictions=predictions,
             on_target=config.evaluation.attention_on_target, bad_share=config.data.bad_share,
             stop=self.loop.wish,
         )  # fmt: skip
         for bad, reason in measured.bad if measured is not None else ():
             if bad not in self.unread:
                 self.unread[bad] = reason
-                self.say(f"left out of the {split} split: {bad}: {reason}")
+                self.say(f"left out of {name}: {bad}: {reason}")
+        for line in self.notes.add([] if measured is None else measured.notes):
+            self.say(line)
         if measured is not None and predictions and self.is_main:
             measured.write_predictions(self.place / folder.PREDICTIONS)
         return measured
@@ -291,6 +315,7 @@ class Run:
             "validated": self.validated,
             "bad": self.bad,
             "step_seconds": self.loop.seconds,
+            "seconds": time.perf_counter() - self.began,
             "total": self.total,
         }
         at, keep = self.place / folder.CHECKPOINTS, self.config.checkpoint.keep
@@ -315,6 +340,8 @@ class Run:
         step = int(progress["step"])
         self.validation, self.validated = progress["validation"], progress["validated"]
         self.bad, self.loop.seconds = progress["bad"], progress["step_seconds"]
+        self.pace.start(self.loop.seconds)
+        self.began -= progress.get("seconds", 0.0)  # a checkpoint of an earlier version has none
         if self.is_main:
             folder.cut_metrics(self.place, step)
         self.say(f"resumed from {newest}")
