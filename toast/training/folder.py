@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import toast
+from toast import reading
 from toast.files import beside
+from toast.reading import NUMBER, OTHERS, Kinds, read_json_lines, read_json_list
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -30,12 +32,13 @@ ADAPTER = "adapter"
 PREDICTIONS = "predictions.jsonl"
 RESULT = "result.json"
 LABELS = "labels.json"
+SWEEP = "sweep.json"
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     with beside(path) as new:
-        new.write_text(text)
+        new.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, held: Any) -> None:
@@ -43,30 +46,52 @@ def write_json(path: Path, held: Any) -> None:
     write_text(path, json.dumps(held, indent=2, default=str) + "\n")
 
 
+#: What the files of a run and of a sweep hold, by key.
+_KEYS: dict[str, dict[str, Kinds]] = {
+    RESULT: {
+        "name": str, "stage": str, "task": str, "method": str, "trained": dict, "trainable_parameters": int,
+        "parameters": int, "steps": int, "samples": dict, "validation": (dict, type(None)),
+        "test": (dict, type(None)), "bad_samples": dict, "step_seconds": NUMBER, "seconds": NUMBER,
+    },
+    SWEEP: {"name": str, "seeds": int, "rows": dict},
+    METRICS: {"step": int, "epoch": NUMBER, "split": str, OTHERS: (int, float, type(None))},
+    PREDICTIONS: {"index": int, "label": str, "predicted": str, "probabilities": dict},
+}  # fmt: skip
+
+
 def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+    """Reads one of the JSON files above.
 
     Raises:
-        ValueError: If it is not there or no JSON.
+        ValueError: If it is not there or damaged: names the file, the line and what is wrong.
     """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    return read_json_list(path, str) if path.name == LABELS else reading.read_json(path, _KEYS.get(path.name))
+
+
+def read_predictions(folder: Path) -> list[dict[str, Any]]:
+    """Reads the predictions of a run; none if they were not wanted.
+
+    Raises:
+        ValueError: If they are damaged.
+    """
+    path = folder / PREDICTIONS
+    return read_json_lines(path, _KEYS[PREDICTIONS]) if path.exists() else []
 
 
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
     """Adds a line of measurements; a line is written in one piece."""
-    with (folder / METRICS).open("a") as file:
+    with (folder / METRICS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Reads all measurements of a run; a last line that an interruption cut off is left out."""
-    if not (folder / METRICS).is_file():
-        return []
-    lines = (folder / METRICS).read_text().split("\n")
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """Reads all measurements of a run; a last line that an interruption cut off is left out.
+
+    Raises:
+        ValueError: If another line is damaged.
+    """
+    path = folder / METRICS
+    return read_json_lines(path, _KEYS[METRICS], may_be_cut=True) if path.exists() else []
 
 
 def cut_metrics(folder: Path, step: int) -> None:

@@ -17,7 +17,7 @@ from toast.training import checkpoints, folder
 from toast.training.accelerating import make_accelerator, replicate_trained
 from toast.training.at_end import beside_test
 from toast.training.config import RunConfig
-from toast.training.evaluate import Measured, evaluate
+from toast.training.evaluate import Measured, evaluate, refuse_bad
 from toast.training.interrupts import Interrupted, listening
 from toast.training.loading import load_config, to_yaml
 from toast.training.loop import Batch, Loop
@@ -116,7 +116,8 @@ class Run:
         self.pending: list[tuple[int, dict[str, Tensor | float]]] = []
         self.validation: dict[str, Any] | None = None
         self.validated = -1
-        self.bad: dict[str, str] = {}
+        self.bad: dict[str, str] = {}  # of the training split; `unread` of those that are measured
+        self.unread: dict[str, str] = {}
         self.pace = Pace()
         self.bar: Any = None
 
@@ -185,7 +186,7 @@ class Run:
             "validation": self.validation,
             "test": None if test is None else test.metrics,
             **beside,
-            "bad_samples": self.bad,
+            "bad_samples": self.bad | self.unread,
             "remarks": [*self.splits.remarks, *self.notes.summary()],
             "step_seconds": round(self.loop.seconds, 2),
             "median_step_seconds": self.pace.median,
@@ -215,13 +216,7 @@ class Run:
             if name not in self.bad:
                 self.bad[name] = reason
                 self.say(f"skipped {name}: {reason}")
-        count, allowed = len(self.bad), self.config.data.bad_share * len(self.splits.train)
-        if count > allowed:
-            raise ValueError(
-                f"data: {count} of {len(self.splits.train)} training images cannot be read, first "
-                f"{next(iter(self.bad))}; data.bad_share={self.config.data.bad_share} allows {allowed:.0f}. "
-                "Mend or remove them, or allow more."
-            )
+        refuse_bad(self.bad, len(self.splits.train), "training", self.config.data.bad_share)
 
     def on_step(self, step: int, parts: dict[str, Tensor | float]) -> None:
         """Notes the losses of a step; they are read from the device every few steps."""
@@ -293,8 +288,13 @@ class Run:
             self.accelerator, self.objective, data, self.splits.collate, task=config.task,
             classes=self.splits.classes, batch_size=config.evaluation.batch_size or 2 * config.batch_size,
             workers=config.workers, name=name, predictions=predictions,
-            on_target=config.evaluation.attention_on_target, stop=self.loop.wish,
+            on_target=config.evaluation.attention_on_target, bad_share=config.data.bad_share,
+            stop=self.loop.wish,
         )  # fmt: skip
+        for bad, reason in measured.bad if measured is not None else ():
+            if bad not in self.unread:
+                self.unread[bad] = reason
+                self.say(f"left out of {name}: {bad}: {reason}")
         for line in self.notes.add([] if measured is None else measured.notes):
             self.say(line)
         if measured is not None and predictions and self.is_main:
@@ -323,7 +323,7 @@ class Run:
 
     def resume(self) -> int:
         """Goes to the newest checkpoint; returns the steps that were made."""
-        newest = checkpoints.newest_checkpoint(self.place / folder.CHECKPOINTS)
+        newest = checkpoints.newest_checkpoint(self.place / folder.CHECKPOINTS, self.say)
         if newest is None:
             if (self.place / folder.METRICS).is_file():
                 self.say(f"{self.place} has no checkpoint yet; starting from the beginning")

@@ -105,7 +105,7 @@ def sweep(config: RunConfig, dry_run: bool = False, console: Console | None = No
             for seed in range(spec.seeds)
         ]
         table[row.name] = _line(choice, ended)
-        folder.write_json(place / "sweep.json", {"name": config.name, "seeds": spec.seeds, "rows": table})
+        folder.write_json(place / folder.SWEEP, {"name": config.name, "seeds": spec.seeds, "rows": table})
         folder.write_text(place / "table.md", as_markdown(table))
         console.print(
             f"{row.name}: {choice.point}, {choice.by} {choice.best:.4f} of the validation split",
