@@ -91,8 +91,8 @@ class ToastConfig(PeftConfig):
             frozen model unless `value_bias="twice"` adds a bias; `official` draws both from a normal
             distribution of deviation 0.02, truncated at two deviations.
         lora_rank: Rank of the factors of TOAST-Lite; 0 is full TOAST.
-        lora_alpha: Numerator of the LoRA scaling `lora_alpha / lora_rank` (official: 1). None is four times the
-            rank, which docs/study.md found better.
+        lora_alpha: Numerator of the LoRA scaling `lora_alpha / lora_rank` (official: 1). None is four times
+            the rank.
         lora_dropout: Dropout before the LoRA factors.
         pretrained: Folder of the pre-tuned full adapter whose feedback a Lite adapter freezes. With
             `save_frozen=False` it is needed again at loading.
