@@ -8,10 +8,9 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-
 _ENDED = (
-    "workers: a process that loads data was ended: {}. The usual cause is too little memory (of the machine, or "
-    "of /dev/shm in a container). Set workers to fewer, or to 0, which loads in the process of the run."
+    "workers: a process that loads data was ended: {}. The usual cause is too little memory (of the machine, "
+    "or of /dev/shm in a container). Set workers to fewer, or to 0, which loads in the process of the run."
 )
 
 
