@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from pathlib import Path
@@ -17,12 +18,13 @@ from toast.training.accelerating import make_accelerator, replicate_trained
 from toast.training.config import RunConfig
 from toast.training.evaluate import Measured, evaluate
 from toast.training.interrupts import Interrupted, listening
-from toast.training.loading import load_config, to_yaml
+from toast.training.loading import to_yaml
 from toast.training.loop import Batch, Loop
 from toast.training.methods import save_method
 from toast.training.optimizers import make_optimizer, make_schedule
 from toast.training.order import EpochBatches
 from toast.training.preparing import Stage, prepare
+from toast.training.resuming import ended_run, flat, refuse_changed
 from toast.training.storing import stored_first_pass
 
 logger = logging.getLogger(__name__)
@@ -43,15 +45,8 @@ def run(config: RunConfig, stage: Stage, resume: bool = False) -> dict[str, Any]
         ValueError: If something is missing or does not fit, or the folder holds another run.
         Interrupted: If a signal came; a checkpoint was written.
     """
-    place = config.folder
-    if resume and (place / folder.RESULT).is_file():
-        _refuse_others(config, place)
-        return dict(folder.read_json(place / folder.RESULT))
-    if not resume and (place / folder.METRICS).is_file():
-        raise ValueError(
-            f"{place} holds a run already. Go on with it by --resume, or choose another name=… or out=…."
-        )
-    return Run(config, stage).execute(resume)
+    ended = ended_run(config, stage, resume)
+    return Run(config, stage).execute(resume) if ended is None else ended
 
 
 class Run:
@@ -134,14 +129,9 @@ class Run:
         """Does all of it; see `run`."""
         trained = {group: sum(p.numel() for p in held.values()) for group, held in self.groups.items()}
         self.say(f"{self.config.name}: {self.config.method.name}, {_counts(trained)} trained; {self.place}/")
-        if self.is_main:
-            self.place.mkdir(parents=True, exist_ok=True)
-            folder.write_text(self.place / folder.CONFIG, to_yaml(self.config))
-            folder.write_json(self.place / folder.ENVIRONMENT, folder.environment())
-            folder.write_json(self.place / folder.LABELS, list(self.splits.classes))
-        self.accelerator.init_trackers("tensorboard", config=_flat(self.config.model_dump(mode="json")))
         with listening(self.accelerator) as self.loop.wish:
             step = self.resume() if resume else 0
+            self.describe(step)
             self.validate_if_due(step)  # a signal may have come before
             with tqdm(
                 total=self.total, initial=step, desc=self.config.name, unit="step", disable=not self.is_main
@@ -291,7 +281,8 @@ class Run:
             "validated": self.validated,
             "bad": self.bad,
             "step_seconds": self.loop.seconds,
-            "total": self.total,
+            "data": self.splits.fingerprint,
+            **self.identity(),
         }
         at, keep = self.place / folder.CHECKPOINTS, self.config.checkpoint.keep
         return checkpoints.save_checkpoint(self.accelerator, at, step, progress, keep)
@@ -302,23 +293,54 @@ class Run:
         if newest is None:
             if (self.place / folder.METRICS).is_file():
                 self.say(f"{self.place} has no checkpoint yet; starting from the beginning")
-                if self.is_main:
-                    folder.cut_metrics(self.place, 0)
-            self.accelerator.wait_for_everyone()
             return 0
+        self.refuse_other_classes()
         progress = checkpoints.load_checkpoint(self.accelerator, newest)
-        if progress["total"] != self.total:
-            raise ValueError(
-                f"{newest} is of a run of {progress['total']} steps, this one has {self.total}: rates would "
-                "jump. Resume with the run's own configuration, or start another run."
-            )
+        refuse_changed(self.identity(), progress, str(newest))
         step = int(progress["step"])
         self.validation, self.validated = progress["validation"], progress["validated"]
         self.bad, self.loop.seconds = progress["bad"], progress["step_seconds"]
-        if self.is_main:
-            folder.cut_metrics(self.place, step)
+        held = progress.get("data", self.splits.fingerprint)
+        if held != self.splits.fingerprint and not self.config.data.streaming:
+            self.say(
+                "the training data are not as they were when the run began: names, sizes or times of change "
+                "differ, or the text is encoded otherwise"
+            )
         self.say(f"resumed from {newest}")
         return step
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what the results depend on beside the settings; a checkpoint of another one is refused."""
+        return {
+            "stage": self.stage,
+            "total": self.total,
+            "precision": str(self.accelerator.mixed_precision),
+            "samples": len(self.splits.train),
+        }
+
+    def refuse_other_classes(self) -> None:
+        """Refuses to go on with data whose classes are others, or in another order."""
+        at, now = self.place / folder.LABELS, list(self.splits.classes)
+        before = folder.read_json(at) if at.is_file() else now
+        if before != now:
+            pairs = itertools.zip_longest(before, now)
+            was, is_ = next((was, is_) for was, is_ in pairs if was != is_)
+            raise ValueError(
+                f"{at} names other classes than the data, first {was!r}, now {is_!r}. Go on with the data "
+                "that the run began with, or start another run."
+            )
+
+    def describe(self, step: int) -> None:
+        """Writes what the run is; all has been checked by now."""
+        if self.is_main:
+            self.place.mkdir(parents=True, exist_ok=True)
+            if (self.place / folder.METRICS).is_file():
+                folder.cut_metrics(self.place, step)
+            folder.write_text(self.place / folder.CONFIG, to_yaml(self.config))
+            folder.write_json(self.place / folder.ENVIRONMENT, folder.environment())
+            folder.write_json(self.place / folder.LABELS, list(self.splits.classes))
+        self.accelerator.init_trackers("tensorboard", config=flat(self.config.model_dump(mode="json")))
+        self.accelerator.wait_for_everyone()
 
     def interrupted(self, step: int) -> NoReturn:
         """Writes a checkpoint and says how to go on."""
@@ -330,33 +352,5 @@ class Run:
         )
 
 
-#: Settings that do not affect results.
-_NO_MATTER = ("name", "out", "sweep", "stage", "checkpoint", "first_pass", "log_every", "trackers", "workers")
-
-
-def _refuse_others(config: RunConfig, place: Path) -> None:
-    """Refuses to take the result of other settings for that of these."""
-    wanted, found = (
-        _flat(c.model_dump(mode="json", exclude=set(_NO_MATTER))) for c in (config, load_config(place))
-    )
-    differ = [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]
-    if differ:
-        raise ValueError(
-            f"{place} holds a run of other settings: {', '.join(sorted(differ))} differ. Choose another "
-            "name=… or out=…, or delete that folder."
-        )
-
-
 def _counts(trained: dict[str, int]) -> str:
     return ", ".join(f"{group} {count:,}" for group, count in trained.items())
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns settings by dotted name, as trackers want them."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value if isinstance(value, (int, float, bool, str)) else str(value)
-    return flat
