@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from toast.training.config import RunConfig
 from toast.training.folder import write_json
-from toast.training.run import Run
+from toast.training.run import Run, run
 
 
 def on_two_processes(config: RunConfig, sharded: str | None = None, resume: bool = False) -> None:
@@ -43,12 +43,13 @@ def _process(rank: int, port: int, config: RunConfig, sharded: str | None, resum
     }  # fmt: skip
     for state in (AcceleratorState, PartialState):
         state._shared_state.clear()
-    if sharded is not None:
+    if sharded is None:
+        run(config, "tune", resume)
+    else:
         _shard(sharded)
-    prepared = Run(config, "tune")
-    if sharded is not None:
+        prepared = Run(config, "tune")
         _count_shards(prepared)
-    prepared.execute(resume)
+        prepared.execute(resume)
     PartialState().destroy_process_group()
 
 

@@ -177,7 +177,8 @@ def test_what_changes_no_result_may_change(tmp_path: Path) -> None:
     (config.folder / "result.json").unlink()
     free = {
         "workers": 1, "log_every": 3, "trackers": ["tensorboard"], "checkpoint.every": 3,
-        "evaluation.every": 2, "first_pass.limit": 1.0, "data.bad_share": 0.5, "checkpointing": True, "evaluation.batch_size": 3,
+        "evaluation.every": 2, "first_pass.limit": 1.0, "data.bad_share": 0.5, "checkpointing": True,
+        "evaluation.batch_size": 3,
     }  # fmt: skip
     moved = config.model_copy(update={"name": "moved"})
     config.folder.rename(moved.folder)

@@ -179,7 +179,7 @@ def test_a_run_folder_holds_what_is_promised(tmp_path: Path) -> None:
         "labels.json",
         "predictions.jsonl", "tensorboard",
     }  # fmt: skip
-    assert not [name for name in names if name.startswith(".")]
+    assert [name for name in names if name.startswith(".")] == [".lock"]
     rows = [json.loads(line) for line in (config.folder / "predictions.jsonl").read_text().splitlines()]
     assert [row["index"] for row in rows] == list(range(8))
     result = json.loads((config.folder / "result.json").read_text())

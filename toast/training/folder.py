@@ -8,6 +8,7 @@ adapter/           what was trained, in PEFT's format where PEFT has it
 predictions.jsonl  the test samples' predictions, if wanted
 labels.json        names of the classes
 result.json        what came out; there when the run has ended
+.lock              held by the process that writes here, which .writer.json names (`toast.training.locking`)
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from toast.training.config import RunConfig
 from toast.training.evaluate import Measured, evaluate
 from toast.training.interrupts import Interrupted, listening
 from toast.training.loading import to_yaml
+from toast.training.locking import by_main, locked
 from toast.training.loop import Batch, Loop
 from toast.training.methods import save_method
 from toast.training.optimizers import make_optimizer, make_schedule
@@ -42,11 +43,14 @@ def run(config: RunConfig, stage: Stage, resume: bool = False) -> dict[str, Any]
         What `result.json` holds.
 
     Raises:
-        ValueError: If something is missing or does not fit, or the folder holds another run.
+        ValueError: If something is missing or does not fit, or the folder holds another run, or another
+            process writes into it.
         Interrupted: If a signal came; a checkpoint was written.
     """
-    ended = ended_run(config, stage, resume)
-    return Run(config, stage).execute(resume) if ended is None else ended
+    accelerator = make_accelerator(config)
+    with locked(accelerator, config.folder):
+        ended = by_main(accelerator, lambda: ended_run(config, stage, resume))
+        return Run(config, stage, accelerator).execute(resume) if ended is None else ended
 
 
 class Run:
@@ -55,15 +59,16 @@ class Run:
     Args:
         config: Its configuration.
         stage: `pretune` or `tune`.
+        accelerator: Devices, processes and precision; None makes it.
 
     Raises:
         ValueError: If something is missing or does not fit.
     """
 
-    def __init__(self, config: RunConfig, stage: Stage) -> None:
+    def __init__(self, config: RunConfig, stage: Stage, accelerator: Accelerator | None = None) -> None:
         self.began = time.perf_counter()
         self.config, self.stage, self.place = config, stage, config.folder
-        self.accelerator: Accelerator = make_accelerator(config)
+        self.accelerator: Accelerator = accelerator or make_accelerator(config)
         self.prepared = prepare(config, stage)
         self.splits = self.prepared.splits
         if config.task == "language" and config.data.packing == "documents":

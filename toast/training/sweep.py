@@ -18,8 +18,10 @@ from typing import Any
 from rich.console import Console
 
 from toast.training import folder
+from toast.training.accelerating import make_accelerator
 from toast.training.config import RunConfig, SweepConfig
 from toast.training.loading import load_config, make_config
+from toast.training.locking import locked
 from toast.training.run import run
 
 #: Of these the least is the best.
@@ -77,6 +79,18 @@ def sweep(config: RunConfig, dry_run: bool = False, console: Console | None = No
         for each in [*itertools.chain(*searches.values()), *itertools.chain(*finals.values())]:
             console.print(str(each.folder), highlight=False)
         return {}
+    with locked(make_accelerator(config), place):
+        return _search_and_measure(config, spec, rows, searches, console)
+
+
+def _search_and_measure(
+    config: RunConfig,
+    spec: SweepConfig,
+    rows: list[Row],
+    searches: dict[str, list[RunConfig]],
+    console: Console,
+) -> dict[str, Any]:
+    place = config.folder
     if spec.pretune is not None:
         _pretune(spec.pretune, place)
     table: dict[str, Any] = {}
