@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -19,3 +22,22 @@ def beside(path: Path) -> Iterator[Path]:
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def strict_json(held: Any, **options: Any) -> str:
+    """Returns JSON that every reader takes: numbers that are not finite, which JSON has not, are null.
+
+    Args:
+        held: What `json.dumps` takes.
+        **options: Further options of `json.dumps`.
+    """
+    return json.dumps(finite(held), allow_nan=False, **options)
+
+
+def finite(held: Any) -> Any:
+    """Returns the same with None for each number that is not finite."""
+    if isinstance(held, dict):
+        return {key: finite(value) for key, value in held.items()}
+    if isinstance(held, list | tuple):
+        return [finite(value) for value in held]
+    return None if isinstance(held, float) and not math.isfinite(held) else held

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from toast.files import strict_json
 
 if TYPE_CHECKING:
     from toast.training.preparing import Stage
@@ -103,7 +104,7 @@ def evaluate(
 
     with told():
         figures = measure(config, overrides or (), split, predictions, lm_eval or (), tasks_at)
-    _say(json.dumps(figures, indent=2))
+    _say(strict_json(figures, indent=2))
 
 
 def sweep(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import toast
 from toast.demo import measures, picture
 from toast.demo.methods import METHODS, RECIPES, pre_tune, shortened
 from toast.demo.task import load_generic, load_task
-from toast.files import beside
+from toast.files import beside, strict_json
 
 NAMES = {"linear": "linear probe", "lora": "LoRA (PEFT)", "toast": "TOAST", "toast-lite": "TOAST-Lite"}
 
@@ -97,7 +96,7 @@ def run(out: Path, size: Size | None = None, seed: int = 0, console: Console | N
         },
     }
     with beside(out / "result.json") as new:
-        new.write_text(json.dumps(result, indent=2) + "\n")
+        new.write_text(strict_json(result, indent=2) + "\n")
     assert isinstance(steered, PeftModel)
     title = "Class-token attention of the last block, before and after steering (held-out pictures)"
     picture.draw(steered, test, torch.arange(6), out / "attention.png", title)

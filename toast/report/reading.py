@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -96,10 +95,15 @@ class RunFiles:
     def measured(self) -> tuple[str, dict[str, Any]]:
         """The split that counts, and its figures: the test split's, else the last of the validation split."""
         if self.result is not None and self.result["test"] is not None:
-            return "test", self.result["test"]
+            return "test", _known(self.result["test"])
         if self.result is not None and self.result["validation"] is not None:
-            return "validation", self.result["validation"]
+            return "validation", _known(self.result["validation"])
         return "validation", next(iter(self.split("validation")[::-1]), {})
+
+
+def _known(measured: dict[str, Any]) -> dict[str, Any]:
+    """Returns the figures that are numbers; those that were not finite are null."""
+    return {name: value for name, value in measured.items() if value is not None}
 
 
 def read_run(place: Path) -> RunFiles:
@@ -163,10 +167,17 @@ def remarks(files: RunFiles) -> list[str]:
             f"Go on with: toast {files.stage} {files.place} --resume"
         )
     train = files.split("train")
-    broken = [row["step"] for row in train if not math.isfinite(row["loss"])]
+    broken = [row["step"] for row in train if "loss" not in row]
     if broken:
         found.append(
             f"The training loss is no finite number in {len(broken):,} steps, first in {broken[0]:,}."
+        )
+    skipped = (files.result or {}).get("skipped_steps") or {}
+    if skipped:
+        first = next(iter(skipped))
+        found.append(
+            f"{len(skipped):,} steps were left out, for their loss or gradient was no finite number; first "
+            f"step {first}, with {', '.join(skipped[first][:3])}."
         )
     losses = [(row["loss"], row["epoch"]) for row in files.split("validation") if "loss" in row]
     if len(losses) > 1:

@@ -277,6 +277,8 @@ class RunConfig(_Section):
         log_every: Steps between logged losses.
         trackers: Of Accelerate; `tensorboard` writes into the run folder, `wandb` and `trackio` if installed.
         label_smoothing: Of the cross-entropy (vision).
+        on_nonfinite: What a loss or gradient that is not finite does: `stop` ends the run with a checkpoint
+            from before; `skip` leaves such steps out, counts and names them.
         reconstruction_weight: Pre-tuning: factor of the reconstruction loss; None is the adapter's.
     """
 
@@ -304,6 +306,7 @@ class RunConfig(_Section):
     log_every: Annotated[int, Field(gt=0)] = 10
     trackers: list[str] = ["tensorboard"]
     label_smoothing: Share = 0.0
+    on_nonfinite: Literal["stop", "skip"] = "stop"
     reconstruction_weight: Annotated[float, Field(ge=0)] | None = None
 
     @property

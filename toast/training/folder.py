@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import toast
-from toast.files import beside
+from toast.files import beside, finite, strict_json
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -40,8 +40,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, held: Any) -> None:
-    """Writes a JSON file, whole or not at all."""
-    write_text(path, json.dumps(held, indent=2, default=str) + "\n")
+    """Writes a JSON file, whole or not at all; numbers that are not finite are null."""
+    write_text(path, strict_json(held, indent=2, default=str) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -59,15 +59,19 @@ def read_json(path: Path) -> Any:
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
     """Adds a line of measurements; a line is written in one piece."""
     with (folder / METRICS).open("a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(strict_json(row) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Reads all measurements of a run; a last line that an interruption cut off is left out."""
+    """Reads all measurements of a run, without those that are no finite numbers.
+
+    A last line that an interruption cut off is left out.
+    """
     if not (folder / METRICS).is_file():
         return []
     lines = (folder / METRICS).read_text().split("\n")
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    return [{name: value for name, value in finite(row).items() if value is not None} for row in rows]
 
 
 def cut_metrics(folder: Path, step: int) -> None:

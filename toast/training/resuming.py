@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ MAY_CHANGE: dict[str, str] = {
     "log_every": "when losses are read from the device",
     "trackers": "who is told",
     "data.bad_share": "when the run stops",
+    "on_nonfinite": "whether the run stops, or what it has stopped at is left out",
     "evaluation.every": "measuring draws nothing that training draws from",
     "evaluation.batch_size": "each sample counts once",
     "evaluation.predictions": "what is written beside",
@@ -102,6 +105,23 @@ def refuse_changed(now: dict[str, Any], recorded: dict[str, Any], place: str) ->
     if differ:
         said = "; ".join(f"{name} was {recorded[name]}, now {now[name]}" for name in differ)
         raise ValueError(f"{place} is of another run: {said}. Go on as the run began, or start another run.")
+
+
+def refuse_other_classes(labels: Path, classes: Sequence[str]) -> None:
+    """Refuses to go on with data whose classes are others than those recorded, or in another order.
+
+    Raises:
+        ValueError: If they are; it names the first.
+    """
+    now = list(classes)
+    before = folder.read_json(labels) if labels.is_file() else now
+    if before != now:
+        pairs = itertools.zip_longest(before, now)
+        was, is_ = next((was, is_) for was, is_ in pairs if was != is_)
+        raise ValueError(
+            f"{labels} names other classes than the data, first {was!r}, now {is_!r}. Go on with the data "
+            "that the run began with, or start another run."
+        )
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

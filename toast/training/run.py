@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from toast.files import finite
 from toast.training import checkpoints, folder
 from toast.training.accelerating import make_accelerator, replicate_trained
 from toast.training.config import RunConfig
 from toast.training.evaluate import Measured, evaluate
+from toast.training.finite import Diverged, all_finite, listed, named_samples, not_finite, read
 from toast.training.interrupts import Interrupted, listening
 from toast.training.loading import to_yaml
 from toast.training.locking import by_main, locked
@@ -25,7 +27,7 @@ from toast.training.methods import save_method
 from toast.training.optimizers import make_optimizer, make_schedule
 from toast.training.order import EpochBatches
 from toast.training.preparing import Stage, prepare
-from toast.training.resuming import ended_run, flat, refuse_changed
+from toast.training.resuming import ended_run, flat, refuse_changed, refuse_other_classes
 from toast.training.storing import stored_first_pass
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ def run(config: RunConfig, stage: Stage, resume: bool = False) -> dict[str, Any]
     Raises:
         ValueError: If something is missing or does not fit, or the folder holds another run, or another
             process writes into it.
+        Diverged: If a loss, gradient or weight was not finite; the checkpoint from before stays.
         Interrupted: If a signal came; a checkpoint was written.
     """
     accelerator = make_accelerator(config)
@@ -101,19 +104,25 @@ class Run:
         self.groups = {group: {name: live[name] for name in held} for group, held in groups.items()}
         self.loop = Loop(
             self.accelerator, self.objective, self.optimizer, schedule, loader, self.order, self.groups,
-            config.task, self.total, config.seed, config.optimizer.clip, self.complete, self.on_step,
-            self.on_epoch,
+            config.task, self.total, config.seed, config.optimizer.clip, self.is_watched, self.complete,
+            self.on_step, self.on_nonfinite, self.on_epoch,
         )  # fmt: skip
         self.pending: list[tuple[int, dict[str, Tensor | float]]] = []
         self.validation: dict[str, Any] | None = None
         self.validated = -1
         self.bad: dict[str, str] = {}
+        self.skipped: dict[str, list[str]] = {}
         self.bar: Any = None
 
     @property
     def is_main(self) -> bool:
         """Whether this process is the one that writes."""
         return bool(self.accelerator.is_main_process)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether each step's loss is looked at before its update: if asked for, or if it costs no wait."""
+        return self.config.on_nonfinite == "skip" or self.accelerator.device.type == "cpu"
 
     def say(self, text: str) -> None:
         """Shows a line, once for all processes."""
@@ -153,7 +162,7 @@ class Run:
     def finish(self, trained: dict[str, int], test: Measured | None) -> dict[str, Any]:
         """Writes what was trained, and what came out."""
         model = self.accelerator.unwrap_model(self.objective).model
-        result = {
+        result: dict[str, Any] = {
             "name": self.config.name,
             "stage": self.stage,
             "task": self.config.task,
@@ -166,6 +175,7 @@ class Run:
             "validation": self.validation,
             "test": None if test is None else test.metrics,
             "bad_samples": self.bad,
+            "skipped_steps": self.skipped,
             "step_seconds": round(self.loop.seconds, 2),
             "seconds": round(time.perf_counter() - self.began, 2),
         }
@@ -174,7 +184,7 @@ class Run:
             folder.write_json(self.place / folder.RESULT, result)
         self.end_trackers()
         self.accelerator.wait_for_everyone()
-        return result
+        return dict(finite(result))
 
     def complete(self, batch: Batch, step: int) -> Batch:
         """Counts what could not be read, and adds what is stored of a batch's samples."""
@@ -210,20 +220,42 @@ class Run:
             self.checkpoint(step)
 
     def flush(self) -> None:
-        """Writes the losses that were noted."""
-        for step, parts in self.pending:
-            values = {
-                name: float(self.accelerator.reduce(value.float(), "mean"))
-                if isinstance(value, Tensor)
-                else value
-                for name, value in parts.items()
-            }
+        """Writes the losses that were noted; the first that is not finite ends the run."""
+        pending, self.pending = self.pending, []
+        for step, parts in pending:
+            values = read(parts)
+            bad = not_finite(values, self.loop.scaled)
+            if bad:
+                self.diverged(step, f"the {' and the '.join(bad)} of the step is not finite", None)
             if self.is_main:
                 row = {"step": step, "epoch": round(step / self.order.steps, 4), "split": "train", **values}
                 folder.append_metrics(self.place, row)
                 self.bar.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
             self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
-        self.pending.clear()
+
+    def on_nonfinite(self, step: int, bad: list[str]) -> None:
+        """Leaves a step out whose numbers are not finite, or ends the run with a checkpoint from before."""
+        self.flush()
+        what = f"the {' and the '.join(bad)} of the step is not finite"
+        if self.config.on_nonfinite == "stop":
+            self.diverged(step + 1, what, self.checkpoint(step, more=1))
+        names = named_samples(self.splits.train, self.order.keys(step))
+        self.skipped[str(step + 1)] = names
+        self.say(f"left out step {step + 1}: {what}; its samples: {listed(names)}")
+        self.bar.update()
+
+    def diverged(self, step: int, what: str, before: Path | None) -> NoReturn:
+        """Ends the run; names the step, its samples, and the checkpoint from before."""
+        before = before or checkpoints.newest_checkpoint(self.place / folder.CHECKPOINTS)
+        names = listed(named_samples(self.splits.train, self.order.keys(step - 1)))
+        self.end_trackers()
+        raise Diverged(
+            step,
+            f"step {step} of {self.total}: {what}. Its samples: {names}. "
+            f"{'There is no checkpoint yet' if before is None else f'{before} is from before'}. Begin "
+            "another run with a lower optimizer.learning_rate, mend the samples, or go on with --resume "
+            "on_nonfinite=skip, which leaves such steps out.",
+        )
 
     def on_epoch(self, step: int) -> None:
         """Measures and writes a checkpoint."""
@@ -278,18 +310,29 @@ class Run:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
 
-    def checkpoint(self, step: int) -> Path:
-        """Writes a checkpoint."""
+    def checkpoint(self, step: int, more: int = 0) -> Path:
+        """Writes a checkpoint.
+
+        Args:
+            step: Steps that were made.
+            more: How many more earlier ones stay than usual.
+
+        Raises:
+            Diverged: If what was trained is not finite; the checkpoints from before stay.
+        """
         self.flush()
+        if not all_finite(self.accelerator, (p for held in self.groups.values() for p in held.values())):
+            self.diverged(step, "the weights after the step are not finite", None)
         progress = {
             "validation": self.validation,
             "validated": self.validated,
             "bad": self.bad,
+            "skipped": self.skipped,
             "step_seconds": self.loop.seconds,
             "data": self.splits.fingerprint,
             **self.identity(),
         }
-        at, keep = self.place / folder.CHECKPOINTS, self.config.checkpoint.keep
+        at, keep = self.place / folder.CHECKPOINTS, self.config.checkpoint.keep + more
         return checkpoints.save_checkpoint(self.accelerator, at, step, progress, keep)
 
     def resume(self) -> int:
@@ -299,12 +342,13 @@ class Run:
             if (self.place / folder.METRICS).is_file():
                 self.say(f"{self.place} has no checkpoint yet; starting from the beginning")
             return 0
-        self.refuse_other_classes()
+        refuse_other_classes(self.place / folder.LABELS, self.splits.classes)
         progress = checkpoints.load_checkpoint(self.accelerator, newest)
         refuse_changed(self.identity(), progress, str(newest))
         step = int(progress["step"])
         self.validation, self.validated = progress["validation"], progress["validated"]
         self.bad, self.loop.seconds = progress["bad"], progress["step_seconds"]
+        self.skipped = progress.get("skipped", {})
         held = progress.get("data", self.splits.fingerprint)
         if held != self.splits.fingerprint and not self.config.data.streaming:
             self.say(
@@ -322,18 +366,6 @@ class Run:
             "precision": str(self.accelerator.mixed_precision),
             "samples": len(self.splits.train),
         }
-
-    def refuse_other_classes(self) -> None:
-        """Refuses to go on with data whose classes are others, or in another order."""
-        at, now = self.place / folder.LABELS, list(self.splits.classes)
-        before = folder.read_json(at) if at.is_file() else now
-        if before != now:
-            pairs = itertools.zip_longest(before, now)
-            was, is_ = next((was, is_) for was, is_ in pairs if was != is_)
-            raise ValueError(
-                f"{at} names other classes than the data, first {was!r}, now {is_!r}. Go on with the data "
-                "that the run began with, or start another run."
-            )
 
     def describe(self, step: int) -> None:
         """Writes what the run is; all has been checked by now."""

@@ -9,8 +9,9 @@ SWEEP/sweep.json               the table with all figures; SWEEP/table.md to rea
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rich.console import Console
 from toast.training import folder
 from toast.training.accelerating import make_accelerator
 from toast.training.config import RunConfig, SweepConfig
+from toast.training.finite import Diverged
 from toast.training.loading import load_config, make_config
 from toast.training.locking import locked
 from toast.training.run import run
@@ -94,22 +96,52 @@ def _search_and_measure(
     if spec.pretune is not None:
         _pretune(spec.pretune, place)
     table: dict[str, Any] = {}
+    failed: list[str] = []
     for row in rows:
-        found = [run(search, "tune", resume=True) for search in searches[row.name]]
+        found = [_tried(search, console) for search in searches[row.name]]
         by = spec.select_by or ("accuracy" if config.task == "vision" else "loss")
-        values = [_measure(result, "validation", by) for result in found]
-        best = (min if by in _LESS_IS_BETTER else max)(range(len(values)), key=values.__getitem__)
+        values = [math.nan if result is None else _measure(result, "validation", by) for result in found]
+        best = best_of(values, by)
+        if best is None:
+            failed.append(row.name)
+            continue
         point = list(row.points())[best]
-        ended = [run(_final(config, row, point, seed), "tune", resume=True) for seed in range(spec.seeds)]
+        finals = [_final(config, row, point, seed) for seed in range(spec.seeds)]
+        ended = [result for result in (_tried(final, console) for final in finals) if result is not None]
+        if not ended:
+            failed.append(row.name)
+            continue
         table[row.name] = _line(point, by, values, best, ended)
         folder.write_json(place / "sweep.json", {"name": config.name, "seeds": spec.seeds, "rows": table})
         folder.write_text(place / "table.md", as_markdown(table))
         console.print(
             f"{row.name}: {point}, {by} {values[best]:.4f} of the validation split", highlight=False
         )
+    if failed:
+        raise ValueError(
+            f"sweep: every run of {', '.join(failed)} diverged, or measured no finite {by} on the validation "
+            f"split; the other rows are in {place}. Give sweep.rows.{failed[0]}.grid lower learning rates."
+        )
     console.print(as_markdown(table), highlight=False, markup=False)
     console.print(f"{place}/table.md, {place}/sweep.json", highlight=False)
     return {"name": config.name, "seeds": spec.seeds, "rows": table}
+
+
+def _tried(config: RunConfig, console: Console) -> dict[str, Any] | None:
+    """Returns a run's result; None if it diverged, which is said and ends no sweep."""
+    try:
+        return run(config, "tune", resume=True)
+    except Diverged as stopped:
+        console.print(f"{config.folder} diverged: {stopped}", highlight=False, markup=False)
+        return None
+
+
+def best_of(values: Sequence[float], by: str) -> int | None:
+    """Returns the place of the best finite value of a measure; None if no value is finite."""
+    places = [place for place, value in enumerate(values) if math.isfinite(value)]
+    if not places:
+        return None
+    return (min if by in _LESS_IS_BETTER else max)(places, key=values.__getitem__)
 
 
 def _row(name: str, settings: Settings, spec: SweepConfig) -> Row:
@@ -162,14 +194,14 @@ def _measure(result: dict[str, Any], split: str, name: str) -> float:
     measured = result[split] or {}
     if name not in measured:
         raise ValueError(f"sweep.select_by: {name!r} was not measured; there are {', '.join(measured)}.")
-    return float(measured[name])
+    return math.nan if measured[name] is None else float(measured[name])
 
 
 def _line(
     point: Settings, by: str, values: list[float], best: int, ended: list[dict[str, Any]]
 ) -> dict[str, Any]:
     tests = [result["test"] or {} for result in ended]
-    names = [name for name, value in tests[0].items() if isinstance(value, float)]
+    names = [name for name in tests[0] if all(isinstance(test.get(name), float) for test in tests)]
     measured = {name: [float(test[name]) for test in tests] for name in names}
     return {
         "chosen": point,
