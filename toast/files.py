@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,39 @@ def beside(path: Path) -> Iterator[Path]:
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def try_folder(folder: Path, what: str) -> None:
+    """Sees whether files can be written into a folder, or into it once it is made; leaves nothing there.
+
+    Args:
+        folder: The folder; it need not be there.
+        what: What gave it, for the message.
+
+    Raises:
+        ValueError: If a file is in its way, or nothing can be written where it is to be.
+    """
+    place = folder
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise ValueError(f"{what}: {place} is a file or leads nowhere; {folder} needs a folder there.")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ValueError(f"{what}: nothing can be written in {place}: {error.strerror}.") from error
+
+
+def try_file(path: Path, what: str) -> None:
+    """Sees whether a file can be written; leaves nothing there.
+
+    Raises:
+        ValueError: If it is a folder, or as `try_folder`.
+    """
+    if path.is_dir():
+        raise ValueError(f"{what}: {path} is a folder; needs the name of a file.")
+    try_folder(path.parent, what)
 
 
 def strict_json(held: Any, **options: Any) -> str:

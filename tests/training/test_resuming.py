@@ -89,7 +89,7 @@ def test_a_signal_writes_a_checkpoint(tmp_path: Path, number: int) -> None:
     handler = signal.getsignal(number)
     with pytest.raises(Interrupted, match=r"interrupted after \d+ of 8 steps; .*--resume") as caught:
         run(stopped, "tune")
-    assert caught.value.number == number
+    assert caught.value.signal_number == number
     assert signal.getsignal(number) is handler
     assert newest_checkpoint(stopped.folder / "checkpoints") is not None
     assert not (stopped.folder / "result.json").exists()

@@ -14,7 +14,7 @@ from toast.benchmark import measures
 from toast.benchmark.contenders import FULL, SMALL, Size
 from toast.benchmark.picture import draw
 from toast.benchmark.timing import Ratio
-from toast.files import beside, strict_json
+from toast.files import beside, strict_json, try_folder
 
 Results = dict[str, dict[str, Ratio]]
 _STEPS = [
@@ -97,6 +97,7 @@ def run(out: Path, only: list[str], rounds: int, threads: int | None, small: boo
     unknown = sorted(set(only) - MEASURES.keys())
     if unknown:
         raise ValueError(f"only: needs some of {', '.join(MEASURES)}; got {', '.join(unknown)}.")
+    try_folder(out, "out")
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(0)

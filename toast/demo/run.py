@@ -18,7 +18,7 @@ import toast
 from toast.demo import measures, picture
 from toast.demo.methods import METHODS, RECIPES, pre_tune, shortened
 from toast.demo.task import load_generic, load_task
-from toast.files import beside, strict_json
+from toast.files import beside, strict_json, try_folder
 
 NAMES = {"linear": "linear probe", "lora": "LoRA (PEFT)", "toast": "TOAST", "toast-lite": "TOAST-Lite"}
 
@@ -54,6 +54,7 @@ def run(out: Path, size: Size | None = None, seed: int = 0, console: Console | N
     """
     size, console = size or Size(), console or Console()
     picture.require_matplotlib()
+    try_folder(out, "out")
     began = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     console.print(

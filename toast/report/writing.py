@@ -10,7 +10,7 @@ import torch
 from markupsafe import Markup
 
 import toast
-from toast.files import beside
+from toast.files import beside, try_file
 from toast.report import measures, setting, views
 from toast.report.loading import loading
 from toast.report.looking import Looks, look_at_split
@@ -64,6 +64,7 @@ def write_report(run: Path, out: Path, *, pictures: int = 8) -> Path:
         ValueError: If the folder holds no run, or a file in it is damaged.
     """
     require_matplotlib("train")
+    try_file(out, "out")
     if pictures < 0:
         raise ValueError(f"pictures: needs 0 or more; got {pictures}.")
     files = read_run(run)

@@ -21,7 +21,7 @@ class Interrupted(Exception):
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
-        self.number = number
+        self.signal_number = number
 
 
 class Wish:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from toast.files import try_file
 from toast.training import folder
 from toast.training.accelerating import make_accelerator
 from toast.training.evaluate import evaluate
@@ -41,6 +42,8 @@ def measure(
     """
     if split not in ("validation", "test"):
         raise ValueError(f"split: needs validation or test; got {split!r}.")
+    if predictions is not None:
+        try_file(predictions, "predictions")
     config = load_config(place, overrides)
     accelerator = make_accelerator(config)
     backbone, splits = open_all(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from toast.files import finite
+from toast.files import finite, try_folder
 from toast.training import checkpoints, folder
 from toast.training.accelerating import make_accelerator, replicate_trained
 from toast.training.config import RunConfig
@@ -51,6 +50,7 @@ def run(config: RunConfig, stage: Stage, resume: bool = False) -> dict[str, Any]
         Interrupted: If a signal came; a checkpoint was written.
     """
     accelerator = make_accelerator(config)
+    by_main(accelerator, lambda: _try_paths(config))
     with locked(accelerator, config.folder):
         ended = by_main(accelerator, lambda: ended_run(config, stage, resume))
         return Run(config, stage, accelerator).execute(resume) if ended is None else ended
@@ -387,6 +387,12 @@ class Run:
         raise Interrupted(
             number, f"interrupted after {step} of {self.total} steps; {at} holds it. Go on with --resume."
         )
+
+
+def _try_paths(config: RunConfig) -> None:
+    try_folder(config.folder, "out")
+    if config.first_pass.mode != "computed" and config.first_pass.folder is not None:
+        try_folder(config.first_pass.folder, "first_pass.folder")
 
 
 def _counts(trained: dict[str, int]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
+from toast.files import try_folder
 from toast.training import folder
 from toast.training.accelerating import make_accelerator
 from toast.training.config import RunConfig, SweepConfig
@@ -81,6 +82,7 @@ def sweep(config: RunConfig, dry_run: bool = False, console: Console | None = No
         for each in [*itertools.chain(*searches.values()), *itertools.chain(*finals.values())]:
             console.print(str(each.folder), highlight=False)
         return {}
+    try_folder(place, "out")
     with locked(make_accelerator(config), place):
         return _search_and_measure(config, spec, rows, searches, console)
 
