@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,17 @@ def beside(path: Path) -> Iterator[Path]:
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def named(folder: str | os.PathLike[str]) -> Path:
+    """Returns a path; an empty one, which would be the working folder, is refused.
+
+    Raises:
+        ValueError: If it is empty.
+    """
+    if not os.fspath(folder):
+        raise ValueError("folder: needs a path; got an empty text.")
+    return Path(folder)
 
 
 def try_folder(folder: Path, what: str) -> None:
@@ -56,6 +68,30 @@ def try_file(path: Path, what: str) -> None:
     if path.is_dir():
         raise ValueError(f"{what}: {path} is a folder; needs the name of a file.")
     try_folder(path.parent, what)
+
+
+def read_regular(path: Path, most: int | None = None) -> bytes:
+    """Reads a file; what has no end or never begins (a pipe, a device) is refused before it is waited for.
+
+    Args:
+        path: The file.
+        most: Most bytes; None takes any number.
+
+    Raises:
+        ValueError: If it is no regular file, cannot be read, or is larger.
+    """
+    try:
+        # Without waiting: a pipe opens only when somebody writes into it.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    with os.fdopen(handle, "rb") as file:
+        state = os.fstat(handle)
+        if not stat.S_ISREG(state.st_mode):
+            raise ValueError(f"{path} is no regular file (a folder, pipe or device); needs a file.")
+        if most is not None and state.st_size > most:
+            raise ValueError(f"{path} has {state.st_size:,} bytes; needs at most {most:,}.")
+        return file.read()
 
 
 def strict_json(held: Any, **options: Any) -> str:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from toast.files import read_regular
 from toast.layouts import is_plain
 
 
@@ -24,8 +25,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: If it is not there, cut off, or holds something else.
     """
     try:
-        held = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        held = json.loads(read_regular(path))
+    except ValueError as error:
         raise ValueError(f"{path} is damaged or no JSON: {error}.") from error
     if not isinstance(held, dict):
         raise ValueError(  # noqa: TRY004 - the file is wrong, not the type of the argument

@@ -128,7 +128,7 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Loop, "_step", broken)
     config = vision(tmp_path)
     with pytest.raises(
-        Diverged, match="step 6 of 6: the weights after the step are not finite.*step-00000003"
+        Diverged, match=r"step 6 of 6: the weights after the step are not finite.*step-00000003"
     ):
         run(config, "tune")
     assert [path.name for path in (config.folder / "checkpoints").iterdir()] == ["step-00000003"]

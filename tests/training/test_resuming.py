@@ -11,9 +11,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import load
 from safetensors.torch import load_file
@@ -21,7 +23,7 @@ from safetensors.torch import load_file
 from tests.training.settings import language, losses, vision
 from toast.training.checkpoints import newest_checkpoint
 from toast.training.config import RunConfig
-from toast.training.interrupts import Interrupted
+from toast.training.interrupts import Interrupted, listening
 from toast.training.loading import to_yaml
 from toast.training.resuming import MAY_CHANGE, flat
 from toast.training.run import run
@@ -95,6 +97,38 @@ def test_a_signal_writes_a_checkpoint(tmp_path: Path, number: int) -> None:
     assert not (stopped.folder / "result.json").exists()
     run(stopped, "tune", resume=True)
     _assert_same(stopped, whole)
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once(first: int, second: int) -> None:
+    class Ended(BaseException):
+        pass
+
+    def end(number: int, frame: object) -> None:
+        raise Ended
+
+    before = {number: signal.signal(number, end) for number in (first, second)}
+    try:
+        with pytest.raises(Ended), listening(Accelerator()) as wish:
+            os.kill(os.getpid(), first)
+            assert wish() == first
+            os.kill(os.getpid(), second)
+            pytest.fail("went on")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_signal_that_a_launcher_hands_on_is_the_same_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = SimpleNamespace(num_processes=2)
+    with listening(launch) as wish:  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert wish.signal == signal.SIGINT
+        monkeypatch.setattr("toast.training.interrupts._HANDED_ON", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_language_is_resumed_too(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from toast.baselines import adaptformer, vpt
+from toast.files import named
 from toast.reading import checksum, read_json, read_safetensors, refuse_values
 
 WEIGHTS = "trained.safetensors"
@@ -51,7 +52,7 @@ def save_trained(model: nn.Module, folder: str | Path, meta: dict[str, Any]) -> 
         raise ValueError(  # noqa: TRY004 - an entry is wrong, not the type of the argument
             f"meta: needs the method's name at 'method'; got {meta.get('method')!r}."
         )
-    folder = Path(folder)
+    folder = named(folder)
     base = _base(model)
     tensors = _trained(base, _of_peft(model))
     if not tensors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ _OF_THE_USER = (ValueError, OSError, ImportError, EOFError, MemoryError)
 #: Likewise, by name: their libraries take long to import, and a command may not need them.
 _BY_NAME = ("OutOfMemoryError", "SafetensorError")
 _PACKAGE = str(Path(__file__).parents[1])
+_HOME = re.compile(r"^(--[\w-]+=)(~[\w.-]*(?:/.*)?)$", re.DOTALL)
 #: Set to any text, it shows tracebacks as `--debug` does.
 DEBUG = "TOAST_DEBUG"
 
@@ -59,6 +61,10 @@ def message(error: BaseException) -> str:
     return f"{kind}{said}\n(toast --debug COMMAND shows where this arose.)"
 
 
+def _filled(option: re.Match[str]) -> str:
+    return option[1] + os.path.expanduser(option[2])  # noqa: PTH111 - a slash at the end may matter
+
+
 def is_debugging(context: Any) -> bool:
     """Whether tracebacks are wanted."""
     return bool(context.find_root().params.get("debug") or os.environ.get(DEBUG))
@@ -66,6 +72,10 @@ def is_debugging(context: Any) -> bool:
 
 class Commands(TyperGroup):
     """All commands, whose errors are reported in one way."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Fills the home folder into `--option=~/…`, which shells leave as it is."""
+        return super().parse_args(ctx, [_HOME.sub(_filled, arg) for arg in args])
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""

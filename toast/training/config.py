@@ -5,12 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from toast.config import OFFICIAL
 
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+
+def _number(value: Any) -> Any:
+    """Refuses yes and no, which Python counts as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError(f"needs a number; got {str(value).lower()}")  # noqa: TRY004 - pydantic's way
+    return value
+
+
+def _precision(value: Any) -> Any:
+    """Takes the word `no`, which YAML reads as false."""
+    return "no" if value is False else value
+
+
+def _file_name(value: str) -> str:
+    """Refuses what names no folder within another."""
+    if value in ("", ".", "..") or value.startswith("~") or any(sign in value for sign in "/\\\0\n"):
+        raise ValueError(f"needs the name of a folder, without a path; got {value!r}. Paths are for out")
+    if len(value.encode(errors="replace")) > 200:
+        raise ValueError(f"needs a name of at most 200 bytes; got {value!r}")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Name = Annotated[str, AfterValidator(_file_name)]
 
 #: What can be trained. `adapter` is AdaptFormer's parallel bottleneck.
 MethodName = Literal[
@@ -80,14 +105,14 @@ class DataConfig(_Section):
     name: str | None = None
     train: str = "train"
     validation: str | None = None
-    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    validation_share: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     test: str | None = None
-    test_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    test_share: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     options: dict[str, Any] = {}
-    block: Annotated[int, Field(gt=1)] = 512
+    block: Annotated[Integer, Field(gt=1)] = 512
     packing: Literal["blocks", "documents", "none"] = "blocks"
     template: str | None = None
-    limit: Annotated[int, Field(gt=0)] | None = None
+    limit: Annotated[Integer, Field(gt=0)] | None = None
     streaming: bool = False
     bad_share: Share = 0.01
 
@@ -103,7 +128,7 @@ class AugmentConfig(_Section):
 
     preset: Literal["none", "flip", "crop-flip", "randaugment"] = "none"
     options: dict[str, Any] = {}
-    views: Annotated[int, Field(gt=0)] | None = None
+    views: Annotated[Integer, Field(gt=0)] | None = None
 
 
 class MethodConfig(_Section):
@@ -129,11 +154,11 @@ class MethodConfig(_Section):
     start: Path | None = None
     preset: str | None = None
     train: list[str] | Literal["all"] | None = None
-    rank: Annotated[int, Field(gt=0)] | None = None
-    prompts: Annotated[int, Field(gt=0)] = 10
-    freeze: Annotated[int, Field(ge=0)] = 0
+    rank: Annotated[Integer, Field(gt=0)] | None = None
+    prompts: Annotated[Integer, Field(gt=0)] = 10
+    freeze: Annotated[Integer, Field(ge=0)] = 0
     head: bool | None = None
-    head_bias: float | None = None
+    head_bias: Number | None = None
     calibrate: bool = True
     options: dict[str, Any] = {}
 
@@ -177,11 +202,11 @@ class OptimizerConfig(_Section):
     name: str = "adamw"
     learning_rate: Positive = 1e-3
     rates: dict[str, Positive] = {}
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.01
     momentum: Share = 0.9
     options: dict[str, Any] = {}
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    warm_up: Annotated[Number, Field(ge=0, lt=1)] = 0.1
     least: Share = 0.0
     clip: Positive | None = 1.0
 
@@ -216,11 +241,11 @@ class EvaluationConfig(_Section):
         limit: Only so many samples of each split.
     """
 
-    every: Annotated[int, Field(ge=0)] = 1
-    batch_size: Annotated[int, Field(gt=0)] | None = None
+    every: Annotated[Integer, Field(ge=0)] = 1
+    batch_size: Annotated[Integer, Field(gt=0)] | None = None
     attention_on_target: bool = True
     predictions: bool = False
-    limit: Annotated[int, Field(gt=0)] | None = None
+    limit: Annotated[Integer, Field(gt=0)] | None = None
 
 
 class CheckpointConfig(_Section):
@@ -231,8 +256,8 @@ class CheckpointConfig(_Section):
         keep: How many of the newest are kept.
     """
 
-    every: Annotated[int, Field(gt=0)] | None = None
-    keep: Annotated[int, Field(gt=0)] = 1
+    every: Annotated[Integer, Field(gt=0)] | None = None
+    keep: Annotated[Integer, Field(gt=0)] = 1
 
 
 class SweepConfig(_Section):
@@ -249,9 +274,9 @@ class SweepConfig(_Section):
         select_by: Measure of the validation split; the greatest wins, of `loss` and `perplexity` the least.
     """
 
-    rows: dict[str, dict[str, Any]]
+    rows: dict[Name, dict[str, Any]]
     grid: dict[str, list[Any]] = {}
-    seeds: Annotated[int, Field(gt=0)] = 3
+    seeds: Annotated[Integer, Field(gt=0)] = 3
     final: dict[str, Any] = {}
     pretune: Path | None = None
     select_by: str | None = None
@@ -282,7 +307,7 @@ class RunConfig(_Section):
         reconstruction_weight: Pre-tuning: factor of the reconstruction loss; None is the adapter's.
     """
 
-    name: str = "run"
+    name: Name = "run"
     task: Literal["vision", "language"] = "vision"
     stage: Literal["pretune", "tune"] | None = None
     out: Path = Path("runs")
@@ -295,19 +320,19 @@ class RunConfig(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     sweep: SweepConfig | None = None
-    epochs: Annotated[int, Field(gt=0)] | None = None
-    steps: Annotated[int, Field(gt=0)] | None = None
-    batch_size: Annotated[int, Field(gt=0)] = 32
-    micro_batches: Annotated[int, Field(gt=0)] = 1
-    seed: Annotated[int, Field(ge=0)] = 0
-    precision: Literal["no", "bf16", "fp16"] | None = None
+    epochs: Annotated[Integer, Field(gt=0)] | None = None
+    steps: Annotated[Integer, Field(gt=0)] | None = None
+    batch_size: Annotated[Integer, Field(gt=0)] = 32
+    micro_batches: Annotated[Integer, Field(gt=0)] = 1
+    seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
+    precision: Annotated[Literal["no", "bf16", "fp16"] | None, BeforeValidator(_precision)] = None
     checkpointing: bool = False
-    workers: Annotated[int, Field(ge=0)] = 0
-    log_every: Annotated[int, Field(gt=0)] = 10
+    workers: Annotated[Integer, Field(ge=0)] = 0
+    log_every: Annotated[Integer, Field(gt=0)] = 10
     trackers: list[str] = ["tensorboard"]
     label_smoothing: Share = 0.0
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    reconstruction_weight: Annotated[float, Field(ge=0)] | None = None
+    reconstruction_weight: Annotated[Number, Field(ge=0)] | None = None
 
     @property
     def folder(self) -> Path:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import toast
-from toast.files import beside, finite, strict_json
+from toast.files import beside, finite, read_regular, strict_json
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -51,8 +51,8 @@ def read_json(path: Path) -> Any:
         ValueError: If it is not there or no JSON.
     """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return json.loads(read_regular(path))
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 

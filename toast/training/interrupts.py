@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+
+#: Seconds in which a launcher hands a signal on.
+_HANDED_ON = 3.0
 
 
 class Interrupted(Exception):
@@ -41,16 +48,27 @@ class Wish:
 
 @contextmanager
 def listening(accelerator: Accelerator) -> Iterator[Wish]:
-    """Turns SIGINT and SIGTERM into a wish; a second SIGINT stops at once."""
+    """Turns SIGINT and SIGTERM into a wish; a second one of either ends at once, as if nobody listened.
+
+    A launcher hands its own signal on to the processes of a launch, which a terminal has told already: to
+    them, signals that come within seconds of the first are the same one.
+    """
     wish = Wish(accelerator)
+    before: dict[int, Any] = {}
+    came = -math.inf
 
     def note(number: int, frame: FrameType | None) -> None:
-        if wish.signal == signal.SIGINT == number:
-            raise KeyboardInterrupt
-        wish.signal = number
+        nonlocal came
+        if wish.signal and (accelerator.num_processes == 1 or time.monotonic() - came > _HANDED_ON):
+            signal.signal(number, before[number])
+            os.kill(os.getpid(), number)
+            return
+        if not wish.signal:
+            wish.signal, came = number, time.monotonic()
 
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, note)
     except ValueError:  # not the main thread, where signals cannot be caught
         yield wish
         return

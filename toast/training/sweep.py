@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import statistics
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,8 @@ from toast.training.run import run
 
 #: Of these the least is the best.
 _LESS_IS_BETTER = ("loss", "perplexity", "calibration_error")
+#: What no folder's name may hold.
+_NO_NAME = re.compile(r"[/\\\x00\n]")
 Settings = dict[str, Any]
 
 
@@ -158,7 +162,10 @@ def _pretune(at: Path, place: Path) -> None:
 
 
 def _named(point: Settings) -> str:
-    return ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
+    name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
+    name = _NO_NAME.sub("_", name)
+    # A file's name has at most 255 bytes on most systems, and the seed is still to come.
+    return name if len(name.encode()) <= 150 else f"{name[:60]}…{zlib.crc32(name.encode()):08x}"
 
 
 def _search(config: RunConfig, row: Row, point: Settings) -> RunConfig:
@@ -177,7 +184,7 @@ def _final(config: RunConfig, row: Row, point: Settings, seed: int) -> RunConfig
 def _made(config: RunConfig, settings: Settings, out: Path, name: str) -> RunConfig:
     shared = config.model_dump(mode="json", exclude={"sweep", "stage"})
     stored = config.first_pass.folder or config.folder / "first-pass"
-    places = {"out": str(out), "name": name.replace("/", "_"), "first_pass.folder": str(stored)}
+    places = {"out": str(out), "name": name, "first_pass.folder": str(stored)}
     if {"epochs", "steps"} & settings.keys():
         shared |= {"epochs": None, "steps": None}
     made = make_config(shared, [*settings.items(), *places.items()], f"sweep.rows.{out.name}")
