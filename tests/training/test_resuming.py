@@ -108,7 +108,7 @@ def test_a_second_signal_ends_at_once(first: int, second: int) -> None:
     def end(number: int, frame: object) -> None:
         raise Ended
 
-    before = {number: signal.signal(number, end) for number in (first, second)}
+    before = {number: signal.signal(number, end) for number in {first, second}}
     try:
         with pytest.raises(Ended), listening(Accelerator()) as wish:
             os.kill(os.getpid(), first)

@@ -123,7 +123,8 @@ def test_the_precision_is_switched_off_by_its_documented_word(tmp_path: Path) ->
 def test_the_home_folder_is_filled_in_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.setenv("HERE", "/data")
-    text = "out: ~/runs\nmethod: {start: ~/a}\nfirst_pass: {folder: ~/f}\naugment: {options: {x: [~/y, a~/b]}}\n"  # fmt: skip
+    text = "out: ~/runs\nmethod: {start: ~/a}\nfirst_pass: {folder: ~/f}\n"
+    text += "augment: {options: {x: [~/y, a~/b]}}\n"
     config = _load(tmp_path, BASE + text)
     assert (str(config.out), str(config.method.start)) == ("/home/somebody/runs", "/home/somebody/a")
     assert str(config.first_pass.folder) == "/home/somebody/f"

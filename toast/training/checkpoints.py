@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils.constants import OPTIMIZER_NAME, SCALER_NAME
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -54,6 +55,33 @@ def save_checkpoint(
         for old in _whole(folder)[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
+    return final
+
+
+def save_alone(accelerator: Accelerator, folder: Path, step: int, progress: dict[str, Any]) -> Path | None:
+    """Writes a checkpoint without the other processes, one of which has ended.
+
+    Every process of a data-parallel run holds all of it, so whichever is left can write it.
+
+    Returns:
+        The checkpoint's folder; None where each process holds a part, as it does under FSDP and DeepSpeed.
+    """
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return None
+    final = folder / f"step-{step:08d}"
+    unfinished = folder / f".step-{step:08d}-{accelerator.process_index}"
+    if (final / _PROGRESS).is_file():
+        return final
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    save_file(_state(accelerator, accelerator._models[0]), unfinished / _TRAINED)
+    torch.save(accelerator._optimizers[0].state_dict(), unfinished / f"{OPTIMIZER_NAME}.bin")
+    if accelerator.scaler is not None:
+        torch.save(accelerator.scaler.state_dict(), unfinished / SCALER_NAME)
+    files = {path.relative_to(unfinished).as_posix(): checksum_file(path) for path in _files(unfinished)}
+    write_json(unfinished / _PROGRESS, {"step": step, **progress, _FILES: files})
+    shutil.rmtree(final, ignore_errors=True)  # what was being written when the other process ended
+    unfinished.rename(final)
     return final
 
 

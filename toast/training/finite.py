@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +23,19 @@ class Diverged(ValueError):
 
     Args:
         step: The step, counted from 1.
-        message: What was met, the samples, the checkpoint from before, and what to do.
+        total: Steps of the run.
+        what: What was met.
+        samples: Names of the step's samples.
+        before: A checkpoint from before; None if there is none.
     """
 
-    def __init__(self, step: int, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, step: int, total: int, what: str, samples: Sequence[str], before: Path | None) -> None:
+        super().__init__(
+            f"step {step} of {total}: {what}. Its samples: {listed(samples)}. "
+            f"{'There is no checkpoint yet' if before is None else f'{before} is from before'}. Begin "
+            "another run with a lower optimizer.learning_rate, mend the samples, or go on with --resume "
+            "on_nonfinite=skip, which leaves such steps out."
+        )
         self.step = step
 
 

@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,23 @@ def read_json(path: Path) -> Any:
         return json.loads(read_regular(path))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def begin(folder: Path, step: int, config: str, classes: Sequence[str]) -> None:
+    """Writes what a run is, before its first step or the first that it makes again.
+
+    Args:
+        folder: The run's folder.
+        step: Steps that were made; measurements after them are taken back.
+        config: The resolved configuration, as YAML.
+        classes: Names of the classes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / METRICS).is_file():
+        cut_metrics(folder, step)
+    write_text(folder / CONFIG, config)
+    write_json(folder / ENVIRONMENT, environment())
+    write_json(folder / LABELS, list(classes))
 
 
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:

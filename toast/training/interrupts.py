@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -29,6 +31,33 @@ class Interrupted(Exception):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.signal_number = number
+
+
+class Lost(ValueError):
+    """Another process of the launch has ended, so that this one cannot go on either.
+
+    Args:
+        step: Steps that were made.
+        total: Steps of the run.
+        error: What told so.
+        checkpoint: What can be resumed from; None if nothing.
+    """
+
+    def __init__(self, step: int, total: int, error: Exception, checkpoint: Path | None) -> None:
+        held = "There is no checkpoint yet" if checkpoint is None else f"{checkpoint} is the newest"
+        super().__init__(
+            f"another process of this run has ended after {step} of {total} steps: {error}. {held}. "
+            "Go on with --resume."
+        )
+
+
+#: What gloo and NCCL say of a process that has gone.
+_GONE = re.compile(r"[Cc]onnection (closed|reset|refused)|peer|[Bb]roken pipe|NCCL|gloo")
+
+
+def is_lost(accelerator: Accelerator, error: RuntimeError) -> bool:
+    """Whether an error says that another process of the launch has gone."""
+    return accelerator.num_processes > 1 and _GONE.search(str(error)) is not None
 
 
 class Wish:
@@ -67,13 +96,12 @@ def listening(accelerator: Accelerator) -> Iterator[Wish]:
             wish.signal, came = number, time.monotonic()
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
+        before |= {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread, where signals cannot be caught
         yield wish
         return
     try:
         yield wish
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -68,6 +68,7 @@ class Loop:
     on_epoch: Callable[[int], None]
     wish: Wish = field(init=False)
     seconds: float = field(default=0.0, init=False)
+    made: int = field(default=0, init=False)
 
     def run(self, step: int = 0) -> int:
         """Trains from a step on.
@@ -78,6 +79,7 @@ class Loop:
         Returns:
             Steps that are made now: all, or fewer if the run was asked to stop.
         """
+        self.made = step
         trained = [parameter for held in self.groups.values() for parameter in held.values()]
         while step < self.total:
             epoch, start = divmod(step, self.order.steps)
@@ -89,6 +91,7 @@ class Loop:
                 parts = self._step(step, list(itertools.islice(batches, self.order.micro_batches)), trained)
                 self.seconds += time.perf_counter() - began
                 step += 1
+                self.made = step
                 if parts is not None:
                     self.on_step(step, parts)
                 if self.wish():

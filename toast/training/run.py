@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,10 +16,11 @@ from toast.training import checkpoints, folder
 from toast.training.accelerating import make_accelerator, replicate_trained
 from toast.training.config import RunConfig
 from toast.training.evaluate import Measured, evaluate
-from toast.training.finite import Diverged, all_finite, listed, named_samples, not_finite, read
-from toast.training.interrupts import Interrupted, listening
+from toast.training.finite import Diverged, all_finite, listed, named_samples
+from toast.training.interrupts import Interrupted, Lost, is_lost, listening
 from toast.training.loading import to_yaml
 from toast.training.locking import by_main, locked
+from toast.training.log import Log
 from toast.training.loop import Batch, Loop
 from toast.training.methods import save_method
 from toast.training.optimizers import make_optimizer, make_schedule
@@ -28,8 +28,6 @@ from toast.training.order import EpochBatches
 from toast.training.preparing import Stage, prepare
 from toast.training.resuming import ended_run, flat, refuse_changed, refuse_other_classes
 from toast.training.storing import stored_first_pass
-
-logger = logging.getLogger(__name__)
 
 
 def run(config: RunConfig, stage: Stage, resume: bool = False) -> dict[str, Any]:
@@ -107,7 +105,7 @@ class Run:
             config.task, self.total, config.seed, config.optimizer.clip, self.is_watched, self.complete,
             self.on_step, self.on_nonfinite, self.on_epoch,
         )  # fmt: skip
-        self.pending: list[tuple[int, dict[str, Tensor | float]]] = []
+        self.log = Log(self.accelerator, self.place, self.order.steps)
         self.validation: dict[str, Any] | None = None
         self.validated = -1
         self.bad: dict[str, str] = {}
@@ -142,22 +140,32 @@ class Run:
     def execute(self, resume: bool) -> dict[str, Any]:
         """Does all of it; see `run`."""
         trained = {group: sum(p.numel() for p in held.values()) for group, held in self.groups.items()}
-        self.say(f"{self.config.name}: {self.config.method.name}, {_counts(trained)} trained; {self.place}/")
+        counts = ", ".join(f"{group} {count:,}" for group, count in trained.items())
+        self.say(f"{self.config.name}: {self.config.method.name}, {counts} trained; {self.place}/")
         with listening(self.accelerator) as self.loop.wish:
-            step = self.resume() if resume else 0
-            self.describe(step)
-            self.validate_if_due(step)  # a signal may have come before
-            with tqdm(
-                total=self.total, initial=step, desc=self.config.name, unit="step", disable=not self.is_main
-            ) as self.bar:
-                step = self.loop.run(step)
-                self.flush()
-            if step == self.total:
-                self.validate_if_due(step)
-            test = None if self.loop.wish() else self.measure("test", self.config.evaluation.predictions)
-            if step < self.total or self.loop.wish():
-                self.interrupted(step)
+            try:
+                test = self.train_and_measure(resume)
+            except RuntimeError as error:
+                if not is_lost(self.accelerator, error):
+                    raise
+                self.lost(error)
         return self.finish(trained, test)
+
+    def train_and_measure(self, resume: bool) -> Measured | None:
+        """Makes the steps and measures; returns what the test split gave."""
+        step = self.resume() if resume else 0
+        self.describe(step)
+        self.validate_if_due(step)  # a signal may have come before
+        shown = {"desc": self.config.name, "unit": "step", "disable": not self.is_main}
+        with tqdm(total=self.total, initial=step, **shown) as self.bar:
+            step = self.loop.run(step)
+            self.flush()
+        if step == self.total:
+            self.validate_if_due(step)
+        test = None if self.loop.wish() else self.measure("test", self.config.evaluation.predictions)
+        if step < self.total or self.loop.wish():
+            self.interrupted(step)
+        return test
 
     def finish(self, trained: dict[str, int], test: Measured | None) -> dict[str, Any]:
         """Writes what was trained, and what came out."""
@@ -211,7 +219,7 @@ class Run:
 
     def on_step(self, step: int, parts: dict[str, Tensor | float]) -> None:
         """Notes the losses of a step; they are read from the device every few steps."""
-        self.pending.append((step, parts))
+        self.log.note(step, parts)
         self.bar.update()
         if step % self.config.log_every == 0:
             self.flush()
@@ -221,17 +229,12 @@ class Run:
 
     def flush(self) -> None:
         """Writes the losses that were noted; the first that is not finite ends the run."""
-        pending, self.pending = self.pending, []
-        for step, parts in pending:
-            values = read(parts)
-            bad = not_finite(values, self.loop.scaled)
-            if bad:
-                self.diverged(step, f"the {' and the '.join(bad)} of the step is not finite", None)
-            if self.is_main:
-                row = {"step": step, "epoch": round(step / self.order.steps, 4), "split": "train", **values}
-                folder.append_metrics(self.place, row)
-                self.bar.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
-            self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
+        found = self.log.flush()
+        if self.bar is not None and self.log.loss is not None:
+            self.bar.set_postfix_str(f"loss {self.log.loss:.4f}", refresh=False)
+        if found is not None:
+            step, bad = found
+            self.diverged(step, f"the {' and the '.join(bad)} of the step is not finite", None)
 
     def on_nonfinite(self, step: int, bad: list[str]) -> None:
         """Leaves a step out whose numbers are not finite, or ends the run with a checkpoint from before."""
@@ -247,15 +250,9 @@ class Run:
     def diverged(self, step: int, what: str, before: Path | None) -> NoReturn:
         """Ends the run; names the step, its samples, and the checkpoint from before."""
         before = before or checkpoints.newest_checkpoint(self.place / folder.CHECKPOINTS)
-        names = listed(named_samples(self.splits.train, self.order.keys(step - 1)))
+        names = named_samples(self.splits.train, self.order.keys(step - 1))
         self.end_trackers()
-        raise Diverged(
-            step,
-            f"step {step} of {self.total}: {what}. Its samples: {names}. "
-            f"{'There is no checkpoint yet' if before is None else f'{before} is from before'}. Begin "
-            "another run with a lower optimizer.learning_rate, mend the samples, or go on with --resume "
-            "on_nonfinite=skip, which leaves such steps out.",
-        )
+        raise Diverged(step, self.total, what, names, before)
 
     def on_epoch(self, step: int) -> None:
         """Measures and writes a checkpoint."""
@@ -275,8 +272,10 @@ class Run:
 
     def validate(self, step: int) -> None:
         """Measures on the validation split, if there is one."""
-        self.validated = step
         measured = self.measure("validation")
+        if measured is None and self.splits.validation is not None:
+            return  # a signal came: a resumed run measures
+        self.validated = step
         if measured is None:
             return
         self.validation = measured.metrics
@@ -323,7 +322,12 @@ class Run:
         self.flush()
         if not all_finite(self.accelerator, (p for held in self.groups.values() for p in held.values())):
             self.diverged(step, "the weights after the step are not finite", None)
-        progress = {
+        at, keep = self.place / folder.CHECKPOINTS, self.config.checkpoint.keep + more
+        return checkpoints.save_checkpoint(self.accelerator, at, step, self.progress(), keep)
+
+    def progress(self) -> dict[str, Any]:
+        """Returns what has to be known to go on, beside weights and optimiser."""
+        return {
             "validation": self.validation,
             "validated": self.validated,
             "bad": self.bad,
@@ -332,8 +336,6 @@ class Run:
             "data": self.splits.fingerprint,
             **self.identity(),
         }
-        at, keep = self.place / folder.CHECKPOINTS, self.config.checkpoint.keep + more
-        return checkpoints.save_checkpoint(self.accelerator, at, step, progress, keep)
 
     def resume(self) -> int:
         """Goes to the newest checkpoint; returns the steps that were made."""
@@ -351,10 +353,7 @@ class Run:
         self.skipped = progress.get("skipped", {})
         held = progress.get("data", self.splits.fingerprint)
         if held != self.splits.fingerprint and not self.config.data.streaming:
-            self.say(
-                "the training data are not as they were when the run began: names, sizes or times of change "
-                "differ, or the text is encoded otherwise"
-            )
+            self.say("the training data have changed since the run began (names, sizes or times of change)")
         self.say(f"resumed from {newest}")
         return step
 
@@ -370,14 +369,18 @@ class Run:
     def describe(self, step: int) -> None:
         """Writes what the run is; all has been checked by now."""
         if self.is_main:
-            self.place.mkdir(parents=True, exist_ok=True)
-            if (self.place / folder.METRICS).is_file():
-                folder.cut_metrics(self.place, step)
-            folder.write_text(self.place / folder.CONFIG, to_yaml(self.config))
-            folder.write_json(self.place / folder.ENVIRONMENT, folder.environment())
-            folder.write_json(self.place / folder.LABELS, list(self.splits.classes))
+            folder.begin(self.place, step, to_yaml(self.config), self.splits.classes)
         self.accelerator.init_trackers("tensorboard", config=flat(self.config.model_dump(mode="json")))
         self.accelerator.wait_for_everyone()
+
+    def lost(self, error: RuntimeError) -> NoReturn:
+        """Writes a checkpoint without the process that has ended, if this one holds all that it needs."""
+        step = self.loop.made
+        at = checkpoints.save_alone(
+            self.accelerator, self.place / folder.CHECKPOINTS, step, self.progress()
+        ) or checkpoints.newest_checkpoint(self.place / folder.CHECKPOINTS)
+        self.log.write_alone(step)
+        raise Lost(step, self.total, error, at) from error
 
     def interrupted(self, step: int) -> NoReturn:
         """Writes a checkpoint and says how to go on."""
@@ -393,7 +396,3 @@ def _try_paths(config: RunConfig) -> None:
     try_folder(config.folder, "out")
     if config.first_pass.mode != "computed" and config.first_pass.folder is not None:
         try_folder(config.first_pass.folder, "first_pass.folder")
-
-
-def _counts(trained: dict[str, int]) -> str:
-    return ", ".join(f"{group} {count:,}" for group, count in trained.items())

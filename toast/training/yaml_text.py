@@ -143,7 +143,7 @@ def _written_out(
         values, levels = 1 + sum(v for v, _ in found), 1 + max((n for _, n in found), default=0)
         if values > MOST_VALUES or levels > MOST_LEVELS:
             raise _fault(
-                f"is more than {MOST_VALUES:,} values or {MOST_LEVELS} levels with its aliases (*) written out",
+                f"is more than {MOST_VALUES:,} values or {MOST_LEVELS} levels with its aliases written out",
                 node,
             )
         seen[id(node)] = values, levels
