@@ -67,7 +67,7 @@ with torch.no_grad():
 # the second pass already runs. `toast.trace` shows both.
 
 # %%
-toast.calibrate(model, images)  # task embedding = mean feature of a few samples
+toast.calibrate(model, images)  # points the task embedding to what stands out
 with torch.no_grad():
     seen = toast.trace(model, images, attention_blocks=[-1])
     strongest = max(float(signal.norm(dim=-1).max()) for signal in seen.signals)

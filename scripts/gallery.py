@@ -38,6 +38,14 @@ def chosen(looks: list[Look], count: int) -> list[Look]:
     return [first[label] for label in sorted(first)][:count]
 
 
+def selected(look: Look) -> str:
+    """Returns the mean selection weights inside the box and outside; their range if none is in sight."""
+    if look.selected is not None:
+        return f"{look.selected[0]:.2f} in, {look.selected[1]:.2f} outside"
+    assert look.selection is not None
+    return f"{float(look.selection.min()):.2f} to {float(look.selection.max()):.2f}"
+
+
 def draw(looks: list[Look], pictures: list[Tensor], classes: tuple[str, ...], out: Path) -> None:
     """Draws a column for each picture."""
     side = (WIDTH - LABELS) / len(looks) - GAP
@@ -74,7 +82,7 @@ def draw(looks: list[Look], pictures: list[Tensor], classes: tuple[str, ...], ou
         notes = [
             (f"{classes[look.predicted]} {'✓' if look.is_right else '✗'}", colour),
             (f"{look.frozen_on_target:.2f} in the box", QUIET),
-            (f"{low:.2f} to {high:.2f}", QUIET),
+            (selected(look), QUIET),
             (f"{look.on_target:.2f} in the box", "black"),
         ]
         write(left + side / 2, height - TOP + 0.06, classes[look.label], 7.5, "black", "center")
@@ -102,8 +110,8 @@ def main() -> None:
     looks = look_at_split(loaded.model, None, splits)
     data = loaded.backbone.data
     preparation = Preparation(lambda pixels: pixels, data["mean"], data["std"])
-    drawn = chosen(looks.seen, arguments.pictures)
-    if not drawn or drawn[0].target is None:
+    drawn = chosen([look for look in looks.seen if look.on_target is not None], arguments.pictures)
+    if not drawn:
         parser.error(f"{arguments.run}: its {looks.split} split does not say where the answer is")
     pictures = [preparation.shown(getattr(splits, looks.split)[look.index]["pixels"]) for look in drawn]
     draw(drawn, pictures, splits.classes, arguments.out)

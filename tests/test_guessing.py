@@ -80,6 +80,8 @@ def test_what_leaves_no_choice_is_found_and_proved(
     assert "is of no known family" in caplog.text
     assert "proved" in caplog.text
     assert "NO" not in caplog.text
+    pictures = "pixel_values" in example(name) or name == "timm-vit"
+    assert (find_steering(model).family.kind == "vision") == pictures
     awaken(model)
     toast.save_adapter(model, tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(build(name), tmp_path / "adapter")

@@ -293,17 +293,6 @@ def test_a_family_is_wrapped_by_hand(kind: str) -> None:
     assert generated.shape == (1, x.shape[1] + 3)
 
 
-def test_calibration_sets_the_embedding_to_the_mean_feature() -> None:
-    model, x = toast.wrap(vit()), images()
-    toast.calibrate(model, x)
-    features = toast.trace(model, x).features[:, 0].detach()
-    mean = F.normalize(features, dim=-1).mean(0)
-    embedding = find_steering(model).selector.toast_task_embedding["default"]
-    torch.testing.assert_close(embedding.detach(), mean * WIDTH**0.5)
-    with pytest.raises(ValueError, match="calibrate needs a model with an active TOAST adapter"):
-        toast.calibrate(vit(), x)
-
-
 def test_language_models_read_normed_features_unless_asked() -> None:
     for kind in DECODERS:
         assert (
@@ -311,30 +300,6 @@ def test_language_models_read_normed_features_unless_asked() -> None:
         )
     official = find_steering(toast.wrap(decoder(), ToastConfig.official("language")))
     assert official.selector.configs["default"].select_features == "unnormed"
-
-
-def task_embedding(model: nn.Module) -> Tensor:
-    return find_steering(model).selector.toast_task_embedding["default"].detach().clone()
-
-
-def test_calibration_reads_neither_registers_nor_padding() -> None:
-    x = images(2)
-    bare = vit("average", reg_tokens=2)
-    model = toast.wrap(bare, select_features="unnormed")
-    toast.calibrate(model, x)
-    read = toast.trace(model, x).features[:, 2:].flatten(0, 1)
-    expected = F.normalize(read, dim=-1).mean(0) * WIDTH**0.5
-    torch.testing.assert_close(task_embedding(model), expected)
-
-    model = toast.wrap(decoder("llama", torch.float32))
-    found = []
-    for padding in (0, 5):
-        text, mask = tokens(2), torch.ones(2, 9, dtype=torch.long)
-        text[:] = torch.arange(1, 10)
-        text[0, :3], mask[0, :3] = padding, 0
-        toast.calibrate(model, input_ids=text, attention_mask=mask)
-        found.append(task_embedding(model))
-    torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize("name", ["norm", "blocks.1", "attn.qkv", "blocks"])

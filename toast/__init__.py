@@ -17,7 +17,7 @@ _EXPORTS = {
     "ToastConfig": "toast.config",
     "ToastModel": "toast.model",
     "Trace": "toast.tracing",
-    "calibrate": "toast.wrapping",
+    "calibrate": "toast.calibrating",
     "compare": "toast.visual.comparing",
     "first_pass": "toast.stored",
     "fuse": "toast.fusing",
@@ -25,6 +25,7 @@ _EXPORTS = {
     "load_official": "toast.official",
     "load_run": "toast.training.loaded",
     "look": "toast.visual.maps",
+    "parameter_groups": "toast.rates",
     "pretraining_loss": "toast.objectives",
     "probe": "toast.probing",
     "reconstruction_loss": "toast.objectives",
@@ -41,6 +42,7 @@ _EXPORTS = {
 __all__ = [*sorted(_EXPORTS), "__version__"]
 
 if TYPE_CHECKING:
+    from toast.calibrating import calibrate as calibrate
     from toast.config import ToastConfig as ToastConfig
     from toast.families import register_family as register_family
     from toast.fusing import fuse as fuse
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from toast.official import load_official as load_official
     from toast.passes import running_pass as running_pass
     from toast.probing import probe as probe
+    from toast.rates import parameter_groups as parameter_groups
     from toast.saving import save_adapter as save_adapter
     from toast.stored import first_pass as first_pass
     from toast.stored import given_first_pass as given_first_pass
@@ -61,7 +64,6 @@ if TYPE_CHECKING:
     from toast.visual.maps import look as look
     from toast.visual.text_files import visualize_text as visualize_text
     from toast.visual.visualizing import visualize as visualize
-    from toast.wrapping import calibrate as calibrate
     from toast.wrapping import wrap as wrap
 
 

@@ -156,6 +156,8 @@ def _guess(model: nn.Module, at: str) -> Anatomy:
         fields = guessed.fields | {"name": f"guessed for {type(model).__name__}"}
         if _generates(model):
             fields["kind"] = "decoder"
+        elif _takes_pictures(model):
+            fields["kind"] = "vision"
         row = make_row(fields, what="anatomy")
         trunk = _submodule(model, fields["trunk"], "trunk", row)
         return replace(read_row(fields["trunk"], trunk, row), guessed=fields)
@@ -176,6 +178,13 @@ def _at(by_hand: dict[str, Any] | None) -> str:
 def _generates(model: nn.Module) -> bool:
     can_generate = getattr(model, "can_generate", None)
     return bool(callable(can_generate) and can_generate())
+
+
+def _takes_pictures(model: nn.Module) -> bool:
+    """Whether a model of transformers or timm is one of pictures, as it says of itself."""
+    return getattr(model, "main_input_name", None) == "pixel_values" or any(
+        hasattr(model, name) for name in ("pretrained_cfg", "patch_embed")
+    )
 
 
 def _classes(module: nn.Module) -> list[str]:

@@ -46,12 +46,21 @@ def demo(
     test: Annotated[int, typer.Option(min=10, max=1000, help="Held-out pictures.")] = 500,
     generic: Annotated[int, typer.Option(min=64, help="Pictures of stage one.")] = 1000,
     share: Annotated[
-        float, typer.Option(min=0.01, max=10, help="Share of the epochs of every method.")
+        float, typer.Option(min=0.01, max=10, help="Share of the epochs of every run, at least one each.")
     ] = 1.0,
 ) -> None:
-    """Run both stages on embedded pictures, beside a linear probe and LoRA. Offline."""
-    from toast.demo.run import Size, run
+    """Run both stages on embedded pictures, beside a linear probe and LoRA. Offline.
 
+    Interrupted, the same command goes on. Its runs are those of the training program, for toast report,
+    visualize and compare.
+    """
+    try:
+        from toast.demo.rows import Size
+        from toast.demo.run import run
+    except ImportError as error:
+        raise ImportError(
+            f"the demonstration needs more: pip install 'toast-steering[demo]' ({error})"
+        ) from error
     run(out, Size(train, test, generic, share), seed)
 
 

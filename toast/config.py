@@ -21,6 +21,7 @@ Features = Literal["normed", "unnormed", "mixed"]
 Initialisation = Literal["identity", "official"]
 ValueBias = Literal["once", "twice"]
 FeedbackForm = Literal["auto", "per_token", "composed"]
+ReconstructionForm = Literal["relative", "official"]
 
 #: Names of the parameter groups that can be trained. `lora` are the low-rank factors of TOAST-Lite.
 GROUPS = ("task_embedding", "channel_transform", "to_state", "to_signal", "lora")
@@ -31,11 +32,13 @@ OFFICIAL: dict[str, dict[str, Any]] = {
         "train": ["task_embedding", "to_state", "to_signal"],
         "select_features": "normed",
         "value_bias": "twice",
+        "reconstruction_form": "official",
         "reconstruction_weight": 0.1,
     },
     "language": {
         "train": ["task_embedding", "to_signal"],
         "select_features": "unnormed",
+        "reconstruction_form": "official",
         "reconstruction_weight": 1.0,
         "reconstruction_scale": 0.1,
     },
@@ -43,6 +46,7 @@ OFFICIAL: dict[str, dict[str, Any]] = {
         "train": ["task_embedding", "to_state", "to_signal"],
         "select_features": "mixed",
         "value_bias": "once",
+        "reconstruction_form": "official",
         "reconstruction_weight": 0.01,
     },
 }
@@ -92,10 +96,14 @@ class ToastConfig(PeftConfig):
             by the Lite variant: task embedding, channel transform, and the feedback or its LoRA factors.
         feedback_form: How the linear feedback is computed: `per_token`, `composed` (in weight space), or
             `auto` for the cheaper one. Does not affect results beyond rounding.
-        reconstruction_weight: Factor of the reconstruction loss in pre-tuning (official: ViT 0.1, LLaMA 1,
-            ConvNeXt 0.01).
-        reconstruction_scale: Factor on both sides of the reconstruction difference (official: ViT 1, LLaMA
-            0.1).
+        reconstruction_form: `relative` takes each token's error by the size of its states and the mean over
+            blocks, so that it starts at about 1 for every backbone; `official` the sum of mean squared
+            errors. See `toast.reconstruction_loss`. None is `relative`, or `official` for an adapter that
+            was saved before there was a choice.
+        reconstruction_weight: λ, factor of the reconstruction loss in pre-tuning (official: ViT 0.1, LLaMA 1,
+            ConvNeXt 0.01, with the official form).
+        reconstruction_scale: Factor on both sides of the difference in the official form (official: ViT 1,
+            LLaMA 0.1).
         anatomy: For a family that is not known: `{"blocks": "encoder.layer", "value": "attention.value",
             "norm": "encoder.norm", "layout": "separate"}`, names relative to `"trunk"` (default: the model
             itself), `value` relative to a block; optional `"methods"`, the trunk's methods to steer.
@@ -126,7 +134,8 @@ class ToastConfig(PeftConfig):
     feedback_checksum: str | None = None
     train: list[str] | Literal["all"] | None = None
     feedback_form: FeedbackForm = "auto"
-    reconstruction_weight: float = 0.1
+    reconstruction_form: ReconstructionForm | None = None
+    reconstruction_weight: float = 1.0
     reconstruction_scale: float = 1.0
     anatomy: dict[str, Any] | None = None
     target_modules: list[str] | str | None = field(default=None)
@@ -152,7 +161,16 @@ class ToastConfig(PeftConfig):
             self.pretrained = str(self.pretrained)
         if self.family is not None:  # an injection has filled both in, and the configuration was saved since
             self.filled = {"target_modules": (None, self.target_modules)}  # type: ignore[misc]
+        if self.reconstruction_form is None:
+            # `family` is filled by an injection, which leaves no form open: one without was saved before.
+            self.reconstruction_form = "relative" if self.family is None else "official"
         self._check_types()
+        _check_choice("reconstruction_form", self.reconstruction_form, get_args(ReconstructionForm))
+        if self.reconstruction_form == "relative" and self.reconstruction_scale != 1:
+            raise ValueError(
+                "reconstruction_scale: needs reconstruction_form='official', for a relative error has no "
+                f"scale; got {self.reconstruction_scale!r}. Leave it out, and set reconstruction_weight."
+            )
         _check_choice("init", self.init, get_args(Initialisation))
         _check_choice("value_bias", self.value_bias, get_args(ValueBias))
         _check_choice("feedback_form", self.feedback_form, get_args(FeedbackForm))

@@ -91,6 +91,9 @@ class ToastSelector(ToastLayer):
     def update_layer(self, adapter: str, config: ToastConfig, fresh: dict[str, Any]) -> None:
         """Adds the parameters of an adapter: a random task embedding, the identity as channel transform.
 
+        The cosine does not see the embedding's length, but what a step turns it by falls with it: new ones
+        have unit length. With `init="official"` it is drawn as the official code does.
+
         Args:
             adapter: Name of the adapter.
             config: Its configuration.
@@ -98,7 +101,9 @@ class ToastSelector(ToastLayer):
         """
         self.configs[adapter] = config
         self.drop_fused(adapter)  # it was made of other weights
-        self.toast_task_embedding[adapter] = nn.Parameter(torch.randn(self.width, **fresh))
+        drawn = torch.randn(self.width, **fresh)
+        drawn = drawn if config.init == "official" else F.normalize(drawn, dim=0)
+        self.toast_task_embedding[adapter] = nn.Parameter(drawn)
         self.start.keep(adapter, self.toast_task_embedding[adapter])
         self.toast_channel_transform[adapter] = nn.Parameter(torch.eye(self.width, **fresh))
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from peft import PeftModel, TaskType, get_peft_model
 from torch import nn
 
 from toast.config import ToastConfig, make_config
 from toast.layer import ToastLayer
-from toast.model import active_parts
-from toast.reading import is_finite
-from toast.tracing import trace
 
 
 def wrap(
@@ -73,45 +69,3 @@ def _is_causal_lm(model: nn.Module) -> bool:
     """Whether transformers would generate with the model."""
     can_generate = getattr(model, "can_generate", None)
     return bool(callable(can_generate) and can_generate())
-
-
-@torch.no_grad()
-def calibrate(model: nn.Module, *inputs: Any, **kwargs: Any) -> None:
-    """Sets the task embedding to the mean feature that the selector reads on a few samples.
-
-    A random embedding is nearly orthogonal to every feature, so about half of the tokens are cut off and the
-    others pass with weights of a few hundredths. The mean lets tokens pass from the start; what the task
-    needs is then learned. The mean is over class tokens, or, without them, over all tokens but registers and
-    padding.
-
-    Args:
-        model: A wrapped model.
-        *inputs: Inputs of one call of the model, such as a batch of images.
-        **kwargs: The same.
-
-    Raises:
-        ValueError: If the model has no active TOAST adapter, or the samples give no finite features. The
-            embedding is as it was.
-    """
-    steering, adapter = active_parts(model, "calibrate")
-    for given in (*inputs, *kwargs.values()):
-        if isinstance(given, torch.Tensor) and not given.numel():
-            raise ValueError(f"calibrate needs samples; got an empty batch of shape {tuple(given.shape)}.")
-    features = trace(model, *inputs, **kwargs).features
-    mask = kwargs.get("attention_mask")
-    if getattr(steering.trunk, "cls_token", None) is not None and steering.family.reads == "norm":
-        read = features[:, 0]
-    elif mask is not None:
-        read = features[mask.bool()]
-    else:
-        prefix = int(getattr(steering.trunk, "num_prefix_tokens", 0))
-        read = features[:, prefix:].flatten(0, -2)
-    mean = torch.nn.functional.normalize(read, dim=-1).mean(0)
-    if not read.numel() or not is_finite(mean):
-        what = "features that are not finite (NaN or infinite)" if read.numel() else "no token but padding"
-        raise ValueError(
-            f"calibrate needs samples with finite features; these give {what}. Pass samples that hold more "
-            "than padding, in numbers that the model can compute with."
-        )
-    embedding = adapter.task_embedding
-    embedding.copy_(mean * embedding.shape[0] ** 0.5)

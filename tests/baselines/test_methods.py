@@ -57,6 +57,8 @@ def test_options_reach_the_method() -> None:
     assert (model.prompts.count, model.prompts.dropout.p) == (2, 0.25)
     model, _ = apply_method(vit(), "adapter", bottleneck=3, scale=0.5)
     assert model.blocks[0].adapters[0].options == {"bottleneck": 3, "scale": 0.5, "dropout": 0.0}
+    model, _ = apply_method(vit(), "attentive", queries=3)
+    assert model.probe.options == {"queries": 3}
     model, _ = apply_method(decoder(), "vpt-deep", prefix_projection=True, encoder_hidden_size=8)
     assert model.peft_config["default"].prefix_projection
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from tests.models import images, vit
 from toast.baselines.adaptformer import find_adapters
+from toast.baselines.attentive import find_probe
 from toast.baselines.methods import METHODS, apply_method
 from toast.baselines.saving import load_trained, read_method, save_trained
 from toast.baselines.vpt import find_prompts
@@ -23,6 +24,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "partial": {"freeze": 2},
     "vpt-deep": {"prompts": 3},
     "adapter": {"bottleneck": 5, "scale": 0.3},
+    "attentive": {"queries": 3},
 }
 
 
@@ -58,6 +60,7 @@ def test_a_fresh_base_becomes_the_trained_model(method: str, tmp_path: Path) -> 
     assert list(said["parameters"]) == [n for n, p in model.named_parameters() if p.requires_grad]
     assert (find_prompts(other) is not None) == method.startswith("vpt")
     assert bool(find_adapters(other)) == (method == "adapter")
+    assert (find_probe(other) is not None) == (method == "attentive")
     load_trained(other, folder)  # into a model that has the parts already
     assert torch.equal(other(x), model(x))
 

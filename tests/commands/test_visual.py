@@ -108,7 +108,7 @@ def test_a_users_pictures_are_drawn_with_their_boxes(runs: Path, tmp_path: Path)
     args = [runs / "low-rank", mine, mine / "one.png", "--out", out, "--format", "svg", "--head", 1]
     result = command("visualize", *args)
     assert result.exit_code == 0
-    assert "skipped images: " in result.stderr and "broken.jpg" in result.stderr
+    assert "skipped " in result.stderr and "broken.jpg: UnidentifiedImageError" in result.stderr
     assert sorted(p.name for p in out.iterdir()) == [
         f"{name}.{kind}" for name in ("more-two", "one-2", "one") for kind in ("npz", "svg")
     ]
@@ -149,18 +149,29 @@ def test_comparison_says_what_the_runs_measured(runs: Path, tmp_path: Path) -> N
     printed = done("compare", *places, "--out", tmp_path / "out", "--batch-size", 3)
     held = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert set(held["models"]) == {"frozen", "tuned", "steered", "low-rank"}
-    assert held["pictures"] == 7
+    assert (held["pictures"], held["in_sight"], held["out_of_sight"]) == (8, 7, 0)
     assert held["reference"] == "frozen"
-    assert "1 more have no target in sight, first test/class1/007." in printed
+    assert "1 of the pictures have no target, first test/class1/007." in printed
     for place in places:
         measured = json.loads((place / "result.json").read_text())["test"]["attention_on_target"]
         row = held["models"][place.name]
         assert row["on_target"]["mean"] == pytest.approx(measured, abs=1e-6)
         assert row["on_target"]["low"] < row["on_target"]["mean"] < row["on_target"]["high"]
-        assert f"{measured:.3f} [" in printed
+    assert f"{measured:.3f} [" in printed
     with (tmp_path / "out" / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 3 + 3 * 5
+    assert len(rows) == 3 + 3 * 6 + 2  # accuracy of three, selection of one, where all weights are 0
+
+
+def test_without_boxes_what_needs_none_is_compared(tmp_path: Path) -> None:
+    config = vision(tmp_path, name="plain", epochs=None, steps=1)
+    measured = run(config, "tune")["test"]
+    printed = done("compare", config.folder, "--out", tmp_path / "out")
+    row = json.loads((tmp_path / "out" / "comparison.json").read_text())["models"]["plain"]
+    assert row.keys() == {"accuracy", "entropy", "total_variation", "jensen_shannon"}
+    assert row["accuracy"]["mean"] == pytest.approx(measured["accuracy"])
+    assert "No target is in sight, so nothing is measured on targets" in printed
+    assert "attention on target" not in printed
 
 
 def test_without_an_adapter_the_frozen_model_is_opened(runs: Path, tmp_path: Path) -> None:
@@ -277,7 +288,6 @@ def test_what_cannot_be_shown_is_refused(runs: Path, language_run: Path, tmp_pat
         (["compare", run_, other.folder], "have different backbones, or prepare pictures differently"),
         (["compare", run_, run_], "needs each run once"),
         (["compare", run_, "--images", plain], "a mask needs the size of its picture"),
-        (["compare", other.folder], "none of 8 pictures has one in sight; needs boxes.json or boxes.csv"),
     ]:
         assert message in refused(*args, "--out", tmp_path / "out"), args
     assert not (tmp_path / "out").exists()

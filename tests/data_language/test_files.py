@@ -77,7 +77,14 @@ def test_a_malformed_row_far_down(tmp_path: Path) -> None:
         ("a.json", b'"a"', "a.json: needs a list of objects, or objects by name; got str"),
         ("a.json", b'[{"text": "a"}, 3]', "a.json, row 2: needs an object with named fields; got int"),
         ("a.json", b"[]", "holds no documents"),
-        ("a.txt", b"\xff", "a.txt: not UTF-8"),
+        ("a.txt", b"a\nb\xe9", "a.txt, line 2: not UTF-8: .*0xe9"),
+        ("a.txt", b"\xff\xfea", "a.txt, line 1: not UTF-16, as its first bytes say"),
+        (
+            "a.jsonl",
+            b'{"text": "\\ud83d"}',
+            r"a.jsonl, line 1: field 'text' holds half .* \(.ud83d, character 1",
+        ),
+        ("a.json", b"[" * 100_000, "a.json: nested too deeply"),
         ("a.parquet", b"PAR", "a.parquet: not a Parquet file"),
         ("a.csv", b"a", "a.csv: this source needs files that end in .jsonl, .ndjson, .json, .parquet, .txt"),
     ],
@@ -117,22 +124,80 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
         assert seen == [f"{text}<|im_end|>" for text in texts], name
 
 
-def test_splits_of_a_folder(tmp_path: Path) -> None:
-    def files(split: str) -> list[str]:
-        return [str(file.relative_to(tmp_path)) for file in find_files(tmp_path, split, (".jsonl",))]
+def found(path: Path, split: str | None) -> list[str]:
+    """Names of a split's files under a folder."""
+    return [str(file.relative_to(path)) for file in find_files(path, split, (".jsonl",)).files]
 
-    for name in ("validation.jsonl", "notes.md"):
-        (tmp_path / name).touch()
-    assert files("train") == ["validation.jsonl"]  # the folder is that split's own
-    for name in ("b.jsonl", "a.jsonl"):
-        (tmp_path / name).touch()
-    assert files("train") == ["a.jsonl", "b.jsonl"]
-    assert files("validation") == ["validation.jsonl"]
-    (tmp_path / "train-00.jsonl").touch()
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "x.jsonl").touch()
-    assert files("train") == ["train/x.jsonl", "train-00.jsonl"]
+
+def write(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_splits_of_a_folder(tmp_path: Path) -> None:
+    write(tmp_path, "validation.jsonl", "notes.md")
+    with pytest.raises(
+        ValueError, match=r"split 'train' needs.*has 1 files.*none of that split, but validation"
+    ):
+        found(tmp_path, "train")
+    assert found(tmp_path, None) == ["validation.jsonl"]
+    write(tmp_path, "b.jsonl", "a.jsonl")
+    assert found(tmp_path, "train") == ["a.jsonl", "b.jsonl"]
+    assert found(tmp_path, "validation") == found(tmp_path, "val") == ["validation.jsonl"]
+    write(tmp_path, "train-00.jsonl", "train/x.jsonl")
+    assert found(tmp_path, "train") == ["train-00.jsonl", "train/x.jsonl"]
     with pytest.raises(ValueError, match=r"the split 'test' needs.*called test.jsonl.*has 5 files"):
-        files("test")
+        found(tmp_path, "test")
     with pytest.raises(ValueError, match="a single file has the split 'train' alone; got 'test'"):
         find_files(tmp_path / "a.jsonl", "test", (".jsonl",))
+    with pytest.raises(ValueError, match=r"holds no file that ends in .parquet"):
+        find_files(tmp_path, None, (".parquet",))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Train.jsonl", "Test.jsonl"),
+        ("alpaca_train.jsonl", "alpaca_test.jsonl"),
+        ("trainset.JSONL", "testset.jsonl"),
+        ("data/Training/a.jsonl", "data/Testing/a.jsonl"),
+        ("plain.jsonl", "my-test-2.jsonl"),
+        ("a/plain.jsonl", "a/dev/held.jsonl"),
+    ],
+)
+def test_what_is_called_like_another_split_is_never_trained_on(tmp_path: Path, train: str, test: str) -> None:
+    write(tmp_path, train, test, ".ipynb_checkpoints/train-checkpoint.jsonl", "__MACOSX/._train.jsonl")
+    both = find_files(tmp_path, "train", (".jsonl",))
+    assert [str(file.relative_to(tmp_path)) for file in both.files] == [train]
+    assert both.remarks == (f"{tmp_path}: 1 files are not of the training split: {test}.",)
+    assert found(tmp_path, "val" if "dev" in test else "test") == [test]
+
+
+def test_a_split_that_is_spelled_in_two_ways(tmp_path: Path) -> None:
+    write(tmp_path, "dev.jsonl", "val.jsonl")
+    assert found(tmp_path, "val") == ["val.jsonl"]
+    with pytest.raises(ValueError, match=r"split 'validation' may be any of dev.jsonl, val.jsonl"):
+        found(tmp_path, "validation")
+
+
+def test_a_training_file_that_is_called_like_another_split_is_said(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "gold_test.jsonl", [GOOD])
+    assert (
+        "says that it is of the split 'test'"
+        in open_language("text", tokenizer(), path=file, block=8).remarks[0]
+    )
+    assert open_language("text", tokenizer(), path=file, split=None, block=8).remarks == ()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_is_believed(tmp_path: Path, encoding: str) -> None:
+    words = tokenizer()
+    for name, text in (
+        ("a.jsonl", '{"text": "Ünder"}\r\n{"text": "b"}'),
+        ("a.txt", "Ünder"),
+        ("a.json", '[{"text": "Ünder"}]'),
+    ):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        data = open_language("text", words, path=tmp_path / name, block=64)
+        assert words.decode(data[0]["input_ids"]) == "Ünder<|im_end|>"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from toast.data.vision import check, open_vision
-from toast.demo.task import load_generic, load_materials, load_task
+from toast.demo import two_objects
+from toast.demo.task import CLASSES, load_generic, load_materials, load_task
 
 
 def test_val_is_cut_from_train() -> None:
@@ -40,11 +41,32 @@ def test_test_and_generic() -> None:
     assert generic.fingerprint != open_vision("demo", split="generic", generic=20, seed=2).fingerprint
 
 
+def test_two_objects() -> None:
+    options = {"train": 30, "val": 20, "test": 10, "seed": 1}
+    for labels, classes in (("item", CLASSES), ("clipart", two_objects.kinds())):
+        for split, count in (("train", 30), ("val", 20), ("test", 10)):
+            source = open_vision("demo", split=split, labels=labels, **options)
+            assert check(source) == ()
+            assert source.classes == classes
+            wanted = two_objects.load_two_objects(split, count, labels, 1)  # type: ignore[arg-type]
+            assert list(source.labels) == wanted.labels.tolist()
+            assert source[7].box == tuple(wanted.boxes[7].tolist())
+    assert len(open_vision("demo", split="val", labels="item", train=30)) == 3
+
+
+def test_distractors() -> None:
+    source = open_vision("demo", split="test", test=10, distractors=0)
+    wanted = load_task(1, 10, 0, 0)[1]
+    assert np.array_equal(np.asarray(source[4].image), wanted.images[4].permute(1, 2, 0).numpy())
+
+
 def test_wrong_options() -> None:
     with pytest.raises(ValueError, match="split: the demo has train, val, test, generic; got 'dev'"):
         open_vision("demo", split="dev")
     with pytest.raises(ValueError, match="at least 1; got 0, 1000, 2000"):
         open_vision("demo", train=0)
+    with pytest.raises(ValueError, match="labels: needs one of item, clipart; got 'both'"):
+        open_vision("demo", labels="both")
     with pytest.raises(ValueError, match="1 to 9 can be held out"):
         open_vision("demo", split="val", train=10, val=10)
     with pytest.raises(ValueError, match=r"root: source 'demo' has none .* got 'here'"):

@@ -1,4 +1,4 @@
-"""Sources, subsets, fingerprints, and decoding."""
+"""Sources, subsets and fingerprints."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests.data_vision.pictures import picture, touch_later, truncate, write_folder, write_picture
 from toast.data.vision import BadSample, VisionSource, open_vision
-from toast.data.vision.decoding import decode
 
 
 @pytest.fixture
@@ -76,39 +74,6 @@ def test_sources_go_to_other_processes(source: VisionSource) -> None:
     assert copied[0].name == "cat/01.png"
 
 
-@pytest.mark.filterwarnings("ignore:(Truncated File Read|Corrupt EXIF data):UserWarning")  # of Pillow
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif", "ppm"])
-def test_truncated_pictures_are_bad(tmp_path: Path, suffix: str) -> None:
-    whole = write_picture(tmp_path / f"whole.{suffix}").read_bytes()
-    for length in {0, 1, 10, 30, *(len(whole) * part // 10 for part in range(1, 9))}:
-        with pytest.raises(BadSample) as caught:
-            decode(whole[:length], "a name")
-        assert caught.value.name == "a name"
-        assert caught.value.reason
-        assert "\n" not in str(caught.value)
-
-
-def test_damaged_bytes_decode_or_are_bad(tmp_path: Path) -> None:
-    draw = np.random.default_rng(0)
-    bad = 0
-    for suffix in ("png", "jpg", "gif", "webp"):
-        whole = np.frombuffer(write_picture(tmp_path / f"a.{suffix}").read_bytes(), np.uint8)
-        for _ in range(60):
-            damaged = whole.copy()
-            where = draw.integers(0, len(whole), 5)
-            damaged[where] = draw.integers(0, 256, 5)
-            try:
-                assert decode(damaged.tobytes(), "a").mode == "RGB"
-            except BadSample:
-                bad += 1
-    assert bad > 50
-
-
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BadSample, match=r"gone.png: the file is not there"):
-        decode(tmp_path / "gone.png", "gone.png")
-
-
 def test_a_folder_source_names_what_is_bad(tmp_path: Path) -> None:
     root = write_folder(tmp_path, {"cat": 1, "dog": 1})
     truncate(root / "dog" / "00.png")
@@ -116,17 +81,3 @@ def test_a_folder_source_names_what_is_bad(tmp_path: Path) -> None:
     assert source[0].label == 0
     with pytest.raises(BadSample, match=r"dog/00.png: OSError: .*truncated"):
         source[1]
-
-
-def test_every_mode_becomes_rgb(tmp_path: Path) -> None:
-    grey = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
-    Image.fromarray(grey).save(tmp_path / "deep.png")
-    deep = np.asarray(decode(tmp_path / "deep.png", "deep"))
-    assert np.array_equal(deep, np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2))
-    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK"):
-        file = tmp_path / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}"
-        picture().convert(mode).save(file)
-        assert decode(file, mode).mode == "RGB"
-    palette = picture().convert("P")
-    palette.save(tmp_path / "clear.png", transparency=bytes(range(256)))
-    assert np.array_equal(np.asarray(decode(tmp_path / "clear.png", "p")), np.asarray(palette.convert("RGB")))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
+import resource
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from timm.data import create_transform
 
 from tests.data_vision.pictures import CONFIG, picture
 from toast.data.vision import PRESETS, Augmentation, transforms
+from toast.data.vision.channels import channels_of, with_channels
 from toast.data.vision.dataset import seeded
 
 CROP_MODES = ("center", "squash", "border")
@@ -149,3 +152,42 @@ def test_the_random_state_goes_on_as_before() -> None:
         raise KeyError
     with seeded(56):
         assert random.random() != first[0]
+
+
+@pytest.mark.parametrize("augment", PRESETS.values(), ids=PRESETS)
+def test_a_model_of_one_channel_gets_grey_pictures(image: Image.Image, augment: Augmentation) -> None:
+    config = with_channels(CONFIG, 1)
+    assert config["input_size"] == (1, 32, 32)
+    assert config["mean"] + config["std"] == pytest.approx((0.4, 0.25))
+    transform = transforms(config, train=True, augment=augment)
+    assert draw(transform, image, 1)[0].shape == (1, 32, 32)
+    flat = Image.new("RGB", (40, 40), (200, 100, 50))
+    grey = (0.299 * 200 + 0.587 * 100 + 0.114 * 50) / 255
+    plain = transforms(config | {"crop_mode": "border"}, train=False)(flat)
+    assert plain.mean().item() == pytest.approx((grey - 0.4) / 0.25, abs=0.02)
+    assert transform.mask((0, 0, 40, 40), (40, 40)).min() == 1
+
+
+def test_other_numbers_of_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"takes 4 channels; pictures have 3, .* or 1, grey"):
+        transforms(with_channels(CONFIG, 4), train=False)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_channels_of_a_model(channels: int) -> None:
+    model = timm.create_model("test_vit", pretrained=False, in_chans=channels)
+    assert channels_of(model) == channels
+    assert channels_of(torch.nn.Linear(2, 2)) == 3
+
+
+@pytest.mark.parametrize("mode", CROP_MODES)
+@pytest.mark.parametrize("size", [(100_000, 2), (2, 100_000), (1, 1)])
+def test_an_elongated_picture_needs_little_memory(mode: str, size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, (10, 20, 30))
+    config = CONFIG | {"crop_mode": mode, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    transform = transforms(config, train=True, augment=PRESETS["flip"])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    out = transform(image)
+    assert out.shape == (3, 32, 32)
+    assert out[:, 16, 16].tolist() == pytest.approx([10 / 255, 20 / 255, 30 / 255], abs=0.01)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB

@@ -73,6 +73,27 @@ def test_same_seed_same_pictures() -> None:
     assert not torch.equal(load_generic(20, 3).images, load_generic(20, 4).images)
 
 
+def test_pictures_are_those_of_earlier_versions() -> None:
+    """Figures that were published are of these pictures."""
+    prints = []
+    for part in (*load_task(30, 20, 3), load_generic(40, 1)):
+        digest = hashlib.sha256()
+        for tensor in (part.images, part.labels, part.boxes):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        prints.append(digest.hexdigest()[:16])
+    assert prints == ["6c10cefe36698668", "091a35a7660b988d", "b72ff30ece507b2d"]
+
+
+@pytest.mark.parametrize("distractors", [0, 8])
+def test_the_number_of_distractors(distractors: int) -> None:
+    few, many = load_task(20, 20, 0, 1), load_task(20, 20, 0, distractors)
+    for one, other in zip(few, many, strict=True):
+        assert torch.equal(one.labels.bincount(), other.labels.bincount())
+        assert not torch.equal(one.images, other.images)
+    with pytest.raises(ValueError, match="distractors: needs 0 to 144; got -1"):
+        load_task(10, 10, 0, -1)
+
+
 def test_global_random_state_is_left_alone() -> None:
     torch.manual_seed(0)
     state = torch.get_rng_state()

@@ -32,7 +32,7 @@ def samples(count: int = 57) -> tuple[Tensor, Tensor, Tensor]:
 def measured(parts: list[slice]) -> dict[str, Any]:
     metrics, (logits, labels, shares) = VisionMetrics(CLASSES), samples()
     for part in parts:
-        metrics.update(logits[part], labels[part], shares[part])
+        metrics.update(logits[part], labels[part], {"attention_on_target": shares[part]})
     return metrics.compute()
 
 
@@ -61,6 +61,8 @@ def by_hand() -> dict[str, Any]:
         "class_accuracy": by_class,
         "mean_class_accuracy": sum(by_class[:-1]) / (CLASSES - 1),
         "confusion": confusion,
+        "targets_in_sight": int((~shares.isnan()).sum()),
+        "targets_out_of_sight": 0,
         "attention_on_target": float(shares[~shares.isnan()].double().mean()),
     }
 
@@ -118,6 +120,29 @@ def test_few_classes_have_no_top_five_and_no_target_no_attention() -> None:
     assert found["calibration_error"] == pytest.approx(abs(2 / 3 - confidence), abs=1e-6)
 
 
+def test_selection_is_a_ratio_of_means_over_the_samples_in_sight() -> None:
+    metrics, nan = VisionMetrics(3), torch.nan
+    inside, outside = torch.tensor([0.8, 0.4, nan, nan]), torch.tensor([0.0, 0.3, nan, nan])
+    found = {"attention_on_target": inside, "selection_inside": inside, "selection_outside": outside}
+    has_target = torch.tensor([True, True, True, False])
+    metrics.update(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), found, has_target)
+    measured = metrics.compute()
+    assert (measured["targets_in_sight"], measured["targets_out_of_sight"]) == (2, 1)
+    assert measured["selection_inside"] == pytest.approx(0.6)
+    assert measured["selection_outside"] == pytest.approx(0.15)
+    assert measured["selection_ratio"] == pytest.approx(4)
+    metrics.reset()
+    metrics.update(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), found | {"selection_outside": outside * 0})
+    assert "selection_ratio" not in metrics.compute()  # infinite: the means say it
+    metrics.reset()
+    away = {"attention_on_target": torch.full((2,), nan)}
+    metrics.update(torch.zeros(2, 3), torch.tensor([0, 1]), away, torch.ones(2).bool())
+    measured = metrics.compute()
+    assert (measured["targets_in_sight"], measured["targets_out_of_sight"]) == (0, 2)
+    assert not {"attention_on_target", "selection_inside"} & measured.keys()
+    json.dumps(measured, allow_nan=False)
+
+
 def test_half_precision_and_reset() -> None:
     metrics, (logits, labels, _) = VisionMetrics(CLASSES), samples()
     metrics.update(logits.bfloat16(), labels)
@@ -135,6 +160,8 @@ def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"need shapes \(batch, 6\) and \(batch,\); got \(2, 5\) and \(2,\)"):
         metrics.update(torch.zeros(2, 5), torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"attention_on_target: needs shape \(2,\); got \(3,\)"):
-        metrics.update(torch.zeros(2, 6), torch.zeros(2, dtype=torch.long), torch.zeros(3))
+        metrics.update(
+            torch.zeros(2, 6), torch.zeros(2, dtype=torch.long), {"attention_on_target": torch.zeros(3)}
+        )
     with pytest.raises(ValueError, match="classes: needs at least 2; got 1"):
         VisionMetrics(1)

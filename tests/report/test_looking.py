@@ -20,7 +20,7 @@ from toast.visual.maps import look
 
 def seen(index: int, is_right: bool) -> Look:
     return Look(
-        index, 1, int(is_right), 0.5, torch.ones(1, 1), None, None, (1.0, 1.0), None, None, None, None
+        index, 1, int(is_right), 0.5, torch.ones(1, 1), None, None, (1.0, 1.0), None, None, None, None, None
     )
 
 

@@ -25,14 +25,14 @@ Copy = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs on pictures: TOAST, with predictions and validation, LoRA, VPT and the linear probe."""
+    """Runs on pictures: TOAST, with predictions and validation, LoRA, VPT and both probes."""
     tmp = tmp_path_factory.mktemp("runs")
     torch.manual_seed(0)
     run_on_pictures(
         tmp, name="toast", method="toast", steps=None, epochs=2, data__validation_share=0.25,
         evaluation__predictions=True,
     )  # fmt: skip
-    for method in ("lora", "vpt-deep", "linear"):
+    for method in ("lora", "vpt-deep", "linear", "attentive"):
         run_on_pictures(tmp, name=method, method=method)
     return tmp / "runs"
 
@@ -96,6 +96,7 @@ def test_the_attention_of_the_report_is_that_of_the_measurement(runs: Path) -> N
         ("lora", ["frozen", "tuned"]),
         ("vpt-deep", ["frozen", "tuned"]),
         ("linear", ["frozen"]),
+        ("attentive", ["frozen", "pooling"]),
     ],
 )
 def test_every_method_shows_where_it_looks(runs: Path, name: str, panels: list[str]) -> None:

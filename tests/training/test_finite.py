@@ -151,12 +151,12 @@ def test_a_diverged_point_is_never_chosen(tmp_path: Path, capsys: pytest.Capture
     config = vision(tmp_path, name="sweep", sweep=section, data__validation_share=0.25, **shared)
     line = sweep(config)["rows"]["linear"]
     assert line["chosen"] == {"optimizer.learning_rate": 1e-2}
-    assert "learning_rate=1e+30 diverged: step 2 of" in capsys.readouterr().out
+    assert "diverged: step 2 of" in capsys.readouterr().out
     table = (config.folder / "sweep.json").read_text()
     assert json.loads(table, parse_constant=pytest.fail)["rows"]["linear"]["searched"][0] is None
     assert config.sweep is not None
     config.sweep.grid = {"optimizer.learning_rate": [1e30]}
-    with pytest.raises(ValueError, match="every run of linear diverged"):
+    with pytest.raises(ValueError, match=r"rows\.linear: every run diverged"):
         sweep(config)
 
 

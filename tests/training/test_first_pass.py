@@ -20,6 +20,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "select_from": {"method": {"name": "toast", "options": {"select_from": 0}}},
     "lite": {"method": {"name": "toast-lite", "rank": 2}},
     "linear": {"method": "linear"},
+    "attentive": {"method": {"name": "attentive", "options": {"queries": 2}}},
 }
 
 
@@ -43,7 +44,7 @@ def test_losses_on_pictures_are_those_of_a_computed_first_pass(tmp_path: Path, n
     header = json.loads((_store(cached) / "header.json").read_text())
     assert header["samples"] == 24
     assert set(header["tensors"]) == {
-        "steer_from": {"normed", "entering"}, "linear": {"features"}
+        "steer_from": {"normed", "entering"}, "linear": {"features"}, "attentive": {"features"}
     }.get(name, {"normed"})  # fmt: skip
 
 

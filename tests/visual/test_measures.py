@@ -15,9 +15,11 @@ from torch import Tensor
 
 from tests.models import images, vit
 from tests.visual.seen import steer
-from toast.visual import measures
-from toast.visual.comparing import MEASURES, Comparison, compare
+from toast.visual import measures, targets
+from toast.visual.comparing import MEASURES, Comparison, _ratio, compare
+from toast.visual.grids import Maps
 from toast.visual.maps import look
+from toast.visual.targets import inside_and_outside
 
 near = torch.testing.assert_close
 CELL = (8.0, 4.0)  # of 2 rows and 3 columns: a picture of 16 x 12 pixels
@@ -101,7 +103,7 @@ def test_a_target_of_another_shape_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def compared() -> tuple[Comparison, dict[str, Tensor], Tensor]:
+def compared() -> tuple[Comparison, dict[str, Tensor], Tensor, Maps]:
     """A steered and a plain model on six pictures in two batches, and the maps by hand."""
     torch.manual_seed(0)
     x, boxes = images(6), torch.tensor([[0, 0, 6, 8], [4, 4, 12, 16]] * 3)
@@ -111,26 +113,33 @@ def compared() -> tuple[Comparison, dict[str, Tensor], Tensor]:
     assert models["steered"].training
     views = {name: look(model.eval(), x, block=1) for name, model in models.items()}
     by_name = {"frozen": views["steered"].frozen.values} | {n: v.attention.values for n, v in views.items()}
-    return found, by_name, boxes
+    selection = views["steered"].selection
+    assert selection is not None
+    return found, by_name, boxes, selection
 
 
 def test_the_frozen_model_stands_first_and_the_others_against_it(
-    compared: tuple[Comparison, dict[str, Tensor], Tensor],
+    compared: tuple[Comparison, dict[str, Tensor], Tensor, Maps],
 ) -> None:
-    found, by_name, boxes = compared
+    found, by_name, boxes, selection = compared
     assert list(found.rows) == ["frozen", "steered", "tuned"]
     assert found.reference == "frozen"
     assert found.pictures == 6
     assert found.shows == "attention, block 1 of 0-2, class query, mean over heads"
     for name, values in by_name.items():
+        selected: dict[str, Tensor] = {}
+        if name == "steered":
+            inside, outside = inside_and_outside(selection, boxes, (16, 16))
+            selected = {"selection_inside": inside, "selection_outside": outside}
         expected = {
             "on_target": measures.share_in_target(values, boxes, (4, 4)),
             "pointing": measures.pointing_game(values, boxes, (4, 4), 1),
+            **selected,
             "entropy": measures.entropy(values),
             "total_variation": measures.total_variation(values, by_name["frozen"]),
             "jensen_shannon": measures.jensen_shannon(values, by_name["frozen"]),
         }
-        assert list(expected) == list(MEASURES)
+        assert list(found.values[name]) == [k for k in MEASURES if k in expected] == list(expected)
         for measure, singles in expected.items():
             near(found.values[name][measure], singles)
             if measure in found.rows[name]:
@@ -139,6 +148,18 @@ def test_the_frozen_model_stands_first_and_the_others_against_it(
     gain = found.gains["steered"]["on_target"]
     row = found.rows
     assert gain.mean == pytest.approx(row["steered"]["on_target"].mean - row["frozen"]["on_target"].mean)
+
+
+def test_the_ratio_of_selection_is_one_of_means(
+    compared: tuple[Comparison, dict[str, Tensor], Tensor, Maps],
+) -> None:
+    found, *_ = compared
+    inside, outside = (found.values["steered"][f"selection_{side}"] for side in ("inside", "outside"))
+    held = found.rows["steered"]["selection_ratio"]
+    assert held.mean == pytest.approx(float(inside.mean() / outside.mean()))
+    assert held.low <= held.mean <= held.high
+    nothing = {"selection_inside": inside, "selection_outside": outside * 0}
+    assert _ratio(nothing, torch.zeros(5, 6).long(), 0.9) == {}
 
 
 def test_intervals_are_those_of_a_mean() -> None:
@@ -154,14 +175,14 @@ def test_intervals_are_those_of_a_mean() -> None:
 
 
 def test_a_comparison_is_written(
-    compared: tuple[Comparison, dict[str, Tensor], Tensor], tmp_path: Path
+    compared: tuple[Comparison, dict[str, Tensor], Tensor, Maps], tmp_path: Path
 ) -> None:
-    found, _, _ = compared
+    found, *_ = compared
     held = json.loads(found.save(tmp_path / "new" / "table.json").read_text())
     assert held["models"]["steered"]["entropy"]["mean"] == found.rows["steered"]["entropy"].mean
     assert held["reference"] == "frozen"
     lines = list(csv.DictReader(io.StringIO(found.save(tmp_path / "table.csv").read_text())))
-    assert len(lines) == 3 + 5 + 5
+    assert len(lines) == 3 + 8 + 5
     (line,) = [x for x in lines if (x["model"], x["measure"]) == ("tuned", "on_target")]
     assert float(line["gain_low"]) == found.gains["tuned"]["on_target"].low
     assert not list(tmp_path.glob("**/.*"))
@@ -189,5 +210,72 @@ def test_a_comparison_without_models_pictures_or_targets_is_refused() -> None:
         compare({}, [])
     with pytest.raises(ValueError, match="needs at least one batch"):
         compare({"plain": vit()}, [])
-    with pytest.raises(ValueError, match="got 2 pictures and 3"):
+    with pytest.raises(ValueError, match="needs a target for each picture; got 2 pictures and 3"):
         compare({"plain": vit()}, [(x, torch.zeros(3, 4))])
+    with pytest.raises(ValueError, match="needs a label for each picture; got 2 pictures and 1"):
+        compare({"plain": vit()}, [(x, None, torch.zeros(1))])
+
+
+def test_what_needs_no_target_is_measured_without() -> None:
+    """Of four pictures one has a target in sight, one a target that is cropped away."""
+    torch.manual_seed(0)
+    x, labels = images(4), torch.tensor([0, 1, -100, 2])
+    model, nan = steer(vit(), x), torch.nan
+    boxes = torch.tensor([[nan] * 4, [2, 2, 10, 12], [20, 2, 30, 12], [nan] * 4])
+    found = compare({"steered": model}, [(x, boxes, labels)], resamples=50)
+    assert (found.pictures, found.in_sight, found.out_of_sight) == (4, 1, 1)
+    bare = compare({"steered": model}, [(x[:2], None, labels[:2]), (x[2:], None)], resamples=50)
+    assert (bare.pictures, bare.in_sight, bare.out_of_sight, bare.area) == (4, 0, 0, None)
+    for name in ("entropy", "total_variation", "jensen_shannon"):
+        near(bare.values["steered"][name], found.values["steered"][name])
+    views = look(model.eval(), x)
+    share = measures.share_in_target(views.attention.values, boxes, (4, 4))[1]
+    assert found.rows["steered"]["on_target"].mean == pytest.approx(float(share))
+    assert found.values["steered"]["on_target"].isnan().tolist() == [True, False, True, True]
+    assert not {"on_target", "pointing", "selection_ratio"} & bare.rows["steered"].keys()
+    right = [float(int(views.output[i].argmax()) == int(labels[i])) for i in (0, 1, 3)]
+    assert found.rows["steered"]["accuracy"].mean == pytest.approx(sum(right) / 3)
+    assert "accuracy" not in found.rows["frozen"]
+    json.dumps(bare.as_dict(), allow_nan=False)
+    assert "accuracy" not in compare({"m": model}, [(x, None, labels)], classifiers=[], resamples=5).rows["m"]
+    console = Console(record=True, width=160, file=io.StringIO())
+    console.print(bare.table())
+    assert "attention on target" not in console.export_text()
+
+
+# What counts on targets.
+
+
+def test_tokens_inside_and_outside_of_a_target_by_hand() -> None:
+    """A grid of 2 rows and 3 columns whose last column reaches half beyond the picture of 16 x 10 pixels."""
+    weights = Maps(torch.tensor([[[0.6, 0.2, 0.4], [0.1, 0.3, 0.9]]]).expand(3, 2, 3), CELL)
+    boxes = torch.tensor([[0, 0, 6, 8], [0, 0, 10, 16], [30, 0, 40, 8]])
+    inside, outside = inside_and_outside(weights, boxes, (16, 10))
+    near(inside[0], torch.tensor((0.6 + 0.2 / 2) / 1.5))
+    near(outside[0], torch.tensor((0.2 / 2 + 0.4 / 2 + 0.1 + 0.3 + 0.9 / 2) / 3.5))
+    assert inside[1:].isnan().all() and outside[1:].isnan().all()  # nothing outside, nothing inside
+    masks = torch.stack([as_masks(boxes[:1], 16, 10)[0].float(), torch.zeros(16, 10)])
+    found = targets.measure(None, Maps(weights.values[:2], CELL), masks, (16, 10))
+    near(found["selection_inside"], torch.stack([inside[0], torch.tensor(torch.nan)]), equal_nan=True)
+    assert targets.ratio({"selection_inside": 0.3, "selection_outside": 0.1}) == pytest.approx(3)
+    for means in ({"selection_inside": 0.3, "selection_outside": 0.0}, {}, dict.fromkeys(MEASURES, math.nan)):
+        assert targets.ratio(means) is None
+
+
+def test_a_target_is_in_sight_where_half_a_pixel_of_it_is() -> None:
+    masks = torch.zeros(4, 16, 12)
+    masks[1, 3, 3], masks[2, 3, 3], masks[3] = 0.5, 0.4, torch.nan
+    assert targets.in_sight(masks).tolist() == [False, True, False, False]
+    assert targets.is_known(masks).tolist() == [True, True, True, False]
+    boxes = torch.tensor([[0, 0, 4, 4], [-9, 2, 0, 4], [12, 0, 14, 4], [3, 15.5, 9, 30], [torch.nan] * 4])
+    assert targets.in_sight(boxes, (16, 12)).tolist() == [True, False, False, True, False]
+    assert targets.is_known(boxes).tolist() == [True, True, True, True, False]
+
+
+def test_targets_that_count_otherwise_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"boxes need pixels; got \[0\.1, 0\.2, 0\.5, 0\.9\].*shares of"):
+        measures.share_in_target(maps(1), torch.tensor([[0.1, 0.2, 0.5, 0.9]]), CELL)
+    with pytest.raises(ValueError, match="masks need values from 0 to 1; got some up to 255"):
+        measures.share_in_target(maps(1), torch.full((1, 16, 12), 255, dtype=torch.uint8), CELL)
+    one_pixel = measures.share_in_target(maps(1), torch.tensor([[0, 0, 1, 1]]), CELL)
+    near(one_pixel, torch.zeros(1).double(), rtol=0, atol=0.04)

@@ -8,11 +8,12 @@ from torch import nn
 
 from toast.anatomy import Anatomy, find_anatomy
 from toast.baselines.adaptformer import ParallelAdapter
+from toast.baselines.attentive import AttentivePool
 from toast.baselines.heads import heads_of
 from toast.baselines.vpt import Prompts
 
-#: What can be trained. `prompts` and `adapters` are those of `toast.baselines.vpt` and `.adaptformer`.
-PARTS = ("linear", "full", "partial", "bias", "prompts", "adapters")
+#: What can be trained. The last three are those of `toast.baselines.vpt`, `.adaptformer` and `.attentive`.
+PARTS = ("linear", "full", "partial", "bias", "prompts", "adapters", "probe")
 
 #: What the libraries call biases that stand in no module of their own.
 BIASES = (
@@ -23,7 +24,7 @@ BIASES = (
 #: Modules of a trunk that come after the blocks although they were registered before them.
 ABOVE = ("project_out",)
 
-_ADDED: dict[str, type[nn.Module]] = {"prompts": Prompts, "adapters": ParallelAdapter}
+_ADDED: dict[str, type[nn.Module]] = {"prompts": Prompts, "adapters": ParallelAdapter, "probe": AttentivePool}
 
 
 def train_only(
@@ -35,7 +36,7 @@ def train_only(
         model: A timm or transformers model.
         what: `linear` trains the head alone. `full` trains everything. `partial` freezes the embeddings and
             the first `freeze` blocks, and trains what is above. `bias` trains biases and head (BitFit,
-            arXiv 2106.10199). `prompts` and `adapters` train those that were put in, and the head.
+            arXiv 2106.10199). `prompts`, `adapters` and `probe` train what was put in, and the head.
         freeze: Of `partial`: how many blocks stay frozen (of ConvNeXt: stages).
         head: Paths of the modules that are the head; None is what the library says. An empty sequence leaves
             the head frozen, but in `full`.
@@ -43,7 +44,7 @@ def train_only(
     Returns:
         Group -> names of its trained parameters. Groups are `embeddings` (what stands before the blocks, the
         vision tower of a language model included), `blocks`, `norm` (the final one), `above` (between blocks
-        and head), `bias`, `prompts`, `adapters`, `head`; of a model of no known family, `model`.
+        and head), `bias`, `prompts`, `adapters`, `probe`, `head`; of a model of no known family, `model`.
 
     Raises:
         ValueError: If `what` is none of these, `freeze` is out of range, the model has nothing of the kind,
@@ -58,7 +59,7 @@ def train_only(
     if what != "full":
         _check_ties(model, heads)
     added = {part: _names_within(model, kind) for part, kind in _ADDED.items()}
-    apart = heads | left_out | added["prompts"] | added["adapters"]
+    apart = heads.union(left_out, *added.values())
     rest = [name for name in names if name not in apart]
     groups: dict[str, list[str]] = {}
     if what == "bias":

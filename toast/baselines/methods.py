@@ -11,11 +11,12 @@ from torch import nn
 
 from toast.anatomy import find_anatomy
 from toast.baselines.adaptformer import add_adapters
+from toast.baselines.attentive import add_probe
 from toast.baselines.freezing import train_only
 from toast.baselines.vpt import add_prompts
 
 #: The methods of this package. LoRA and TOAST are PEFT's.
-METHODS = ("linear", "full", "partial", "bias", "vpt-shallow", "vpt-deep", "adapter")
+METHODS = ("linear", "attentive", "full", "partial", "bias", "vpt-shallow", "vpt-deep", "adapter")
 
 #: Prompts of language models are PEFT's: at the input alone, or as keys and values of every block.
 LANGUAGE_PROMPTS: dict[str, type[peft.PromptLearningConfig]] = {
@@ -45,8 +46,8 @@ def apply_method(
         head: Paths of the modules that are the head; None is what the library says. An empty sequence leaves
             the head frozen, but in `full`.
             Prompts of a language model are trained alone, and its `generate` is refused: PEFT's loses them.
-        **options: Further arguments of `add_prompts` (for a language model: of PEFT's configuration) or
-            `add_adapters`.
+        **options: Further arguments of `add_prompts` (for a language model: of PEFT's configuration),
+            `add_adapters` or `add_probe`.
 
     Returns:
         The model, which PEFT wrapped if it is a language model with prompts, and group -> names of its
@@ -73,6 +74,10 @@ def apply_method(
         _check_options(name, add_adapters, options)
         add_adapters(model, bottleneck, **options)
         return model, train_only(model, "adapters", head=head)
+    if name == "attentive":
+        _check_options(name, add_probe, options)
+        add_probe(model, **options)
+        return model, train_only(model, "probe", head=head)
     _check_options(name, train_only, options)
     return model, train_only(model, name, freeze=freeze, head=head)
 

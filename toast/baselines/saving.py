@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from toast.baselines import adaptformer, vpt
+from toast.baselines import adaptformer, attentive, vpt
 from toast.files import named
 from toast.reading import checksum, read_json, read_safetensors, refuse_values
 
@@ -26,6 +26,9 @@ METHOD = "method.json"
 FORMAT = 1
 
 _OPTIONS = (dict, type(None))
+_ENTRIES: dict[str, Any] = {
+    "parameters": dict, "base": dict, "prompts": _OPTIONS, "adapters": _OPTIONS, "probe": _OPTIONS,
+}  # fmt: skip
 
 #: Weights of the frozen base that are kept to know it again, and values of each.
 _KNOWN_BY, _VALUES = 2, 8
@@ -60,11 +63,13 @@ def save_trained(model: nn.Module, folder: str | Path, meta: dict[str, Any]) -> 
             f"{type(base).__name__} has no trained tensors beside PEFT's; choose them with train_only first."
         )
     prompts, adapters = vpt.find_prompts(base), adaptformer.find_adapters(base)
+    probe = attentive.find_probe(base)
     described = {
         "format": FORMAT,
         **meta,
         "prompts": prompts.options if prompts else None,
         "adapters": adapters[0].options if adapters else None,
+        "probe": probe.options if probe else None,
         "parameters": {name: list(tensor.shape) for name, tensor in tensors.items()},
         "checksums": {name: checksum(tensor) for name, tensor in tensors.items()},
         "base": _fingerprint(base, set(tensors)),
@@ -91,7 +96,7 @@ def read_method(folder: str | Path) -> dict[str, Any]:
     method = read_json(path)
     if method.get("format") != FORMAT:
         raise ValueError(f"{path}: needs format {FORMAT}; got {method.get('format')!r}.")
-    for name, kinds in (("parameters", dict), ("base", dict), ("prompts", _OPTIONS), ("adapters", _OPTIONS)):
+    for name, kinds in _ENTRIES.items():
         if not isinstance(method.get(name), kinds):
             raise ValueError(f"{path} is damaged: {name} is {method.get(name)!r}.")  # noqa: TRY004 - a file's
     return method
@@ -100,8 +105,8 @@ def read_method(folder: str | Path) -> dict[str, Any]:
 def load_trained(model: nn.Module, folder: str | Path) -> dict[str, Any]:
     """Loads what `save_trained` saved, in place.
 
-    Prompts and adapters are put in where the model has none yet; the head has to have its number of classes
-    already (`reset_head`).
+    Prompts, adapters and a probe are put in where the model has none yet; the head has to have its number of
+    classes already (`reset_head`).
 
     Args:
         model: The base that was trained on, or one that PEFT wrapped in the same way.
@@ -197,7 +202,7 @@ def _named_tensors(base: nn.Module) -> dict[str, Tensor]:
 
 
 def _missing_parts(base: nn.Module, method: dict[str, Any]) -> tuple[dict[str, Tensor], list[Any]]:
-    """Makes the prompts and adapters that the model lacks: their tensors by name, and how to put them in."""
+    """Makes the parts that the model lacks: their tensors by name, and how to put them in."""
     added: dict[str, Tensor] = {}
     attach: list[Any] = []
     if method["prompts"] and vpt.find_prompts(base) is None:
@@ -212,6 +217,11 @@ def _missing_parts(base: nn.Module, method: dict[str, Any]) -> tuple[dict[str, T
             for name, parameter in nn.ModuleList(adapters).named_parameters():
                 added[f"{place}.{name}"] = parameter
         attach.append(lambda: adaptformer.attach_adapters(parts, made))
+    if method.get("probe") and attentive.find_probe(base) is None:
+        seen, head, probe = attentive.make_probe(base, **method["probe"])
+        place = ".".join(part for part in (seen.trunk_name, attentive.NAME) if part)
+        added |= {f"{place}.{name}": parameter for name, parameter in probe.named_parameters()}
+        attach.append(lambda: attentive.attach_probe(seen, head, probe))
     return added, attach
 
 

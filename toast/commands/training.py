@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,13 +44,16 @@ def _say(text: str) -> None:
         typer.echo(text)
 
 
-def _summary(result: dict[str, object], place: Path) -> str:
+def _summary(result: dict[str, Any], place: Path) -> str:
     lines = []
-    for split in ("validation", "test"):
-        measured = result[split]
-        if isinstance(measured, dict):
-            figures = ", ".join(f"{n} {v:.4f}" for n, v in measured.items() if isinstance(v, float))
-            lines.append(f"{split}: {figures}")
+    measured: dict[str, Any] = {name: result[name] for name in ("validation", "test")}
+    measured |= result.get("splits", {})
+    for name, by_severity in result.get("corrupted", {}).items():
+        measured |= {f"test, {name} {severity}": found for severity, found in by_severity.items()}
+    for name, found in measured.items():
+        if found is not None:
+            figures = ", ".join(f"{n} {v:.4f}" for n, v in found.items() if isinstance(v, float))
+            lines.append(f"{name}: {figures}")
     lines.append(f"{result['seconds']} s; results are in {place}/ (result.json, adapter/, metrics.jsonl)")
     return "\n".join(lines)
 
@@ -72,7 +75,7 @@ def tune(
 def evaluate(
     config: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help="A run's folder, or a configuration.")],
     overrides: Overrides = None,
-    split: Annotated[str, typer.Option(help="validation or test.")] = "test",
+    split: Annotated[str, typer.Option(help="validation, test, or one of evaluation.splits.")] = "test",
     predictions: Annotated[
         Path | None, typer.Option(help="Write each sample's prediction to this file, as JSON lines.")
     ] = None,

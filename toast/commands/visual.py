@@ -124,11 +124,17 @@ def _show_texts(opened: Opened, what: list[str], out: Path, options: dict[str, A
 
 def _prompt(text: str) -> str:
     """Returns a prompt; of `@FILE` the text of the file without the line feed at its end."""
+    from toast.data.plain_text import half_pair, read_text
+
     if not text.startswith("@"):
+        if half := half_pair(text):
+            raise ValueError(
+                f"prompt {text!a}: not UTF-8 ({half}). Set the terminal to UTF-8, or pass @FILE."
+            )
         return text
     try:
-        return Path(text[1:]).read_text(encoding="utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(Path(text[1:])).removesuffix("\n")
+    except (OSError, ValueError) as error:
         raise ValueError(f"{text}: needs a text file in UTF-8: {error}") from error
 
 
@@ -167,7 +173,9 @@ def compare(
     images: Annotated[
         Path | None,
         typer.Option(
-            exists=True, help="Instead of a split: folder of pictures with boxes.json, boxes.csv or masks/."
+            exists=True,
+            help="Instead of a split: folder of pictures; with boxes.json, boxes.csv or masks/ beside them, "
+            "targets are measured, too.",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many pictures of the split.")] = None,
@@ -180,12 +188,15 @@ def compare(
     query: Query = None,
     method: Method = None,
 ) -> None:
-    """Measure how much of their attention models give to the target, beside the frozen model's."""
+    """Measure what models say and where they look, beside the frozen model: accuracy, entropy and change.
+
+    Where targets are known, also attention and selection on them.
+    """
     from toast.visual import comparing
     from toast.visual.opening import check_same_backbone, frozen_model, open_model
-    from toast.visual.samples import batches
+    from toast.visual.samples import Counted, batches
 
-    without: list[str] = []
+    counted = Counted()
     try_folder(out, "--out")
     opened = [open_model(place, base, weights, demo) for place in places]
     check_same_backbone(opened)
@@ -195,14 +206,30 @@ def compare(
         models[comparing.FROZEN] = frozen
     samples = _samples(opened[0], [] if images is None else [str(images)], split, limit)
     comparison = comparing.compare(
-        models, batches(samples, batch_size, without.append),
+        models, batches(samples, batch_size, counted),
+        classifiers=_classifiers(models, opened),
         block=block, head=_head(head), query=query, method=method,
     )  # fmt: skip
     files = [comparison.save(out / f"comparison.{kind}") for kind in ("json", "csv")]
     _print(comparison.table())
-    if without:
-        typer.echo(f"{len(without)} more have no target in sight, first {without[0]}.")
+    for names, said in ((counted.away, "a target that is cropped away"), (counted.without, "no target")):
+        if names and comparison.in_sight + comparison.out_of_sight:
+            typer.echo(f"{len(names)} of the pictures have {said}, first {names[0]}.")
+    if not comparison.in_sight:
+        typer.echo(
+            "No target is in sight, so nothing is measured on targets. That needs boxes.json or boxes.csv "
+            "beside the pictures, with their paths from there, or grey pictures in masks/, white on targets."
+        )
     typer.echo("  ".join(str(file) for file in files))
+
+
+def _classifiers(models: dict[str, Any], opened: list[Opened]) -> list[str]:
+    """Returns the models that are asked for a class: with a trained head for the first one's classes."""
+    return [
+        name
+        for name, each in zip(models, opened, strict=False)  # the frozen one stands last, if at all
+        if each.classifies and each.classes == opened[0].classes
+    ]
 
 
 def _names(places: list[Path]) -> list[str]:

@@ -1,93 +1,80 @@
-"""`toast demo`: both stages on what is embedded, beside a linear probe and LoRA."""
+"""`toast demo`: both stages on what is embedded, beside a linear probe and LoRA, by the training program."""
 
 from __future__ import annotations
 
 import platform
-import time
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
-from peft import PeftModel
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 import toast
-from toast.demo import measures, picture
-from toast.demo.methods import METHODS, RECIPES, pre_tune, shortened
-from toast.demo.task import load_generic, load_task
+from toast.data.vision import transforms
+from toast.data.vision.demo_task import DemoSource
+from toast.demo.composing import SIDE
+from toast.demo.rows import PRETUNE, Size, runs
 from toast.files import beside, strict_json, try_folder
+from toast.training.config import RunConfig
+from toast.training.interrupts import Interrupted
+from toast.training.run import run as train
+from toast.visual.figure import require_matplotlib
+from toast.visual.measures import share_of_area
+from toast.visual.opening import open_model
+from toast.visual.samples import of_split, open_split
+from toast.visual.showing import show_together
+from toast.visual.targets import RATIO
 
-NAMES = {"linear": "linear probe", "lora": "LoRA (PEFT)", "toast": "TOAST", "toast-lite": "TOAST-Lite"}
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much of the demonstration is run.
-
-    Args:
-        train: Pictures to train on, at most 3,000.
-        test: Held-out pictures, at most 1,000.
-        generic: Pictures of stage one.
-        share: Share of the epochs of every recipe.
-    """
-
-    train: int = 1000
-    test: int = 500
-    generic: int = 1000
-    share: float = 1.0
+#: Columns of the table: heading, the figures of `result.json` in it, and how they are written.
+COLUMNS = (
+    ("accuracy", ("accuracy",), "{:.3f}"),
+    ("attention\non target", ("attention_on_target",), "{:.3f}"),
+    ("selected\nin / out", ("selection_inside", "selection_outside"), "{:.3f} / {:.3f}"),
+    ("trained", ("trainable_parameters",), "{:,}"),
+    ("s a\nstep", ("median_step_seconds",), "{:.3f}"),
+    ("s in\nall", ("seconds",), "{:.0f}"),
+)
+#: The run whose model is drawn, and how many of its pictures.
+DRAWN, PICTURES = "toast", 6
 
 
 def run(out: Path, size: Size | None = None, seed: int = 0, console: Console | None = None) -> dict[str, Any]:
-    """Runs the demonstration.
+    """Runs the demonstration; what an earlier call in the same folder has done is not done again.
 
     Args:
-        out: Folder for `attention.png`, `result.json` and the adapters in PEFT's format.
+        out: Folder for the runs' folders, `attention.png` and `result.json`.
         size: How much of it; None is all.
         seed: Of the pictures, the initial parameters and the order of the data.
         console: Where the table is printed; None is the standard output.
 
     Returns:
         What `result.json` holds.
+
+    Raises:
+        ValueError: If the folder holds runs of other options.
+        Interrupted: If a signal came; the same call goes on.
     """
     size, console = size or Size(), console or Console()
-    picture.require_matplotlib()
+    require_matplotlib("demo")
     try_folder(out, "out")
-    began = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
+    pretune, rows = runs(out, size, seed)
     console.print(
         f"Fashion-MNIST items among clip-art: {size.train} pictures to train on, {size.test} held out. "
         f"The backbone (ViT, 5.5 M parameters) stays frozen. Results go to {out}/."
     )
-    train, test = load_task(size.train, size.test, seed)
-    area = measures.box_share_of_area(test)
-
-    set_seed(seed)
-    pretrained = out / "toast-pretrained"
-    generic = load_generic(size.generic, seed)
-    stage_one = pre_tune(generic, pretrained, shortened(RECIPES["pre-tuning"], size.share), seed)
-    results: dict[str, dict[str, Any]] = {}
-    for name, train_method in METHODS.items():
-        set_seed(seed)
-        trained = train_method(train, pretrained, shortened(RECIPES[name], size.share), seed)
-        accuracy, on_target = measures.evaluate(trained.model, test)
-        results[name] = {
-            "accuracy": round(accuracy, 4),
-            "trainable_parameters": trained.trainable,
-            "seconds": round(trained.seconds, 1),
-            "attention_on_target": round(on_target, 4),
-        }
-        if isinstance(trained.model, PeftModel):
-            toast.save_adapter(trained.model, out / name)
-        if name == "toast":
-            steered = trained.model
+    stage_one = _ended(pretune, "pretune")
+    ended = {name: _ended(row.config, "tune") for name, row in rows.items()}
+    shutil.rmtree(out / "first-pass", ignore_errors=True)  # the runs that read it have ended
+    source = open_split(rows[DRAWN].config, "test")
+    assert isinstance(source, DemoSource)
     result = {
-        "methods": results,
-        "box_share_of_area": round(area, 4),
-        "pre_tuning_seconds": round(stage_one, 1),
-        "seconds": round(time.perf_counter() - began, 1),
+        "methods": {name: {"title": rows[name].title, **_figures(held)} for name, held in ended.items()},
+        "box_share_of_area": round(float(share_of_area(source.pictures.boxes, (SIDE, SIDE)).mean()), 4),
+        "pre_tuning_seconds": stage_one["seconds"],
+        "seconds": round(stage_one["seconds"] + sum(held["seconds"] for held in ended.values()), 1),
         "seed": seed,
         "size": vars(size),
         "versions": {
@@ -98,30 +85,62 @@ def run(out: Path, size: Size | None = None, seed: int = 0, console: Console | N
     }
     with beside(out / "result.json") as new:
         new.write_text(strict_json(result, indent=2) + "\n")
-    assert isinstance(steered, PeftModel)
-    title = "Class-token attention of the last block, before and after steering (held-out pictures)"
-    picture.draw(steered, test, torch.arange(6), out / "attention.png", title)
+    _draw(out, source)
     console.print(as_table(result))
-    console.print(
-        f"The item's box is {area:.3f} of the area. Pre-tuning took {stage_one:.0f} s, everything "
-        f"{result['seconds']:.0f} s.\nPicture: {out / 'attention.png'}   figures: {out / 'result.json'}   "
-        f"adapters: {', '.join(str(out / name) for name in ('lora', 'toast', 'toast-lite'))}"
-    )
+    console.print(_remarks(out, result))
     return result
 
 
+def _ended(config: RunConfig, stage: Any) -> dict[str, Any]:
+    try:
+        return train(config, stage, resume=True, quiet=True)
+    except Interrupted as stopped:
+        raise Interrupted(
+            stopped.signal_number, f"interrupted in {config.folder}/; the same command goes on from there."
+        ) from stopped
+
+
+def _figures(ended: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row's figures; what its method has not is not there."""
+    found = ended["test"] | ended
+    names = [name for _, held, _ in COLUMNS for name in held] + [RATIO]
+    return {name: found[name] for name in names if found.get(name) is not None}
+
+
+def _draw(out: Path, source: DemoSource) -> None:
+    opened = open_model(out / DRAWN)
+    transform = transforms(opened.backbone.data, train=False)
+    samples = of_split(source.subset(range(PICTURES)), transform, None, lambda _: None)
+    title = "Where the model looks before and after steering: held-out pictures, none picked"
+    show_together(opened, samples, out / "attention.png", title, smooth=True)
+
+
 def as_table(result: dict[str, Any]) -> Table:
-    """Returns the table of the methods."""
-    table = Table(title=f"{result['size']['test']} held-out pictures")
-    table.add_column("method")
-    for heading in ("accuracy", "attention on target", "trained parameters", "seconds"):
-        table.add_column(heading, justify="right")
-    for name, row in result["methods"].items():
-        table.add_row(
-            NAMES[name],
-            f"{row['accuracy']:.3f}",
-            f"{row['attention_on_target']:.3f}",
-            f"{row['trainable_parameters']:,}",
-            f"{row['seconds']:.0f}",
-        )
+    """Returns the table of the methods; a dash stands for what a method does not have."""
+    table = Table(
+        title=f"{result['size']['test']} held-out pictures", box=SIMPLE, pad_edge=False, collapse_padding=True
+    )
+    table.add_column("", no_wrap=True)
+    for heading, _, _ in COLUMNS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in result["methods"].values():
+        cells = [
+            form.format(*(row[name] for name in names)) if row.keys() >= set(names) else "–"
+            for _, names, form in COLUMNS
+        ]
+        table.add_row(row["title"], *cells)
     return table
+
+
+def _remarks(out: Path, result: dict[str, Any]) -> str:
+    """Returns what is said below the table."""
+    return (
+        f"The item's box is {result['box_share_of_area']:.3f} of the area; selected is the mean selection "
+        "weight inside it and outside. The top half has its first pass stored. A step's time is the median, "
+        "its data included. Stage one, which the three rows of TOAST start from, took "
+        f"{result['pre_tuning_seconds']:.0f} s, everything {result['seconds']:.0f} s.\n"
+        f"Picture: {out / 'attention.png'}   figures: {out / 'result.json'}\n"
+        f"Runs: {', '.join(str(out / name) for name in (PRETUNE, *result['methods']))}\n"
+        f"More: toast report {out / DRAWN}, toast compare {out / 'lora'} {out / DRAWN}, "
+        f"toast visualize {out / DRAWN}"
+    )

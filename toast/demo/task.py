@@ -23,12 +23,10 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
-from torch.nn import functional
 
 from toast.demo.backbone import MEAN, STD
+from toast.demo.composing import SIDE, cut_out, ground, paste_item, place, resized, scatter
 
-SIDE: Final = 112
-"""Width and height of a picture in pixels."""
 ITEM_SIDES: Final = (40, 44)
 """Smallest and largest side of the item's square box in pixels."""
 DISTRACTORS: Final = 4
@@ -49,7 +47,6 @@ CLASSES: Final = (
 
 Split = Literal["train", "test", "pretune"]
 _SPLITS: Final[tuple[Split, ...]] = ("train", "test", "pretune")
-_Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,9 @@ def load_materials() -> Materials:
     )
 
 
-def load_task(train: int = 2000, test: int = 1000, seed: int = 0) -> tuple[Pictures, Pictures]:
+def load_task(
+    train: int = 2000, test: int = 1000, seed: int = 0, distractors: int = DISTRACTORS
+) -> tuple[Pictures, Pictures]:
     """Compose the task's pictures.
 
     The two sets share neither an item nor a distractor, and every class is as frequent as any other up to
@@ -144,14 +143,15 @@ def load_task(train: int = 2000, test: int = 1000, seed: int = 0) -> tuple[Pictu
         train: Number of pictures to train on, at most 3,000.
         test: Number of pictures to test on, at most 1,000.
         seed: Seed of everything that is drawn. The same seed gives the same pictures.
+        distractors: Clip-art pictures beside the item, 0 or more.
 
     Returns:
         The pictures to train on and those to test on.
 
     Raises:
-        ValueError: More pictures are asked for than there are items.
+        ValueError: More pictures are asked for than there are items, or more distractors than clip-art.
     """
-    return _items("train", train, seed), _items("test", test, seed)
+    return _items("train", train, seed, distractors), _items("test", test, seed, distractors)
 
 
 def load_generic(n: int = 2000, seed: int = 0) -> Pictures:
@@ -179,13 +179,13 @@ def load_generic(n: int = 2000, seed: int = 0) -> Pictures:
     for row in range(n):
         label = row % len(members)
         main = sprites[int(draw.choice(members[label]))]
-        canvas = _ground(draw)
-        picture = _resized(main, int(draw.integers(46, 59)), draw)
-        box = _place(picture.size, [], draw)
-        _scatter(canvas, sprites, DISTRACTORS, (16, 28), [box], draw)
+        canvas = ground(draw)
+        picture = resized(main, int(draw.integers(46, 59)), draw)
+        box = place(picture.size, [], draw)
+        scatter(canvas, sprites, DISTRACTORS, (16, 28), [box], draw)
         canvas.paste(picture, box[:2], picture)
         images[row], labels[row], boxes[row] = np.asarray(canvas), label, box
-    return _pictures(images, labels, boxes, draw)
+    return _shuffled(images, labels, boxes, draw)
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -202,32 +202,14 @@ def normalise(images: Tensor) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def cut_out(items: Tensor) -> Tensor:
-    """Find what belongs to an item: everything that the dark ground around it does not reach.
-
-    Args:
-        items: uint8 (n, 28, 28), bright on black.
-
-    Returns:
-        uint8 (n, 28, 28), 255 where the item is and 0 on the ground. Dark spots inside an item are kept.
-    """
-    dark = (items < 20).float()[:, None]
-    reached = dark.clone()
-    reached[..., 1:-1, 1:-1] = 0
-    while True:
-        across = functional.max_pool2d(reached, (1, 3), 1, (0, 1))
-        grown = torch.maximum(across, functional.max_pool2d(reached, (3, 1), 1, (1, 0))) * dark
-        if torch.equal(grown, reached):
-            return ((1 - reached[:, 0]) * 255).to(torch.uint8)
-        reached = grown
-
-
-def _items(split: Split, count: int, seed: int) -> Pictures:
+def _items(split: Split, count: int, seed: int, distractors: int) -> Pictures:
     """Compose `count` pictures of one split of the task."""
     materials = load_materials()
     labels, sprites = materials.labels[split], materials.sprites[split]
     if count > len(labels):
         raise ValueError(f"{count} {split} pictures are asked for; there are {len(labels)} items")
+    if not 0 <= distractors <= len(sprites):
+        raise ValueError(f"distractors: needs 0 to {len(sprites)}; got {distractors}")
     draw = np.random.default_rng((seed, _SPLITS.index(split)))
     order = draw.permutation(len(labels))
     by_class = [order[labels.numpy()[order] == index] for index in range(len(CLASSES))]
@@ -240,84 +222,26 @@ def _items(split: Split, count: int, seed: int) -> Pictures:
     boxes = np.empty((count, 4), np.int64)
     for row, (item, shape) in enumerate(zip(items.numpy(), shapes, strict=True)):
         side = int(draw.integers(ITEM_SIDES[0], ITEM_SIDES[1] + 1))
-        canvas = _ground(draw)
-        box = _place((side, side), [], draw)
-        _scatter(canvas, sprites, DISTRACTORS, (26, 38), [box], draw)
-        tint = draw.uniform(0.35, 1.0, 3)
-        # dark cloth stays apart from a dark ground: the item's own range of brightness is lifted
-        cloth = (40 + item[..., None] * (215 / 255)) * tint
-        picture = Image.fromarray(cloth.astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
-        alpha = Image.fromarray(shape).resize((side, side), Image.Resampling.BILINEAR)
-        canvas.paste(picture, box[:2], alpha)
+        canvas = ground(draw)
+        box = place((side, side), [], draw)
+        scatter(canvas, sprites, distractors, (26, 38), [box], draw)
+        paste_item(canvas, item, shape, box, draw)
         images[row], boxes[row] = np.asarray(canvas), box
-    return _pictures(images, labels[chosen].numpy(), boxes, draw)
+    return _shuffled(images, labels[chosen].numpy(), boxes, draw)
 
 
-def _pictures(
+def _shuffled(
     images: NDArray[np.uint8], labels: NDArray[np.int64], boxes: NDArray[np.int64], draw: np.random.Generator
 ) -> Pictures:
     """Shuffle the rows and turn them into tensors."""
     order = draw.permutation(len(labels))
+    return as_pictures(images[order], labels[order], boxes[order])
+
+
+def as_pictures(images: NDArray[np.uint8], labels: NDArray[np.int64], boxes: NDArray[np.int64]) -> Pictures:
+    """Turn rows into tensors, the pictures' channels first."""
     return Pictures(
-        torch.from_numpy(np.ascontiguousarray(images[order].transpose(0, 3, 1, 2))),
-        torch.from_numpy(labels[order]),
-        torch.from_numpy(boxes[order]),
+        torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
+        torch.from_numpy(labels),
+        torch.from_numpy(boxes),
     )
-
-
-def _ground(draw: np.random.Generator) -> Image.Image:
-    """Draw a plain or lightly textured ground."""
-    base = draw.uniform(30, 235, 3)
-    if draw.random() < 0.4:
-        return Image.new("RGB", (SIDE, SIDE), tuple(int(v) for v in base))
-    cells = int(draw.integers(4, 57))
-    coarse = (base + draw.normal(0, 12, (cells, cells, 1))).clip(0, 255).astype(np.uint8)
-    return Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-
-
-def _resized(sprite: Image.Image, longer: int, draw: np.random.Generator) -> Image.Image:
-    """Scale a sprite to a longer side of `longer` pixels; mirror every other one."""
-    scale = longer / max(sprite.size)
-    size = (max(1, round(sprite.width * scale)), max(1, round(sprite.height * scale)))
-    out = sprite.resize(size, Image.Resampling.BICUBIC)
-    return out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else out
-
-
-def _place(size: tuple[int, int], taken: list[_Box], draw: np.random.Generator, tries: int = 24) -> _Box:
-    """Find a place on the canvas that covers as little as possible of the boxes taken.
-
-    The first of `taken` is the object that counts: covering it weighs more than covering another.
-    """
-    width, height = size
-    best: tuple[int, _Box] | None = None
-    corners = draw.integers(0, (SIDE - width + 1, SIDE - height + 1), (tries, 2)).tolist()
-    for x, y in corners:
-        box = (x, y, x + width, y + height)
-        covered = 0
-        for index, other in enumerate(taken):
-            across = min(box[2], other[2]) - max(box[0], other[0])
-            down = min(box[3], other[3]) - max(box[1], other[1])
-            covered += max(0, across) * max(0, down) * (20 if index == 0 else 1)
-        if best is None or covered < best[0]:
-            best = (covered, box)
-        if covered == 0:
-            break
-    assert best is not None
-    return best[1]
-
-
-def _scatter(
-    canvas: Image.Image,
-    sprites: list[Image.Image],
-    count: int,
-    sides: tuple[int, int],
-    taken: list[_Box],
-    draw: np.random.Generator,
-) -> None:
-    """Paste `count` different sprites where they cover little of the boxes taken."""
-    boxes = list(taken)
-    for index in draw.choice(len(sprites), count, replace=False):
-        picture = _resized(sprites[int(index)], int(draw.integers(sides[0], sides[1] + 1)), draw)
-        box = _place(picture.size, boxes, draw)
-        canvas.paste(picture, box[:2], picture)
-        boxes.append(box)

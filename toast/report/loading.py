@@ -159,7 +159,7 @@ def _call(made: str, function: str, first: list[str], options: dict[str, Any]) -
 
 def _classified(model: ModelConfig, data: dict[str, Any], imports: set[str]) -> list[str]:
     """Returns the lines that classify a picture."""
-    imports |= {"import json", "from PIL import Image", "from timm.data import create_transform"}
+    imports |= {"import json", "from PIL import Image, ImageOps", "from timm.data import create_transform"}
     known = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
     said = {
         name: tuple(data[name]) if isinstance(data[name], list) else data[name]
@@ -167,10 +167,12 @@ def _classified(model: ModelConfig, data: dict[str, Any], imports: set[str]) -> 
         if name in data
     }
     scores = ".logits" if model.library == "transformers" else ""
+    mode = "L" if data["input_size"][0] == 1 else "RGB"
+    opened = 'ImageOps.exif_transpose(Image.open("picture.jpg"))'
     dtype = "" if model.dtype == "float32" else f".to(torch.{model.dtype})"
     return [
         *_call("prepare", "create_transform", [], said),
-        'image = Image.new("RGB", (300, 200))  # Image.open("picture.jpg").convert("RGB")',
+        f'image = Image.new("{mode}", (300, 200))  # {opened}.convert("{mode}")',
         'classes = json.loads((run / "labels.json").read_text())',
         "with torch.inference_mode():",
         f"    scores = model(prepare(image)[None]{dtype}){scores}[0].float().softmax(-1)",

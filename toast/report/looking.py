@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from toast.baselines.attentive import find_probe
 from toast.baselines.vpt import find_prompts
 from toast.training.data import Splits
 from toast.training.on_target import OnTarget
-from toast.visual import measures
+from toast.visual import measures, targets
 from toast.visual.grids import Maps
 from toast.visual.maps import look
 from toast.visual.relevance import class_scores
@@ -36,8 +38,10 @@ class Look:
         selection: Selection weights, 0 to 1; None of another method than TOAST.
         cell: Height and width of a cell of the maps in pixels.
         target: Where the answer is, `(height, width)`, 0 to 1; None if that is not known.
-        on_target: Share of the attention on the target.
+        on_target: Share of the attention on the target; None if none is in sight.
         frozen_on_target: The same of the frozen backbone.
+        selected: Mean selection weight inside the target and outside of it; None as well where there is no
+            selection.
         moved: Share of the attention that went elsewhere, total variation, 0 to 1.
     """
 
@@ -52,6 +56,7 @@ class Look:
     target: Tensor | None
     on_target: float | None
     frozen_on_target: float | None
+    selected: tuple[float, float] | None
     moved: float | None
 
     @property
@@ -129,8 +134,8 @@ class _Views:
 
 
 def _view(model: nn.Module, pixels: Tensor) -> _Views:
-    if not isinstance(model, PeftModel) and find_prompts(model) is not None:
-        return _view_before_prompts(model, pixels)
+    if not isinstance(model, PeftModel) and (find_prompts(model) or find_probe(model)) is not None:
+        return _view_of_last(model, pixels)
     views = look(model, pixels)
     scores = views.scores
     assert scores is not None  # what a run trains gives scores of its classes
@@ -138,15 +143,16 @@ def _view(model: nn.Module, pixels: Tensor) -> _Views:
 
 
 @torch.no_grad()
-def _view_before_prompts(model: nn.Module, pixels: Tensor) -> _Views:
-    """Returns the last block's attention over the patches, without that on VPT's prompts behind them."""
+def _view_of_last(model: nn.Module, pixels: Tensor) -> _Views:
+    """Returns the attention of a probe over the patches, or VPT's last block's without that on prompts."""
     watcher = OnTarget(model)
     with watcher.watching() as seen:
         scores = class_scores(model(pixels.to(next(model.parameters()))))
     assert scores is not None
     maps = watcher.maps(seen, pixels.shape[-2:])
     last = len(watcher.parts.blocks) - 1
-    name = f"attention, block {last} of 0-{last}, {watcher.query} query, mean over heads"
+    where = "attentive probe" if watcher.is_probe else f"block {last} of 0-{last}, {watcher.query} query"
+    name = f"attention, {where}, mean over {'queries' if watcher.is_probe else 'heads'}"
     return _Views(maps, None, None, scores.float().cpu(), name)
 
 
@@ -156,14 +162,9 @@ def _looks(items: list[dict[str, Any]], views: _Views, frozen: Maps | None) -> I
     maps, cell = views.attention.values, views.attention.cell
     same = frozen is not None and frozen.values.shape == maps.shape
     moved = measures.total_variation(maps, frozen.values) if same and frozen is not None else None
+    after, before = _of_targets(items, views.attention, views.selection), _of_targets(items, frozen, None)
     for i, item in enumerate(items):
-        target = item.get("target")
-
-        def inside(which: Maps | None, i: int = i, target: Tensor | None = target) -> float | None:
-            if which is None or target is None:
-                return None
-            return float(measures.share_in_target(which.values[i : i + 1], target[None], which.cell))
-
+        inside, outside = after(targets.INSIDE, i), after(targets.OUTSIDE, i)
         yield Look(
             index=int(item["index"]),
             label=int(item["label"]),
@@ -173,8 +174,25 @@ def _looks(items: list[dict[str, Any]], views: _Views, frozen: Maps | None) -> I
             frozen=None if frozen is None else frozen.values[i],
             selection=None if views.selection is None else views.selection.values[i],
             cell=cell,
-            target=target,
-            on_target=inside(views.attention),
-            frozen_on_target=inside(frozen),
+            target=item.get("target"),
+            on_target=after(targets.ATTENTION, i),
+            frozen_on_target=before(targets.ATTENTION, i),
+            selected=None if inside is None or outside is None else (inside, outside),
             moved=None if moved is None else float(moved[i]),
         )
+
+
+def _of_targets(
+    items: list[dict[str, Any]], attention: Maps | None, selection: Maps | None
+) -> Callable[[str, int], float | None]:
+    """Measures a batch on its targets; returns what gives a figure by name and picture, if there is one."""
+    size = tuple(items[0]["pixels"].shape[-2:])
+    unknown = torch.full(size, torch.nan)
+    target = torch.stack([item.get("target", unknown) for item in items])
+    found = targets.measure(attention, selection, target, (size[0], size[1]))
+
+    def figure(name: str, index: int) -> float | None:
+        value = float(found[name][index]) if name in found else math.nan
+        return None if math.isnan(value) else value
+
+    return figure

@@ -12,6 +12,7 @@ from toast.report.charts import Axis, Series, chart
 from toast.report.looking import Looks
 from toast.report.reading import RunFiles
 from toast.report.tables import bar, folded, table, tiles
+from toast.visual.targets import INSIDE, OUTSIDE
 
 #: Name of a measure -> what it is called, and its note.
 _CALLED = {
@@ -21,8 +22,13 @@ _CALLED = {
     "loss": ("Loss", "nats"),
     "mean_class_accuracy": ("Mean of classes", "each class counts the same"),
     "calibration_error": ("Calibration error", "confidence against accuracy"),
-    "attention_on_target": ("Attention on target", "share inside the frame, all pictures"),
+    "attention_on_target": ("Attention on target", "share inside the frame, {targets}"),
+    "selection_ratio": ("Selection on target", "{inside:.3f} inside the frame, {outside:.3f} outside"),
 }
+#: Of a sweep's table.
+_COLUMNS = (
+    "accuracy", "perplexity", "attention_on_target", "selection_ratio", "calibration_error", "loss",
+)  # fmt: skip
 #: Of these the least is the best.
 _LESS_IS_BETTER = ("loss", "perplexity", "calibration_error")
 #: Most classes whose confusion is shown whole, and that have a bar each.
@@ -59,8 +65,17 @@ def _tiles(files: RunFiles, measured: dict[str, Any]) -> Markup:
     for key, (name, note) in _CALLED.items():
         # The others stand at the head of the page.
         if key in measured and note and not (key == "loss" and files.config.task == "language"):
-            figures.append((name, f"{measured[key]:.3f}", note))
+            figures.append((name, f"{measured[key]:.3f}", note.format(**_of_targets(measured))))
     return tiles(figures)
+
+
+def _of_targets(measured: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the notes of the measures on targets say beside the figure."""
+    seen, out = measured.get("targets_in_sight"), measured.get("targets_out_of_sight")
+    count = "all pictures" if seen is None else f"{seen:,} pictures"
+    if out:
+        count += f"; of {out:,} it is cropped away"
+    return {"targets": count, "inside": measured.get(INSIDE, 0.0), "outside": measured.get(OUTSIDE, 0.0)}
 
 
 def _beside(files: RunFiles) -> Markup:
@@ -68,11 +83,7 @@ def _beside(files: RunFiles) -> Markup:
     if files.sweep is None or not files.sweep.rows:
         return Markup("")
     rows, seeds = files.sweep.rows, files.sweep.seeds
-    shown = [
-        key
-        for key in ("accuracy", "perplexity", "attention_on_target", "calibration_error", "loss")
-        if any(key in line["test"] for line in rows.values())
-    ]
+    shown = [key for key in _COLUMNS if any(key in line["test"] for line in rows.values())]
     best = {
         key: (min if key in _LESS_IS_BETTER else max)(
             line["test"][key]["mean"] for line in rows.values() if key in line["test"]

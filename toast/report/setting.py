@@ -24,9 +24,9 @@ _GROUPS = {
     "head": "head",
 }
 METHODS = {
-    "linear": "linear probe", "full": "full tuning", "partial": "partial tuning", "bias": "bias tuning",
-    "lora": "LoRA", "vpt-shallow": "VPT-shallow", "vpt-deep": "VPT-deep", "adapter": "AdaptFormer",
-    "toast": "TOAST", "toast-lite": "TOAST-Lite",
+    "linear": "linear probe", "attentive": "attentive probe", "full": "full tuning",
+    "partial": "partial tuning", "bias": "bias tuning", "lora": "LoRA", "vpt-shallow": "VPT-shallow",
+    "vpt-deep": "VPT-deep", "adapter": "AdaptFormer", "toast": "TOAST", "toast-lite": "TOAST-Lite",
 }  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def _recipe(files: RunFiles) -> list[tuple[str, Any]]:
             f"{optimizer.name}, rate {optimizer.learning_rate:g}{f' ({rates})' if rates else ''}, "
             f"weight decay {optimizer.weight_decay:g}, {optimizer.schedule}, warm-up {optimizer.warm_up:.0%}",
         ),
-        ("first pass", config.first_pass.mode if method.is_toast or method.name == "linear" else ""),
+        ("first pass", config.first_pass.mode if method.stores else ""),
         ("seed", str(config.seed)),
     ]
 

@@ -15,6 +15,7 @@ _MEASURES = {
     "accuracy": "Accuracy",
     "token_accuracy": "Accuracy of the next token",
     "attention_on_target": "Attention on target",
+    "selection_ratio": "Selection, inside the target over outside",
 }
 
 

@@ -23,7 +23,7 @@ def after(method: str) -> str:
     """Returns what a method does to the attention."""
     if method in ("toast", "toast-lite"):
         return "refocused"
-    return "frozen" if method == "linear" else "tuned"
+    return {"linear": "frozen", "attentive": "pooling"}.get(method, "tuned")
 
 
 def views(looks: Looks, splits: Splits, data: dict[str, Any], method: str, count: int) -> Markup:
@@ -90,9 +90,10 @@ def _row(look: Look, picture: Tensor, classes: Sequence[str], after: str) -> Mar
     if look.selection is not None:
         least, most = float(look.selection.min()), float(look.selection.max())
         drawn = shown(picture, look.selection, look.cell, most, least, box)
-        panels.append(
-            _panel(drawn, "selection", f"{least:.2f} to {most:.2f}", "selection weights over the picture")
-        )
+        note = f"{least:.2f} to {most:.2f}"
+        if look.selected is not None:
+            note = f"{look.selected[0]:.2f} in the frame, {look.selected[1]:.2f} outside"
+        panels.append(_panel(drawn, "selection", note, "selection weights over the picture"))
     add(look.attention, top, after, look.on_target)
     verdict = Markup('<span class="{}">{}</span>').format(
         "right" if look.is_right else "wrong", "✓ right" if look.is_right else "✗ wrong"
@@ -116,17 +117,17 @@ def box_of(target: Tensor) -> tuple[float, float, float, float] | None:
     Args:
         target: `(height, width)`, 0 to 1.
     """
-    rows = (target > 0.5).any(1).nonzero()[:, 0].tolist()
-    columns = (target > 0.5).any(0).nonzero()[:, 0].tolist()
+    rows = (target >= 0.5).any(1).nonzero()[:, 0].tolist()
+    columns = (target >= 0.5).any(0).nonzero()[:, 0].tolist()
     if not rows:
         return None
     return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
-def on_target(looks: Looks) -> tuple[float | None, float, float] | None:
+def on_target(looks: Looks) -> tuple[float | None, float, float, int] | None:
     """Returns the mean share of attention on the target, before (if it differs) and after, and of the area.
 
-    None if no picture's target is known.
+    And of how many pictures: those whose target is in sight; None if there are none.
     """
     known = [look for look in looks.seen if look.on_target is not None and look.target is not None]
     if not known:
@@ -138,6 +139,7 @@ def on_target(looks: Looks) -> tuple[float | None, float, float] | None:
         statistics.mean(before) if before else None,
         statistics.mean(look.on_target for look in known if look.on_target is not None),
         area,
+        len(known),
     )
 
 
@@ -151,6 +153,8 @@ def _numbers(looks: Looks, after: str) -> Markup:
     columns = {
         "frozen, on target": [[look.frozen_on_target for look in group] for group in groups.values()],
         f"{after}, on target": [[look.on_target for look in group] for group in groups.values()],
+        "selected inside": [[_selected(look, 0) for look in group] for group in groups.values()],
+        "outside": [[_selected(look, 1) for look in group] for group in groups.values()],
         "gain": [[_gain(look) for look in group] for group in groups.values()],
         "moved": [[look.moved for look in group] for group in groups.values()],
     }
@@ -167,12 +171,21 @@ def _numbers(looks: Looks, after: str) -> Markup:
         "mean ± two standard errors."
     ]
     if shares is not None:
-        notes.append(f"The target is {shares[2]:.3f} of the area: what even attention would reach.")
+        notes.append(
+            f"The target, in sight in {shares[3]:,} of them, is {shares[2]:.3f} of the area: what even "
+            "attention would reach."
+        )
+    if "outside" in columns:
+        notes.append("Selected: the mean selection weight of the tokens on the target and of the others.")
     if "moved" in columns:
         notes.append("Moved: the share of the attention that went elsewhere (total variation), 0 to 1.")
     return Markup('<h3>In numbers</h3><p class="note">{}</p>{}{}').format(
         " ".join(notes), table(["pictures", "", *columns], rows), _scatter(looks, after)
     )
+
+
+def _selected(look: Look, place: int) -> float | None:
+    return None if look.selected is None else look.selected[place]
 
 
 def _gain(look: Look) -> float | None:
@@ -191,7 +204,7 @@ def _mean(values: Sequence[float | None]) -> str:
 
 def _scatter(looks: Looks, after: str) -> Markup:
     """Returns each picture's share on target, before against after."""
-    known = [look for look in looks.seen if look.frozen_on_target is not None]
+    known = [look for look in looks.seen if None not in (look.frozen_on_target, look.on_target)]
     if not known:
         return Markup("")
 

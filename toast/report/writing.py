@@ -164,7 +164,7 @@ def _lead(files: RunFiles, opened: _Opened) -> str:
         said.append(f"Its perplexity on the {split} split is {measured['perplexity']:.2f}.")
     shares = views.on_target(opened.looks) if opened.looks is not None else None
     if shares is not None and shares[0] is not None:
-        before, after, area = shares
+        before, after, area, _ = shares
         said.append(
             f"Attention on what the label names went from {before:.2f} to {after:.2f}; that "
             f"covers {area:.2f} of the area."
@@ -173,9 +173,8 @@ def _lead(files: RunFiles, opened: _Opened) -> str:
 
 
 def _of_data(opened: _Opened) -> list[str]:
-    """Returns what the sources say is unusual about the data."""
-    source = getattr(opened.splits.train, "source", None) if opened.splits is not None else None
-    return list(getattr(source, "remarks", ()))
+    """Returns what is unusual about the data."""
+    return list(opened.splits.remarks) if opened.splits is not None else []
 
 
 def _tiles(files: RunFiles, opened: _Opened) -> Markup:
@@ -192,12 +191,12 @@ def _tiles(files: RunFiles, opened: _Opened) -> Markup:
             figures.append((called, f"{measured[name]:.3f}", note))
     shares = views.on_target(opened.looks) if opened.looks is not None else None
     if shares is not None:
-        before, after, _ = shares
+        before, after, _, count = shares
         value = f"{after:.2f}" if before is None else f"{before:.2f} → {after:.2f}"
-        of = f"{len(opened.looks.seen):,} pictures" if opened.looks is not None else ""
+        of = f"{count:,} pictures"
         figures.append(("On target", value, f"attention, frozen → now; {of}" if before is not None else of))
-    count = result["trainable_parameters"]
-    said = f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}"
+    trained = result["trainable_parameters"]
+    said = f"{trained / 1e6:.2f} M" if trained >= 1e5 else f"{trained:,}"
     figures.append(("Trained", said, f"{setting.share_trained(result)} of all parameters"))
     figures.append(("Time", seconds(result["step_seconds"]), f"{result['steps']:,} steps"))
     return tiles(figures)

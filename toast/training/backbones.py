@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toast.data.vision.channels import channels_of, with_channels
 from toast.training.config import ModelConfig, RunConfig
 
 #: Maps a batch to a model's arguments, positional and by name.
@@ -78,6 +79,7 @@ def _timm(config: ModelConfig, classes: int) -> Backbone:
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size is not None:  # timm's own answer is the size of the pre-training, whatever img_size was asked for
         data["input_size"] = (data["input_size"][0], *size)
+    data = with_channels(data, channels_of(model))
     return Backbone(model.to(_dtype(config)).eval(), data, _pixels(_dtype(config)), _itself)
 
 
@@ -122,6 +124,7 @@ def _transformers_vision(config: ModelConfig, classes: int) -> Backbone:
         "input_size": (3, height, width), "mean": mean, "std": std, "crop_pct": 1.0, "crop_mode": "squash",
         "interpolation": "bicubic",
     }  # fmt: skip
+    data = with_channels(data, getattr(model.config, "num_channels", 3))
     return Backbone(model.eval(), data, _pixel_values(_dtype(config)), _named_logits)
 
 

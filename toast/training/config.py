@@ -37,9 +37,20 @@ Positive = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Name = Annotated[str, AfterValidator(_file_name)]
 
-#: What can be trained. `adapter` is AdaptFormer's parallel bottleneck.
+#: What can be trained. `adapter` is AdaptFormer's parallel bottleneck, `attentive` a probe whose queries pool
+#: the final tokens.
 MethodName = Literal[
-    "linear", "full", "partial", "bias", "lora", "vpt-shallow", "vpt-deep", "adapter", "toast", "toast-lite"
+    "linear",
+    "attentive",
+    "full",
+    "partial",
+    "bias",
+    "lora",
+    "vpt-shallow",
+    "vpt-deep",
+    "adapter",
+    "toast",
+    "toast-lite",
 ]
 
 
@@ -88,7 +99,8 @@ class DataConfig(_Section):
         validation_share: Share of the training split, by class for vision, that is held out to select.
             0 trains on everything and selects nothing.
         test: Name of the split that is measured once, at the end; None has none. Of language files, `train`
-            is `root` itself, and `validation` and `test` are files beside it.
+            is `root` itself, and `validation` and `test` are files beside it, or splits in it if that is a
+            folder.
         test_share: Language: share of the training rows that is held out as the test split, if none is named.
         options: Further options of the source.
         block: Tokens of a row (language).
@@ -146,8 +158,9 @@ class MethodConfig(_Section):
         freeze: Of `partial`: how many of the first blocks stay frozen.
         head: Whether the head is trained; None is yes for vision, no for language.
         head_bias: What each class's bias starts from; None leaves the library's (official: −log 99).
-        calibrate: `toast` and `toast-lite` from nothing: set the task embedding to a mean feature.
-        options: Further fields of the method's configuration (`ToastConfig`, PEFT's `LoraConfig`).
+        calibrate: `toast` and `toast-lite` from nothing: point the task embedding by training samples.
+        options: Further fields of the method's configuration (`ToastConfig`, PEFT's `LoraConfig`), or
+            arguments of the baseline, such as `queries` of `attentive`.
     """
 
     name: MethodName = "toast"
@@ -166,6 +179,11 @@ class MethodConfig(_Section):
     def is_toast(self) -> bool:
         """Whether the top-down module is what is trained."""
         return self.name in ("toast", "toast-lite")
+
+    @property
+    def stores(self) -> bool:
+        """Whether the frozen backbone runs before all that is trained, so that its part can be stored."""
+        return self.is_toast or self.name in ("linear", "attentive")
 
     @model_validator(mode="before")
     @classmethod
@@ -188,9 +206,12 @@ class OptimizerConfig(_Section):
 
     Args:
         name: Name of the optimiser in timm, such as `adamw`, `sgd`, `lion`.
-        learning_rate: Peak rate.
-        rates: Peak rates of single groups, such as `{head: 3e-3, to_state: 1e-4}`.
-        weight_decay: Of the matrices; vectors and biases have none.
+        learning_rate: Peak rate of a head and of other methods' parameters; the rates of TOAST's groups
+            follow from it, see `toast.parameter_groups`.
+        rates: Peak rates of single groups as they are, such as `{head: 3e-3, to_state: 1e-4}`.
+        scaled: Whether the rates of TOAST's groups are scaled; else they are `learning_rate`. None is by the
+            optimiser: yes, unless its steps follow the gradient (SGD) or are made of a whole matrix (Muon).
+        weight_decay: Of the matrices; vectors, biases and maps that start as the identity have none.
         momentum: Of SGD.
         options: Further arguments of the optimiser.
         schedule: `cosine`, `linear` or `constant`, after the warm-up.
@@ -202,6 +223,7 @@ class OptimizerConfig(_Section):
     name: str = "adamw"
     learning_rate: Positive = 1e-3
     rates: dict[str, Positive] = {}
+    scaled: bool | None = None
     weight_decay: Annotated[Number, Field(ge=0)] = 0.01
     momentum: Share = 0.9
     options: dict[str, Any] = {}
@@ -214,7 +236,8 @@ class OptimizerConfig(_Section):
 class FirstPassConfig(_Section):
     """Whether what the frozen backbone computes of a sample is stored and read again in every epoch.
 
-    For TOAST that is its first pass, for the linear probe the features before the head. Without augmentation
+    For TOAST that is its first pass, for the linear probe the features before the head, for the attentive one
+    the final tokens. Without augmentation
     (or with a fixed number of views) and dropout the losses are those of a run that computes it.
 
     Args:
@@ -238,6 +261,11 @@ class EvaluationConfig(_Section):
         batch_size: Samples at a time over all processes; None is twice the training batch.
         attention_on_target: Vision with boxes: measure how much attention falls into them.
         predictions: Write each test sample's prediction.
+        splits: Vision: further splits that are measured once, at the end, such as one of another origin.
+        corruption: Vision: what the test split is measured under instead of as it is, with its severity, such
+            as `blur:3`; for one measurement of a run that has ended.
+        corruptions: Vision: what the test split is measured under once more at the end, with severities from
+            1 to 5, such as `{noise: [1, 3, 5], blur: [3]}`; see `toast.data.vision.corrupting`.
         limit: Only so many samples of each split.
     """
 
@@ -245,6 +273,9 @@ class EvaluationConfig(_Section):
     batch_size: Annotated[Integer, Field(gt=0)] | None = None
     attention_on_target: bool = True
     predictions: bool = False
+    splits: list[str] = []
+    corruption: Annotated[str, Field(pattern=r"^\w+:\d$")] | None = None
+    corruptions: dict[str, list[Integer]] = {}
     limit: Annotated[Integer, Field(gt=0)] | None = None
 
 
@@ -270,7 +301,11 @@ class SweepConfig(_Section):
             measured on the test split.
         final: Settings of the runs that are measured, such as `data.train: trainval`. They train on what
             was held out, too, if these say so; `data.validation` and `data.validation_share` are taken out.
-        pretune: Configuration of the pre-tuning whose adapter rows name as `method.start: pretune`.
+        pretune: Configuration of the pre-tuning whose adapter rows name as `method.start: pretune`. Several:
+            name -> configuration, or `{config: FILE, …}` with settings on top by dotted name; rows name one
+            as `method.start: pretune/NAME`.
+        shared: Folder of pre-tunings and stored first passes, where several sweeps share them; None is the
+            sweep's own.
         select_by: Measure of the validation split; the greatest wins, of `loss` and `perplexity` the least.
     """
 
@@ -278,8 +313,28 @@ class SweepConfig(_Section):
     grid: dict[str, list[Any]] = {}
     seeds: Annotated[Integer, Field(gt=0)] = 3
     final: dict[str, Any] = {}
-    pretune: Path | None = None
+    pretune: Path | dict[str, Path | dict[str, Any]] | None = None
+    shared: Path | None = None
     select_by: str | None = None
+
+
+class StudyConfig(_Section):
+    """A sweep on several tasks and along a curve, with tables that compare its rows.
+
+    Args:
+        tasks: Name -> settings that make the task, by dotted name; none is one task, that of the file.
+        curve: One setting by dotted name, with its values, such as `data.options.train: [50, 200, 1000]`.
+        choose_at: Value of the curve at which the grid is searched for all values; None searches at each.
+        reference: Row that the others are compared with; None is the first.
+        evaluations: Further measurements of every finished model on the test split: name -> settings on top,
+            such as `{data.options.distractors: 8}`.
+    """
+
+    tasks: dict[str, dict[str, Any]] = {}
+    curve: Annotated[dict[str, list[Any]], Field(max_length=1)] = {}
+    choose_at: Any = None
+    reference: str | None = None
+    evaluations: dict[str, dict[str, Any]] = {}
 
 
 class RunConfig(_Section):
@@ -320,6 +375,7 @@ class RunConfig(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     sweep: SweepConfig | None = None
+    study: StudyConfig | None = None
     epochs: Annotated[Integer, Field(gt=0)] | None = None
     steps: Annotated[Integer, Field(gt=0)] | None = None
     batch_size: Annotated[Integer, Field(gt=0)] = 32
@@ -345,15 +401,23 @@ class RunConfig(_Section):
             raise ValueError("epochs, steps: needs one of the two; both are given")
         if self.epochs is None and self.steps is None:
             self.epochs = 1
+        held_out = self.evaluation
+        if self.task == "language" and (held_out.splits or held_out.corruptions or held_out.corruption):
+            raise ValueError(
+                "evaluation.splits, evaluation.corruptions, evaluation.corruption: for vision; the task is "
+                "language"
+            )
+        if held_out.corruptions and held_out.corruption:
+            raise ValueError("evaluation.corruption, evaluation.corruptions: needs at most one of the two")
         if self.batch_size % self.micro_batches:
             raise ValueError(
                 f"batch_size: needs a multiple of micro_batches ({self.micro_batches}); got {self.batch_size}"
             )
         if self.task == "language" and self.method.name == "linear" and self.first_pass.mode == "cached":
             raise ValueError("first_pass: features of every token are not stored for a language model's head")
-        if self.first_pass.mode == "cached" and not (self.method.is_toast or self.method.name == "linear"):
+        if self.first_pass.mode == "cached" and not self.method.stores:
             raise ValueError(
-                f"first_pass: {self.method.name} has no frozen first pass to store; needs toast, toast-lite "
-                "or linear, or mode: computed"
+                f"first_pass: {self.method.name} has no frozen first pass to store; needs toast, toast-lite, "
+                "linear or attentive, or mode: computed"
             )
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ class Splits:
         fingerprint: Identifies the training samples and what is done to them.
         lengths: Language: tokens of each training row; None where all have one shape.
         summary: Figures to show.
+        further: Vision: other splits that are measured at the end, by name.
+        corrupted: Vision: the test split made worse, by corruption and severity.
+        remarks: What is unusual about the data, but does not stop a run.
     """
 
     train: Any
@@ -38,10 +41,19 @@ class Splits:
     fingerprint: str
     lengths: list[int] | None
     summary: dict[str, Any]
+    further: dict[str, Any] = field(default_factory=dict)
+    corrupted: dict[str, dict[int, Any]] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def held_out(self) -> dict[str, Any]:
+        """The splits that can be measured, by name."""
+        own = {"validation": self.validation, "test": self.test}
+        return {name: data for name, data in own.items() if data is not None} | self.further
 
 
 def vision_sources(config: RunConfig) -> dict[str, Any]:
-    """Opens and checks the sources of all splits: `train`, `validation`, `test`.
+    """Opens and checks the sources of all splits: `train`, `validation`, `test`, and further ones by name.
 
     Raises:
         ValueError: If one is missing or malformed, with file, row and reason.
@@ -52,7 +64,7 @@ def vision_sources(config: RunConfig) -> dict[str, Any]:
 
     def opened(split: str) -> Any:
         source = vision.open_vision(data.source, root=data.root, name=data.name, split=split, **data.options)
-        vision.check(source)
+        source.remarks = vision.check(source)
         return source
 
     sources: dict[str, Any] = {"train": opened(data.train), "validation": None, "test": None}
@@ -67,6 +79,12 @@ def vision_sources(config: RunConfig) -> dict[str, Any]:
         sources["test"] = opened(data.test)
     elif data.test_share:
         raise ValueError("data.test_share is for text; name the test split of images with data.test.")
+    for split in config.evaluation.splits:
+        if split in sources:
+            raise ValueError(f"evaluation.splits: {split} has a place of its own, data.{split}.")
+        sources[split] = opened(split)
+    if (config.evaluation.corruptions or config.evaluation.corruption) and sources["test"] is None:
+        raise ValueError("evaluation.corruptions: these are of the test split; name one with data.test.")
     for name, source in sources.items():
         if source is None:
             continue
@@ -77,6 +95,8 @@ def vision_sources(config: RunConfig) -> dict[str, Any]:
                 f"data: the {name} split has {len(source.classes)} classes, the training split "
                 f"{len(sources['train'].classes)}, or others; needs the same ones in the same order."
             )
+        if name != "train" and (remark := vision.repeated(sources["train"], sources[name])):
+            sources[name].remarks = (*sources[name].remarks, remark)
     return sources
 
 
@@ -98,8 +118,17 @@ def vision_splits(config: RunConfig, sources: dict[str, Any], backbone: Backbone
     held_out = {
         name: sources[name]
         and vision.VisionDataset(sources[name], plain, config.seed, augmented=False, with_targets=targets)
-        for name in ("validation", "test")
+        for name in sources
+        if name != "train"
     }
+
+    def corrupted(name: str, severity: int) -> Any:
+        mean, std = backbone.data["mean"], backbone.data["std"]
+        return vision.Corrupted(held_out["test"], name, severity, mean, std)
+
+    if config.evaluation.corruption is not None:
+        name, _, severity = config.evaluation.corruption.partition(":")
+        held_out["test"] = corrupted(name, int(severity))
     counts = {name: len(source) for name, source in sources.items() if source is not None}
     return Splits(
         train=train,
@@ -110,6 +139,12 @@ def vision_splits(config: RunConfig, sources: dict[str, Any], backbone: Backbone
         fingerprint=f"{sources['train'].fingerprint}:{augmentation}:{config.augment.views}:{backbone.data}",
         lengths=None,
         summary={"images": counts, "classes": len(sources["train"].classes)},
+        further={name: held_out[name] for name in config.evaluation.splits},
+        corrupted={
+            name: {severity: corrupted(name, severity) for severity in severities}
+            for name, severities in config.evaluation.corruptions.items()
+        },
+        remarks=_remarks(sources),
     )
 
 
@@ -126,10 +161,8 @@ def language_splits(config: RunConfig, backbone: Backbone) -> Splits:
 
     def opened(split: str) -> Any:
         options: dict[str, Any] = {"path": data.root, "name": data.name, "split": split, **data.options}
-        if data.source != "hub":  # the training split is `root`, others are files beside it
-            options |= {"split": "train", "name": None}
-            if split != data.train:
-                options["path"] = Path(split) if data.root is None else data.root.parent / split
+        if data.source != "hub":
+            options |= {"name": None} | _place(data.root, split, split == data.train)
         return language.open_language(
             data.source, backbone.tokenizer, block=data.block, packing=data.packing, template=data.template,
             limit=data.limit, streaming=data.streaming, **options,
@@ -156,7 +189,31 @@ def language_splits(config: RunConfig, backbone: Backbone) -> Splits:
         fingerprint=train.fingerprint,
         lengths=train.lengths,
         summary={"rows": rows, **train.summary},
+        remarks=_remarks({"train": train, "validation": validation, "test": test}),
     )
+
+
+def _place(root: Path | None, split: str, is_train: bool) -> dict[str, Any]:
+    """Returns path and split of language files.
+
+    The training split is `root`, or in it where that is a folder; others lie beside it, or in it as well.
+    """
+    is_folder = root is not None and root.is_dir()
+    if is_train:
+        return {"path": root, "split": split if is_folder else "train"}
+    beside = Path(split) if root is None else root.parent / split
+    if is_folder and not beside.exists():
+        return {"path": root, "split": split}
+    return {"path": beside, "split": None}
+
+
+def _remarks(splits: dict[str, Any]) -> tuple[str, ...]:
+    """Returns what the splits say is unusual about them, each once."""
+    said: dict[str, list[str]] = {}
+    for name, data in splits.items():
+        for remark in () if data is None else data.remarks:
+            said.setdefault(remark, []).append(name)
+    return tuple(f"{', '.join(names)}: {remark}" for remark, names in said.items())
 
 
 def _held_out(rows: Any, share: float, name: str, seed: int) -> tuple[Any, Any]:

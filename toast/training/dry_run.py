@@ -12,6 +12,7 @@ from toast.training.accelerating import make_accelerator
 from toast.training.config import RunConfig
 from toast.training.loading import to_yaml
 from toast.training.memory import estimate, kept_for_backward
+from toast.training.optimizers import rated_groups
 from toast.training.order import EpochBatches
 from toast.training.preparing import Stage, prepare
 
@@ -27,7 +28,7 @@ def dry_run(config: RunConfig, stage: Stage, console: Console | None = None) -> 
         console: Where it is printed; None is the standard output.
 
     Returns:
-        What is printed, beside the settings: `groups`, `steps`, `memory` in bytes, `batch`, `loss`.
+        What is printed, beside the settings: `groups`, `rates`, `steps`, `memory` in bytes, `batch`, `loss`.
 
     Raises:
         ValueError: As a run would.
@@ -54,12 +55,18 @@ def dry_run(config: RunConfig, stage: Stage, console: Console | None = None) -> 
         name: sum(p.numel() for p in parameters.values())
         for name, parameters in prepared.method.groups.items()
     }
+    rates: dict[str, list[float]] = {name: [] for name in groups}
+    for part in rated_groups(prepared.method.model, prepared.method.groups, config.optimizer):
+        if part["lr"] not in rates[part["name"]]:  # its parts may differ in decay alone
+            rates[part["name"]].append(part["lr"])
     total = config.steps or (config.epochs or 1) * order.steps
     result = {
         "groups": groups,
+        "rates": rates,
         "steps": total,
         "steps_per_epoch": order.steps,
         "samples": splits.summary,
+        "remarks": splits.remarks,
         "memory": estimate(prepared.method.model, config.optimizer.name, kept),
         "batch": {name: tuple(value.shape) for name, value in batch.items() if isinstance(value, Tensor)},
         "losses": losses,
@@ -76,8 +83,9 @@ def _print(console: Console, config: RunConfig, model: Any, result: dict[str, An
     table = Table(title="trained", title_justify="left")
     table.add_column("group")
     table.add_column("parameters", justify="right")
+    table.add_column("peak rate", justify="right")
     for name, count in result["groups"].items():
-        table.add_row(name, f"{count:,}")
+        table.add_row(name, f"{count:,}", ", ".join(f"{rate:.2e}" for rate in result["rates"][name]))
     table.add_section()
     table.add_row("all trained", f"{trained:,}")
     table.add_row("all", f"{everything:,}")
@@ -92,6 +100,8 @@ def _print(console: Console, config: RunConfig, model: Any, result: dict[str, An
     shapes = ", ".join(f"{name} {shape}" for name, shape in result["batch"].items())
     losses = ", ".join(f"{name} {value:.4f}" for name, value in result["losses"].items())
     console.print(f"samples: {result['samples']}", markup=False, highlight=False)
+    for remark in result["remarks"]:
+        console.print(remark, markup=False, highlight=False)
     console.print(
         f"steps: {result['steps']:,} ({result['steps_per_epoch']:,} an epoch) of {config.batch_size} "
         f"samples, in {config.micro_batches} micro-batches on {processes} process{'es' * (processes > 1)}",

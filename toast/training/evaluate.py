@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
+
+from toast.visual.targets import ATTENTION, is_known
+
+logger = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
 
@@ -27,11 +33,13 @@ class Measured:
         metrics: Figures by name; lists for those by class.
         predictions: A row a sample, if they were wanted; those of all processes.
         bad: Samples that could not be read: name and reason.
+        notes: What was met in samples: name and what; see `toast.data.vision.noting`.
     """
 
     metrics: dict[str, Any]
     predictions: Rows
     bad: list[tuple[str, str]]
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
     def write_predictions(self, path: Path) -> None:
         """Writes the predictions as JSON lines, in the order of the samples."""
@@ -69,7 +77,7 @@ def evaluate(
         workers: Processes that load data.
         name: Of the split, for the progress bar.
         predictions: Whether to keep each sample's prediction.
-        on_target: Whether to measure attention on target, where the samples have one.
+        on_target: Whether to measure attention and selection on targets, where the samples have one.
         stop: Asked after each batch whether to give up.
 
     Returns:
@@ -82,9 +90,10 @@ def evaluate(
     steps = math.ceil(math.ceil(len(data) / accelerator.num_processes) / size)
     metrics = _metrics(task, classes, accelerator.device)
     objective.eval()
-    watcher = _watcher(accelerator.unwrap_model(objective).model, data) if on_target else None
+    watcher = Watcher(accelerator.unwrap_model(objective).model) if on_target else None
     rows: Rows = []
     bad: list[tuple[str, str]] = []
+    notes: list[tuple[str, str]] = []
     batches = iter(loader)
     last: dict[str, Any] | None = None
     for _ in tqdm(range(steps), name, unit="batch", leave=False, disable=not accelerator.is_main_process):
@@ -95,20 +104,21 @@ def evaluate(
         if last is None:
             last = collate([data[0]])
         bad += (batch or {}).get("bad", [])
+        notes += (batch or {}).get("notes", [])
         held = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in last.items()}
-        watched = watcher if "target" in held else None
+        watched = watcher.on_target if watcher is not None and "target" in held else None
         with nullcontext() if watched is None else watched.watching() as seen:
             logits = objective(held, predict=True)
         if fresh:
-            shares = None if watched is None else watched.shares(seen, held["target"]).to(logits.device)
-            _update(metrics, task, logits, held, shares)
+            found = {} if watched is None else watched.measure(seen, held["target"])
+            _update(metrics, task, logits, held, found)
             if predictions and task == "vision":
-                rows += _rows(logits.float().softmax(-1).cpu(), held, classes)
+                rows += _rows(logits.float().softmax(-1).cpu(), held, classes, found.get(ATTENTION))
         if stop():
             return None
     if predictions and accelerator.num_processes > 1:
         rows = gather_object(rows)
-    return Measured(metrics.compute(), rows, bad)
+    return Measured(metrics.compute(), rows, bad, notes)
 
 
 def _metrics(task: str, classes: tuple[str, ...], device: torch.device) -> Any:
@@ -121,28 +131,47 @@ def _metrics(task: str, classes: tuple[str, ...], device: torch.device) -> Any:
     return VisionMetrics(len(classes), device)
 
 
-def _update(metrics: Any, task: str, logits: Tensor, batch: dict[str, Any], shares: Tensor | None) -> None:
+def _update(
+    metrics: Any, task: str, logits: Tensor, batch: dict[str, Any], on_target: dict[str, Tensor]
+) -> None:
     if task == "language":
         metrics.update(logits[:, :-1], batch["labels"][:, 1:])
     else:
-        metrics.update(logits, batch["labels"], attention_on_target=shares)
+        known = is_known(batch["target"]) if on_target else None
+        metrics.update(logits, batch["labels"], on_target, known)
 
 
-def _watcher(model: nn.Module, data: Any) -> Any:
-    """Returns what measures attention on target; None if the samples have none, or the model no such maps."""
-    if "target" not in data[0]:
-        return None
-    from toast.training.on_target import OnTarget
+class Watcher:
+    """Makes what measures on targets when the first target comes: many splits have none, others have few.
 
-    try:
-        return OnTarget(model)
-    except ValueError:
-        return None
+    Args:
+        model: The model that is measured.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @cached_property
+    def on_target(self) -> Any:
+        """What measures; None, and said, if the model has no map of attention."""
+        from toast.training.on_target import OnTarget
+
+        try:
+            return OnTarget(self.model)
+        except ValueError as error:
+            logger.warning("attention on target is not measured: %s", error)
+            return None
 
 
-def _rows(probabilities: Tensor, batch: dict[str, Any], classes: tuple[str, ...], top: int = 5) -> Rows:
+def _rows(
+    probabilities: Tensor,
+    batch: dict[str, Any],
+    classes: tuple[str, ...],
+    shares: Tensor | None,
+    top: int = 5,
+) -> Rows:
     best = probabilities.topk(min(top, len(classes)))
-    return [
+    rows: Rows = [
         {
             "index": int(index),
             "label": classes[int(label)],
@@ -155,3 +184,6 @@ def _rows(probabilities: Tensor, batch: dict[str, Any], classes: tuple[str, ...]
             batch["index"], batch["labels"], best.indices, best.values, strict=True
         )
     ]
+    for row, share in zip(rows, [] if shares is None else shares.tolist(), strict=shares is not None):
+        row["attention_on_target"] = None if math.isnan(share) else round(share, 6)
+    return rows

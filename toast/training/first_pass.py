@@ -1,4 +1,4 @@
-"""What the frozen backbone computes of each sample, stored: TOAST's first pass, or a probe's features.
+"""What the frozen backbone computes of each sample, stored: TOAST's first pass, or what a probe reads.
 
 The features before the head are the bottleneck features of classical transfer learning: freezing all but the
 head and training the head on them is the same, as long as nothing is drawn at random before the head.
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import toast
+from toast.baselines.attentive import AttentivePool, find_probe
 from toast.model import find_steering
 from toast.stored import FirstPass
 from toast.training.backbones import Backbone
@@ -52,7 +53,8 @@ def why_not(model: nn.Module, head: nn.Module | None, augmented: bool, views: in
             reasons.append(f"{name} drops at random in training (rate {rate}); create the model without")
         if isinstance(module, _STATISTICS) and module.track_running_stats and not trained:
             reasons.append(f"{name} normalises by the statistics of the batch in training")
-    behind = set() if head is None else set(head.parameters())
+    read_by = [part for part in (head, find_probe(model)) if part is not None]
+    behind = {parameter for part in read_by for parameter in part.parameters()}
     beside = [
         name
         for name, parameter in frozen.named_parameters()
@@ -77,7 +79,8 @@ def settings_of(model: nn.Module) -> dict[str, Any]:
     """Returns the settings of the adapter that decide what is stored."""
     steering = find_steering(model)
     if steering is None:
-        return {"what": "features before the head"}
+        probe = find_probe(model)
+        return {"what": "features before the head" if probe is None else "final tokens"}
     assert steering.adapter is not None
     config = steering.adapter.config
     names = ("select_features", "select_from", "steer_from")
@@ -90,13 +93,13 @@ class Computer:
     Args:
         model: The model that is trained.
         backbone: How it is fed.
-        head: The head, whose input is stored where there is no first pass.
+        head: The head, whose input is stored where there is no first pass, or that of the probe before it.
     """
 
     def __init__(self, model: nn.Module, backbone: Backbone, head: nn.Module | None) -> None:
         self.model = model
         self.feed = backbone.feed
-        self.head = None if find_steering(model) is not None else head
+        self.reader = None if find_steering(model) is not None else find_probe(model) or head
         self.in_tuple = False
 
     @torch.no_grad()
@@ -106,12 +109,12 @@ class Computer:
         self.model.eval()
         args, kwargs = self.feed(batch)
         try:
-            if self.head is None:
+            if self.reader is None:
                 stored = toast.first_pass(self.model, *args, **kwargs)
                 self.in_tuple = stored.in_tuple
                 return stored.tensors()
             seen: list[Tensor] = []
-            handle = self.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+            handle = self.reader.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
             with handle:
                 self.model(*args, **kwargs)
             return {"features": seen[0]}
@@ -120,8 +123,11 @@ class Computer:
 
     def complete(self, batch: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
         """Returns a batch with what was stored of its samples, where the objective looks for it."""
-        if self.head is not None:
-            return batch | {"features": tensors["features"].flatten(1)}
+        if self.reader is not None:
+            features = tensors["features"]
+            if not isinstance(self.reader, AttentivePool):  # which reads tokens
+                features = features.flatten(1)
+            return batch | {"features": features}
         unnormed, normed, entering = (tensors.get(name) for name in ("unnormed", "normed", "entering"))
         return batch | {"first_pass": FirstPass(unnormed, normed, entering, in_tuple=self.in_tuple)}
 
@@ -180,7 +186,9 @@ def build(
     missing = store.missing()
     accelerator.wait_for_everyone()
     mine = missing[accelerator.process_index :: accelerator.num_processes]
-    for part in tqdm(mine, "first pass", unit="part", disable=not accelerator.is_main_process or not mine):
+    for part in tqdm(
+        mine, "first pass", unit="part", leave=False, disable=not accelerator.is_main_process or not mine
+    ):
         rows = store.parts[part]
         batch, good = samples(rows)
         held = {name: [torch.zeros(0)] * len(rows) for name in tensors}

@@ -15,10 +15,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 
+from toast.rates import Groups
 from toast.training.finite import not_finite, over_processes, read
 from toast.training.interrupts import Wish
 from toast.training.objective import targets
-from toast.training.optimizers import Groups, set_rates
+from toast.training.optimizers import set_rates
 from toast.training.order import EpochBatches
 
 Batch = dict[str, Any]

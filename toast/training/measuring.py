@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from toast.data.vision.noting import Notes
 from toast.files import try_file
 from toast.training import folder
 from toast.training.accelerating import make_accelerator
-from toast.training.evaluate import evaluate
+from toast.training.at_end import under_corruption
+from toast.training.evaluate import Measured, evaluate
 from toast.training.loading import load_config
 from toast.training.methods import apply_method, load_method
 from toast.training.objective import Objective
@@ -29,22 +31,26 @@ def measure(
     Args:
         place: A run's folder, or a configuration, whose model is measured as it starts.
         overrides: Settings on top, such as other data: `data.root=…`.
-        split: `validation` or `test`.
+        split: `validation`, `test`, or one of `evaluation.splits`.
         predictions: Where each sample's prediction is written (vision).
         tasks: Language: tasks of lm-eval to measure instead of the split.
         tasks_at: Folder with task files of one's own.
 
     Returns:
-        Figures by name.
+        Figures by name; of the test split also `corrupted`, if `evaluation.corruptions` says so.
 
     Raises:
         ValueError: If there is no such split, or something does not fit.
     """
-    if split not in ("validation", "test"):
-        raise ValueError(f"split: needs validation or test; got {split!r}.")
     if predictions is not None:
         try_file(predictions, "predictions")
     config = load_config(place, overrides)
+    names = ("validation", "test", *config.evaluation.splits)
+    if split not in names:
+        raise ValueError(
+            f"split: needs one of {', '.join(names)}; got {split!r}. Other splits are named by "
+            "evaluation.splits=[…]."
+        )
     accelerator = make_accelerator(config)
     backbone, splits = open_all(config)
     trained = place / folder.ADAPTER
@@ -68,18 +74,26 @@ def measure(
             limit=config.evaluation.limit,
             batch_size=size,
         )
-    data = getattr(splits, split)
-    if data is None:
+    if split not in splits.held_out:
         raise ValueError(f"split: {place} names no {split} split; set data.{split}=….")
     objective = accelerator.prepare_model(
         Objective(model, backbone, config.task, "tune"), evaluation_mode=True
     )
-    measured = evaluate(
-        accelerator, objective, data, splits.collate, task=config.task, classes=splits.classes,
-        batch_size=config.evaluation.batch_size or 2 * config.batch_size, workers=config.workers, name=split,
-        predictions=predictions is not None, on_target=config.evaluation.attention_on_target,
-    )  # fmt: skip
-    assert measured is not None
+
+    def measured_on(data: Any, name: str, predictions: bool = False) -> Measured:
+        found = evaluate(
+            accelerator, objective, data, splits.collate, task=config.task, classes=splits.classes,
+            batch_size=config.evaluation.batch_size or 2 * config.batch_size, workers=config.workers,
+            name=name, predictions=predictions, on_target=config.evaluation.attention_on_target,
+        )  # fmt: skip
+        assert found is not None
+        return found
+
+    measured = measured_on(splits.held_out[split], split, predictions is not None)
+    corrupted = under_corruption(splits, measured_on) if split == "test" else {}
     if predictions is not None and accelerator.is_main_process:
         measured.write_predictions(predictions)
-    return measured.metrics | ({"bad_samples": dict(measured.bad)} if measured.bad else {})
+    notes = Notes()
+    notes.add(measured.notes)
+    said = {"bad_samples": dict(measured.bad), "remarks": [*splits.remarks, *notes.summary()]}
+    return measured.metrics | corrupted | {name: value for name, value in said.items() if value}

@@ -16,10 +16,9 @@ import toast
 from toast.baselines import methods as baselines
 from toast.baselines.heads import head_of
 from toast.config import OFFICIAL
-from toast.layer import ToastLayer
+from toast.rates import Groups, trained_groups
 from toast.training.backbones import Backbone
 from toast.training.config import MethodConfig, RunConfig
-from toast.training.optimizers import Groups
 
 #: Rank, bottleneck width, where none is given.
 RANKS = {"lora": 8, "toast-lite": 4, "adapter": 64}
@@ -68,7 +67,8 @@ def apply_method(backbone: Backbone, config: RunConfig, stage: str, folder: Path
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
             parameter.data = parameter.data.float()
-    groups = _grouped(model, named)
+    by_name = {name: group for group, names in named.items() for name in names}
+    groups = trained_groups(model, by_name)
     if not groups:
         raise ValueError(f"method: {method.name} leaves nothing to train in {type(model).__name__}.")
     return Method(model, groups, head_name)
@@ -197,24 +197,6 @@ _OWN: dict[str, Callable[[Backbone, RunConfig, str | None, Path | None], _Made]]
     "toast": _toast,
     "toast-lite": _toast,
 }
-
-
-def _grouped(model: nn.Module, named: dict[str, list[str]]) -> Groups:
-    """Returns every trained parameter in a group: TOAST's, the named ones, PEFT's head, the method's rest."""
-    group_of = {id(parameter): group for group, parameter in _toast_groups(model)}
-    by_name = {name: group for group, names in named.items() for name in names}
-    groups: Groups = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            kept = "head" if ".modules_to_save." in name else "adapter"
-            group = group_of.get(id(parameter)) or by_name.get(name) or kept
-            groups.setdefault(group, {})[name] = parameter
-    return groups
-
-
-def _toast_groups(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    layers = [module for module in model.modules() if isinstance(module, ToastLayer)]
-    return [pair for layer in layers for adapter in layer.configs for pair in layer.groups(adapter)]
 
 
 def save_method(model: nn.Module, config: RunConfig, folder: Path) -> None:

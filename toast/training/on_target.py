@@ -1,23 +1,43 @@
-"""Attention on target while a split is measured: of the forward pass that is made anyway."""
+"""What counts on targets while a split is measured: of the forward pass that is made anyway."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
-import torch
 from torch import Tensor, nn
 
+from toast.baselines.attentive import find_probe
 from toast.baselines.vpt import find_prompts
+from toast.passes import Observer, observing
+from toast.selector import Selection
+from toast.visual import targets
 from toast.visual.grids import Maps, has_class_token, has_token_attention, sequence_grid
-from toast.visual.measures import share_in_target
 from toast.visual.seeing import LastAttention, find_parts
 
 
+class Seen(Observer):
+    """What was seen of a call.
+
+    Args:
+        last: Sees the attention of its last block.
+    """
+
+    def __init__(self, last: LastAttention) -> None:
+        self.last = last
+        self.weights: Tensor | None = None
+
+    def on_selection(self, selection: Selection) -> None:
+        """Keeps the selection weights, `(batch, tokens)`."""
+        self.weights = selection.weights
+
+
 class OnTarget:
-    """Measures the share of the last block's attention that falls on each sample's target.
+    """Measures the attention of the last block, and the selection of a steered model, on samples' targets.
 
     The attention is the class token's over the patches, or the mean over all patches' where there is none;
-    the mean over heads.
+    the mean over heads. Of an attentive probe it is the probe's own, the mean over its queries. What is
+    measured, and of which samples, says `toast.visual.targets`.
 
     Args:
         model: The model that is measured.
@@ -31,42 +51,57 @@ class OnTarget:
         if not has_token_attention(self.parts) or self.parts.family.tokens != "sequence":
             raise ValueError(f"{type(self.parts.trunk).__name__} has no attention over all patches.")
         prompts = find_prompts(model)
+        self.is_probe = find_probe(model) is not None
         self.behind = 0 if prompts is None else prompts.count
         self.query = ""
 
-    def watching(self) -> LastAttention:
-        """Returns what sees the last attention of the calls within it."""
-        return LastAttention()
+    @contextmanager
+    def watching(self) -> Iterator[Seen]:
+        """Sees the last attention, and what is selected, of the calls within it."""
+        steering = self.parts.steering
+        with LastAttention() as last:
+            seen = Seen(last)
+            with nullcontext() if steering is None else observing(steering, seen):
+                yield seen
 
-    def maps(self, seen: LastAttention, size: Sequence[int]) -> Maps:
+    def maps(self, seen: Seen, size: Sequence[int]) -> Maps:
         """Lays the attention that was seen out over the picture; each map sums to 1.
 
         Args:
             seen: What saw the call.
             size: Height and width of the picture in pixels.
         """
-        attention = seen.attention.float().mean(1).cpu()
+        attention = seen.last.attention.float().mean(1).cpu()
         tokens = attention.shape[-1] - self.behind  # VPT's prompts stand behind the patches
         attention = attention[:, :tokens, :tokens]
         grid = sequence_grid(self.parts, tokens, size)
-        self.query = "class" if has_class_token(self.parts, grid) else "mean"
-        query = attention[:, 0] if self.query == "class" else attention[:, grid.prefix :].mean(1)
+        has_class = not self.is_probe and has_class_token(self.parts, grid)
+        self.query = "probe" if self.is_probe else "class" if has_class else "mean"
+        query = attention[:, grid.prefix :].mean(1) if self.query == "mean" else attention[:, 0]
         maps = grid.lay_out(query)
         return Maps(maps.values / maps.values.sum((1, 2), keepdim=True), maps.cell)
 
-    def shares(self, seen: LastAttention, target: Tensor) -> Tensor:
-        """Returns the share on each target.
+    def selection(self, seen: Seen, size: Sequence[int]) -> Maps | None:
+        """Lays the selection weights that were seen out over the picture; None if nothing was selected.
+
+        Args:
+            seen: What saw the call.
+            size: Height and width of the picture in pixels.
+        """
+        if seen.weights is None:
+            return None
+        weights = seen.weights.float().cpu()
+        return sequence_grid(self.parts, weights.shape[1], size).lay_out(weights)
+
+    def measure(self, seen: Seen, target: Tensor) -> dict[str, Tensor]:
+        """Measures a call; see `toast.visual.targets.measure`.
 
         Args:
             seen: What saw the call.
             target: Masks `(batch, height, width)`, 0 to 1; not a number where a sample has none.
 
         Returns:
-            `(batch,)`, 0 to 1; not a number where a sample has no target.
+            Name -> `(batch,)`.
         """
-        maps = self.maps(seen, target.shape[1:])
-        target = target.float().cpu()
-        known = ~target.flatten(1).isnan().any(1)
-        shares = torch.full((len(target),), torch.nan)
-        shares[known] = share_in_target(maps.values[known], target[known], maps.cell)
-        return shares
+        size = (target.shape[1], target.shape[2])
+        return targets.measure(self.maps(seen, size), self.selection(seen, size), target, size)

@@ -9,36 +9,49 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
+from toast.rates import Groups, optimizer_groups
 from toast.training.config import OptimizerConfig
 
-#: Names of the trained parameters by group, such as `head` or `to_state`.
-Groups = dict[str, dict[str, nn.Parameter]]
+#: In the names of optimisers whose steps do not have the size of the rate in every entry: they follow the
+#: gradient, or are brought to the norm of a whole matrix. Rates scaled by width are not for them.
+_OTHER_STEPS = ("sgd", "momentum", "nesterov", "lars", "larc", "lamb", "novograd", "muon")
 
 
-def make_optimizer(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Returns the optimiser; vectors and biases get no weight decay.
+def rated_groups(model: nn.Module, groups: Groups, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Returns the optimiser's groups, each with `params`, `lr`, `weight_decay` and `name`.
 
     Args:
-        groups: What is trained.
+        model: What is trained.
+        groups: What of it is trained.
+        config: Optimiser, rates and decay.
+
+    Raises:
+        ValueError: If a rate is given for a group that is not trained.
+    """
+    scaled = config.scaled
+    if scaled is None:
+        scaled = not any(kind in config.name.lower() for kind in _OTHER_STEPS)
+    try:
+        return optimizer_groups(
+            model, groups, config.learning_rate, weight_decay=config.weight_decay, rates=config.rates,
+            scaled=scaled,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ValueError(f"optimizer.{error}") from error
+
+
+def make_optimizer(model: nn.Module, groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Returns the optimiser, with rates by `toast.parameter_groups`.
+
+    Args:
+        model: What is trained.
+        groups: What of it is trained.
         config: Optimiser, rates and decay.
 
     Raises:
         ValueError: If a rate is given for a group that is not trained, or timm has no such optimiser.
     """
-    unknown = sorted(set(config.rates) - set(groups))
-    if unknown:
-        raise ValueError(
-            f"optimizer.rates: no parameters are trained in {', '.join(unknown)}; the trained groups are "
-            f"{', '.join(groups)}."
-        )
-    parts: list[dict[str, Any]] = []
-    for group, parameters in groups.items():
-        rate = config.rates.get(group, config.learning_rate)
-        for decays in (True, False):
-            held = [p for p in parameters.values() if (p.ndim > 1) == decays]
-            if held:
-                decay = config.weight_decay if decays else 0.0
-                parts.append({"params": held, "lr": rate, "weight_decay": decay})
+    parts = rated_groups(model, groups, config)
     try:
         return create_optimizer_v2(  # type: ignore[no-any-return]
             parts, opt=config.name, lr=config.learning_rate, momentum=config.momentum, weight_decay=0.0,
@@ -62,6 +75,9 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, ste
     The rates are a function of the step alone, so a resumed run needs no state of it.
     """
     warm_up = min(round(config.warm_up * steps), steps - 1)
+    for group in optimizer.param_groups:  # so that the least rate is a share of each group's own peak
+        group["lr_scale"] = group["lr"] / config.learning_rate
+        group["lr"] = config.learning_rate
     schedule, _ = create_scheduler_v2(
         optimizer,
         num_epochs=steps - warm_up,

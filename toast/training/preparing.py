@@ -18,7 +18,7 @@ from toast.training.objective import Objective
 
 Stage = Literal["pretune", "tune"]
 
-#: Samples whose mean feature the task embedding starts from; a row of text has many tokens.
+#: Samples that the task embedding is pointed by; a row of text has many tokens.
 _CALIBRATION = {"vision": 64, "language": 8}
 
 

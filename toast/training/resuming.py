@@ -17,6 +17,7 @@ MAY_CHANGE: dict[str, str] = {
     "out": "where the run lies",
     "stage": "a limit to one command; the stage itself is recorded and compared",
     "sweep": "what is searched around a run",
+    "study": "what is asked of several runs",
     "checkpoint": "what is kept of a run",
     "first_pass": "what is stored is what would be computed",
     "checkpointing": "the same sums, made twice",

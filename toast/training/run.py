@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,9 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from toast.data.vision.noting import Notes
 from toast.files import finite, try_folder
 from toast.training import checkpoints, folder
 from toast.training.accelerating import make_accelerator, replicate_trained
+from toast.training.at_end import beside_test
 from toast.training.config import RunConfig
 from toast.training.evaluate import Measured, evaluate
 from toast.training.finite import Diverged, all_finite, listed, named_samples
@@ -25,18 +28,22 @@ from toast.training.loop import Batch, Loop
 from toast.training.methods import save_method
 from toast.training.optimizers import make_optimizer, make_schedule
 from toast.training.order import EpochBatches
+from toast.training.pace import Pace
 from toast.training.preparing import Stage, prepare
 from toast.training.resuming import ended_run, flat, refuse_changed, refuse_other_classes
 from toast.training.storing import stored_first_pass
 
+logger = logging.getLogger(__name__)
 
-def run(config: RunConfig, stage: Stage, resume: bool = False) -> dict[str, Any]:
+
+def run(config: RunConfig, stage: Stage, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Trains, measures and saves.
 
     Args:
         config: The run's configuration.
         stage: `pretune` or `tune`.
         resume: Go on from the newest checkpoint of the run's folder, if there is one.
+        quiet: Show progress only; what would be said is logged.
 
     Returns:
         What `result.json` holds.
@@ -51,7 +58,7 @@ def run(config: RunConfig, stage: Stage, resume: bool = False) -> dict[str, Any]
     by_main(accelerator, lambda: _try_paths(config))
     with locked(accelerator, config.folder):
         ended = by_main(accelerator, lambda: ended_run(config, stage, resume))
-        return Run(config, stage, accelerator).execute(resume) if ended is None else ended
+        return Run(config, stage, quiet, accelerator).execute(resume) if ended is None else ended
 
 
 class Run:
@@ -60,18 +67,25 @@ class Run:
     Args:
         config: Its configuration.
         stage: `pretune` or `tune`.
+        quiet: Show progress only; what would be said is logged.
         accelerator: Devices, processes and precision; None makes it.
 
     Raises:
         ValueError: If something is missing or does not fit.
     """
 
-    def __init__(self, config: RunConfig, stage: Stage, accelerator: Accelerator | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, stage: Stage, quiet: bool = False, accelerator: Accelerator | None = None
+    ) -> None:
         self.began = time.perf_counter()
+        self.quiet = quiet
         self.config, self.stage, self.place = config, stage, config.folder
         self.accelerator: Accelerator = accelerator or make_accelerator(config)
         self.prepared = prepare(config, stage)
         self.splits = self.prepared.splits
+        self.notes = Notes()
+        for remark in self.splits.remarks:
+            self.say(remark)
         if config.task == "language" and config.data.packing == "documents":
             self.say_leaks()
         self.stored = stored_first_pass(config, stage, self.accelerator, self.prepared, self.say)
@@ -83,7 +97,7 @@ class Run:
         )
         self.total = config.steps or (config.epochs or 1) * self.order.steps
         groups = self.prepared.method.groups
-        optimizer = make_optimizer(groups, config.optimizer)
+        optimizer = make_optimizer(self.prepared.method.model, groups, config.optimizer)
         schedule = make_schedule(optimizer, config.optimizer, self.total)
         loader = DataLoader(
             self.splits.train,
@@ -110,6 +124,7 @@ class Run:
         self.validated = -1
         self.bad: dict[str, str] = {}
         self.skipped: dict[str, list[str]] = {}
+        self.pace = Pace()
         self.bar: Any = None
 
     @property
@@ -125,7 +140,7 @@ class Run:
     def say(self, text: str) -> None:
         """Shows a line, once for all processes."""
         if self.is_main:
-            tqdm.write(text)
+            (logger.info if self.quiet else tqdm.write)(text)
 
     def say_leaks(self) -> None:
         """Says so if packed documents see each other, which depends on attention kernel and method."""
@@ -144,15 +159,15 @@ class Run:
         self.say(f"{self.config.name}: {self.config.method.name}, {counts} trained; {self.place}/")
         with listening(self.accelerator) as self.loop.wish:
             try:
-                test = self.train_and_measure(resume)
+                test, beside = self.train_and_measure(resume)
             except RuntimeError as error:
                 if not is_lost(self.accelerator, error):
                     raise
                 self.lost(error)
-        return self.finish(trained, test)
+        return self.finish(trained, test, beside)
 
-    def train_and_measure(self, resume: bool) -> Measured | None:
-        """Makes the steps and measures; returns what the test split gave."""
+    def train_and_measure(self, resume: bool) -> tuple[Measured | None, dict[str, Any]]:
+        """Makes the steps and measures; returns what the test split gave, and what is measured beside it."""
         step = self.resume() if resume else 0
         self.describe(step)
         self.validate_if_due(step)  # a signal may have come before
@@ -162,12 +177,16 @@ class Run:
             self.flush()
         if step == self.total:
             self.validate_if_due(step)
-        test = None if self.loop.wish() else self.measure("test", self.config.evaluation.predictions)
+        predictions = self.config.evaluation.predictions
+        test = None if self.loop.wish() else self.measure(self.splits.test, "test", predictions)
+        beside = {} if self.loop.wish() else beside_test(self.splits, self.measure)
         if step < self.total or self.loop.wish():
             self.interrupted(step)
-        return test
+        return test, beside
 
-    def finish(self, trained: dict[str, int], test: Measured | None) -> dict[str, Any]:
+    def finish(
+        self, trained: dict[str, int], test: Measured | None, beside: dict[str, Any]
+    ) -> dict[str, Any]:
         """Writes what was trained, and what came out."""
         model = self.accelerator.unwrap_model(self.objective).model
         result: dict[str, Any] = {
@@ -182,9 +201,12 @@ class Run:
             "samples": self.splits.summary,
             "validation": self.validation,
             "test": None if test is None else test.metrics,
+            **beside,
             "bad_samples": self.bad,
             "skipped_steps": self.skipped,
+            "remarks": [*self.splits.remarks, *self.notes.summary()],
             "step_seconds": round(self.loop.seconds, 2),
+            "median_step_seconds": self.pace.median,
             "seconds": round(time.perf_counter() - self.began, 2),
         }
         if self.is_main:
@@ -197,6 +219,8 @@ class Run:
     def complete(self, batch: Batch, step: int) -> Batch:
         """Counts what could not be read, and adds what is stored of a batch's samples."""
         self.count_bad(batch.pop("bad", []))
+        for line in self.notes.add(batch.pop("notes", [])):
+            self.say(line)
         return batch if self.stored is None else self.stored.complete(batch, step // self.order.steps)
 
     def count_bad(self, bad: list[tuple[str, str]]) -> None:
@@ -229,7 +253,11 @@ class Run:
 
     def flush(self) -> None:
         """Writes the losses that were noted; the first that is not finite ends the run."""
+        began, steps = time.perf_counter(), len(self.log.pending)
         found = self.log.flush()
+        if steps:  # reading the first loss has waited for the device
+            self.loop.seconds += time.perf_counter() - began
+            self.pace.note(self.loop.seconds, steps)
         if self.bar is not None and self.log.loss is not None:
             self.bar.set_postfix_str(f"loss {self.log.loss:.4f}", refresh=False)
         if found is not None:
@@ -272,7 +300,7 @@ class Run:
 
     def validate(self, step: int) -> None:
         """Measures on the validation split, if there is one."""
-        measured = self.measure("validation")
+        measured = self.measure(self.splits.validation, "validation")
         if measured is None and self.splits.validation is not None:
             return  # a signal came: a resumed run measures
         self.validated = step
@@ -287,18 +315,19 @@ class Run:
         self.accelerator.log({f"validation/{name}": value for name, value in scalars.items()}, step=step)
         self.say(f"epoch {epoch:g}: " + ", ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
 
-    def measure(self, split: str, predictions: bool = False) -> Measured | None:
+    def measure(self, data: Any | None, name: str, predictions: bool = False) -> Measured | None:
         """Measures on a split; None if there is none, or a signal came."""
-        data = getattr(self.splits, split)
         if data is None:
             return None
         config = self.config
         measured = evaluate(
             self.accelerator, self.objective, data, self.splits.collate, task=config.task,
             classes=self.splits.classes, batch_size=config.evaluation.batch_size or 2 * config.batch_size,
-            workers=config.workers, name=split, predictions=predictions,
+            workers=config.workers, name=name, predictions=predictions,
             on_target=config.evaluation.attention_on_target, stop=self.loop.wish,
         )  # fmt: skip
+        for line in self.notes.add([] if measured is None else measured.notes):
+            self.say(line)
         if measured is not None and predictions and self.is_main:
             measured.write_predictions(self.place / folder.PREDICTIONS)
         return measured
@@ -333,6 +362,7 @@ class Run:
             "bad": self.bad,
             "skipped": self.skipped,
             "step_seconds": self.loop.seconds,
+            "seconds": time.perf_counter() - self.began,
             "data": self.splits.fingerprint,
             **self.identity(),
         }
@@ -350,6 +380,8 @@ class Run:
         step = int(progress["step"])
         self.validation, self.validated = progress["validation"], progress["validated"]
         self.bad, self.loop.seconds = progress["bad"], progress["step_seconds"]
+        self.pace.start(self.loop.seconds)
+        self.began -= progress.get("seconds", 0.0)  # a checkpoint of an earlier version has none
         self.skipped = progress.get("skipped", {})
         held = progress.get("data", self.splits.fingerprint)
         if held != self.splits.fingerprint and not self.config.data.streaming:

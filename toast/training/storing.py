@@ -98,7 +98,7 @@ def stored_first_pass(
 def _reasons(config: RunConfig, stage: Stage, prepared: Prepared) -> list[str]:
     if stage == "pretune":
         return ["pre-tuning measures the task loss on the first pass's output, which is not stored"]
-    if not config.method.is_toast and config.method.name != "linear":
+    if not config.method.stores:
         return [f"{config.method.name} has no frozen first pass"]
     if config.task == "language" and config.method.name == "linear":
         return ["features of every token are not stored for a language model's head"]

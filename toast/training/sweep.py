@@ -1,6 +1,6 @@
 """A grid for several rows of settings: searched on the validation split, measured once on the test split.
 
-SWEEP/pretune/                 the pre-tuning that rows start from, if there is one
+SWEEP/pretune/                 the pre-tuning that rows start from, if there is one; of several, pretune/NAME/
 SWEEP/search/ROW/POINT/        a run of the grid; it never opens the test split
 SWEEP/final/ROW/POINT,seed-N/  a run with the chosen settings
 SWEEP/sweep.json               the table with all figures; SWEEP/table.md to read
@@ -19,18 +19,26 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from tqdm import tqdm
 
 from toast.files import try_folder
 from toast.training import folder
 from toast.training.accelerating import make_accelerator
 from toast.training.config import RunConfig, SweepConfig
 from toast.training.finite import Diverged
-from toast.training.loading import load_config, make_config
+from toast.training.loading import make_config, read_yaml
 from toast.training.locking import locked
 from toast.training.run import run
 
 #: Of these the least is the best.
 _LESS_IS_BETTER = ("loss", "perplexity", "calibration_error")
+#: Columns of the table, where they were measured.
+_SHOWN = (
+    "accuracy", "attention_on_target", "selection_inside", "selection_outside", "selection_ratio",
+    "calibration_error", "loss", "perplexity",
+)  # fmt: skip
+#: What a run measures once, beside its test split.
+_BESIDE = ("splits", "corrupted")
 #: What no folder's name may hold.
 _NO_NAME = re.compile(r"[/\\\x00\n]")
 Settings = dict[str, Any]
@@ -56,6 +64,23 @@ class Row:
             yield dict(zip(self.grid, values, strict=True))
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What the validation split chose for a row.
+
+    Args:
+        point: Settings of the best point of the grid.
+        by: Measure that it was chosen by.
+        searched: The measure at every point, in the grid's order.
+        best: The best of them.
+    """
+
+    point: Settings
+    by: str
+    searched: list[float]
+    best: float
+
+
 def sweep(config: RunConfig, dry_run: bool = False, console: Console | None = None) -> dict[str, Any]:
     """Runs a sweep; what is done already is not done again.
 
@@ -71,74 +96,98 @@ def sweep(config: RunConfig, dry_run: bool = False, console: Console | None = No
         ValueError: If there is no such section, or a run's settings do not fit; before the first run.
         Interrupted: If a signal came; call it again to go on.
     """
-    spec, console = config.sweep, console or Console(soft_wrap=True)
-    if spec is None or not spec.rows:
-        raise ValueError("sweep: needs a section with rows, such as rows: {lora: {method: lora}}.")
-    if config.data.validation is None and not config.data.validation_share:
-        raise ValueError(
-            "sweep: needs a validation split to select on; set data.validation, or data.validation_share."
-        )
+    spec, console = checked(config), console or Console(soft_wrap=True)
     place = config.folder
-    rows = [_row(name, settings, spec) for name, settings in spec.rows.items()]
+    rows = [make_row(name, settings, spec) for name, settings in spec.rows.items()]
     searches = {row.name: [_search(config, row, point) for point in row.points()] for row in rows}
-    finals = {row.name: [_final(config, row, {}, seed) for seed in range(spec.seeds)] for row in rows}
+    finals = {row.name: [make_final(config, row, {}, seed) for seed in range(spec.seeds)] for row in rows}
     if dry_run:
         for each in [*itertools.chain(*searches.values()), *itertools.chain(*finals.values())]:
             console.print(str(each.folder), highlight=False)
         return {}
     try_folder(place, "out")
     with locked(make_accelerator(config), place):
-        return _search_and_measure(config, spec, rows, searches, console)
+        return _search_and_measure(config, spec, rows, console)
 
 
 def _search_and_measure(
-    config: RunConfig,
-    spec: SweepConfig,
-    rows: list[Row],
-    searches: dict[str, list[RunConfig]],
-    console: Console,
+    config: RunConfig, spec: SweepConfig, rows: list[Row], console: Console
 ) -> dict[str, Any]:
     place = config.folder
-    if spec.pretune is not None:
-        _pretune(spec.pretune, place)
+    for name in pretunings(spec):
+        pretune(config, name)
     table: dict[str, Any] = {}
     failed: list[str] = []
     for row in rows:
-        found = [_tried(search, console) for search in searches[row.name]]
-        by = spec.select_by or ("accuracy" if config.task == "vision" else "loss")
-        values = [math.nan if result is None else _measure(result, "validation", by) for result in found]
-        best = best_of(values, by)
-        if best is None:
-            failed.append(row.name)
+        try:
+            choice = choose(config, row)
+        except NoChoice as error:
+            failed.append(str(error))
             continue
-        point = list(row.points())[best]
-        finals = [_final(config, row, point, seed) for seed in range(spec.seeds)]
-        ended = [result for result in (_tried(final, console) for final in finals) if result is not None]
+        finals = [make_final(config, row, choice.point, seed) for seed in range(spec.seeds)]
+        ended = [result for result in map(_tried, finals) if result is not None]
         if not ended:
-            failed.append(row.name)
+            failed.append(f"sweep.rows.{row.name}: with every seed the choice diverged, {choice.point}")
             continue
-        table[row.name] = _line(point, by, values, best, ended)
+        table[row.name] = _line(choice, ended)
         folder.write_json(place / "sweep.json", {"name": config.name, "seeds": spec.seeds, "rows": table})
         folder.write_text(place / "table.md", as_markdown(table))
         console.print(
-            f"{row.name}: {point}, {by} {values[best]:.4f} of the validation split", highlight=False
+            f"{row.name}: {choice.point}, {choice.by} {choice.best:.4f} of the validation split",
+            highlight=False,
         )
     if failed:
-        raise ValueError(
-            f"sweep: every run of {', '.join(failed)} diverged, or measured no finite {by} on the validation "
-            f"split; the other rows are in {place}. Give sweep.rows.{failed[0]}.grid lower learning rates."
-        )
+        raise ValueError("\n".join([*failed, f"The other rows are in {place}."]))
     console.print(as_markdown(table), highlight=False, markup=False)
     console.print(f"{place}/table.md, {place}/sweep.json", highlight=False)
     return {"name": config.name, "seeds": spec.seeds, "rows": table}
 
 
-def _tried(config: RunConfig, console: Console) -> dict[str, Any] | None:
+def checked(config: RunConfig) -> SweepConfig:
+    """Returns the section of a sweep.
+
+    Raises:
+        ValueError: If there is none, no row, or nothing to select on.
+    """
+    if config.sweep is None or not config.sweep.rows:
+        raise ValueError("sweep: needs a section with rows, such as rows: {lora: {method: lora}}.")
+    if config.data.validation is None and not config.data.validation_share:
+        raise ValueError(
+            "sweep: needs a validation split to select on; set data.validation, or data.validation_share."
+        )
+    return config.sweep
+
+
+def choose(config: RunConfig, row: Row) -> Choice:
+    """Runs a row's grid, as far as it is not done, and returns the point that the validation split chose.
+
+    Raises:
+        NoChoice: If no point has a finite measure.
+    """
+    assert config.sweep is not None
+    points = list(row.points())
+    found = [_tried(_search(config, row, point)) for point in points]
+    by = config.sweep.select_by or ("accuracy" if config.task == "vision" else "loss")
+    values = [math.nan if result is None else _measure(result, "validation", by) for result in found]
+    best = best_of(values, by)
+    if best is None:
+        raise NoChoice(
+            f"sweep.rows.{row.name}: every run diverged, or measured no finite {by} on the validation split. "
+            "Give its grid lower learning rates"
+        )
+    return Choice(points[best], by, values, values[best])
+
+
+class NoChoice(ValueError):
+    """No point of a row's grid can be chosen."""
+
+
+def _tried(config: RunConfig) -> dict[str, Any] | None:
     """Returns a run's result; None if it diverged, which is said and ends no sweep."""
     try:
         return run(config, "tune", resume=True)
     except Diverged as stopped:
-        console.print(f"{config.folder} diverged: {stopped}", highlight=False, markup=False)
+        tqdm.write(f"{config.folder} diverged: {stopped}")
         return None
 
 
@@ -150,15 +199,41 @@ def best_of(values: Sequence[float], by: str) -> int | None:
     return (min if by in _LESS_IS_BETTER else max)(places, key=values.__getitem__)
 
 
-def _row(name: str, settings: Settings, spec: SweepConfig) -> Row:
+def pretunings(spec: SweepConfig) -> dict[str, tuple[Path, Settings]]:
+    """Returns configuration file and settings on top of each pre-tuning; a single one has no name."""
+    if spec.pretune is None:
+        return {}
+    given = spec.pretune if isinstance(spec.pretune, dict) else {"": spec.pretune}
+    made: dict[str, tuple[Path, Settings]] = {}
+    for name, each in given.items():
+        settings = dict(each) if isinstance(each, dict) else {"config": each}
+        if "config" not in settings:
+            raise ValueError(f"sweep.pretune.{name}: needs config: FILE; got {', '.join(settings)}.")
+        at = Path(settings.pop("config"))
+        if not at.is_file():
+            raise ValueError(f"sweep.pretune: {at} is not there; needs the YAML file of a pre-tuning.")
+        made[name] = at, settings
+    return made
+
+
+def pretune(config: RunConfig, name: str) -> None:
+    """Does a pre-tuning, if it is not done."""
+    assert config.sweep is not None
+    at, settings = pretunings(config.sweep)[name]
+    made = make_config(read_yaml(at), settings.items(), str(at))
+    out = _shared(config) / "pretune" / name
+    run(made.model_copy(update={"out": out.parent, "name": out.name}), "pretune", resume=True)
+
+
+def _shared(config: RunConfig) -> Path:
+    return (config.sweep and config.sweep.shared) or config.folder
+
+
+def make_row(name: str, settings: Settings, spec: SweepConfig) -> Row:
+    """Returns a row of a sweep's section."""
     settings = dict(settings)
     grid = settings.pop("grid", spec.grid)
     return Row(name, settings, grid)
-
-
-def _pretune(at: Path, place: Path) -> None:
-    config = load_config(at)
-    run(config.model_copy(update={"out": place, "name": "pretune"}), "pretune", resume=True)
 
 
 def _named(point: Settings) -> str:
@@ -170,11 +245,15 @@ def _named(point: Settings) -> str:
 
 def _search(config: RunConfig, row: Row, point: Settings) -> RunConfig:
     name = _named(point) or "all"
-    own = {"data.test": None, "data.test_share": 0.0}
+    own: Settings = {
+        "data.test": None, "data.test_share": 0.0, "evaluation.splits": [],
+        "evaluation.corruptions": {}, "evaluation.corruption": None,
+    }  # fmt: skip
     return _made(config, {**row.settings, **point, **own}, config.folder / "search" / row.name, name)
 
 
-def _final(config: RunConfig, row: Row, point: Settings, seed: int) -> RunConfig:
+def make_final(config: RunConfig, row: Row, point: Settings, seed: int) -> RunConfig:
+    """Returns the run that trains a row with chosen settings and opens the test split."""
     assert config.sweep is not None
     own = {"data.validation": None, "data.validation_share": 0.0, **config.sweep.final, "seed": seed}
     name = f"{_named(point)},seed-{seed}" if point else f"seed-{seed}"
@@ -182,19 +261,22 @@ def _final(config: RunConfig, row: Row, point: Settings, seed: int) -> RunConfig
 
 
 def _made(config: RunConfig, settings: Settings, out: Path, name: str) -> RunConfig:
-    shared = config.model_dump(mode="json", exclude={"sweep", "stage"})
-    stored = config.first_pass.folder or config.folder / "first-pass"
+    shared = config.model_dump(mode="json", exclude={"sweep", "study", "stage"})
+    stored = config.first_pass.folder or _shared(config) / "first-pass"
     places = {"out": str(out), "name": name, "first_pass.folder": str(stored)}
     if {"epochs", "steps"} & settings.keys():
         shared |= {"epochs": None, "steps": None}
     made = make_config(shared, [*settings.items(), *places.items()], f"sweep.rows.{out.name}")
-    if made.method.start == Path("pretune"):
+    start = made.method.start
+    if start is not None and start.parts[:1] == ("pretune",):
         assert config.sweep is not None
-        if config.sweep.pretune is None:
+        name, known = "/".join(start.parts[1:]), pretunings(config.sweep)
+        if name not in known:
+            has = ", ".join(known) if any(known) else "one without a name" if known else "no file"
             raise ValueError(
-                f"sweep.rows.{out.name}: method.start is pretune, but sweep.pretune names no file."
+                f"sweep.rows.{out.name}: method.start is {start}, but sweep.pretune names {has}."
             )
-        start = config.folder / "pretune" / folder.ADAPTER
+        start = _shared(config) / start / folder.ADAPTER
         return made.model_copy(update={"method": made.method.model_copy(update={"start": start})})
     return made
 
@@ -206,45 +288,41 @@ def _measure(result: dict[str, Any], split: str, name: str) -> float:
     return math.nan if measured[name] is None else float(measured[name])
 
 
-def _line(
-    point: Settings, by: str, values: list[float], best: int, ended: list[dict[str, Any]]
-) -> dict[str, Any]:
-    tests = [result["test"] or {} for result in ended]
-    names = [name for name in tests[0] if all(isinstance(test.get(name), float) for test in tests)]
-    measured = {name: [float(test[name]) for test in tests] for name in names}
+def _line(choice: Choice, ended: list[dict[str, Any]]) -> dict[str, Any]:
+    beside = {name: _over_seeds([result[name] for result in ended]) for name in _BESIDE if name in ended[0]}
     return {
-        "chosen": point,
-        "select_by": by,
-        "searched": values,
-        "validation": values[best],
-        "test": {
-            name: {
-                "mean": statistics.mean(held),
-                "deviation": statistics.stdev(held) if len(held) > 1 else 0.0,
-                "seeds": held,
-            }
-            for name, held in measured.items()
-        },
+        "chosen": choice.point,
+        "select_by": choice.by,
+        "searched": choice.searched,
+        "validation": choice.best,
+        "test": _over_seeds([result["test"] or {} for result in ended]),
+        **beside,
         "trainable_parameters": ended[0]["trainable_parameters"],
         "step_seconds": statistics.mean(result["step_seconds"] for result in ended),
     }
 
 
+def _over_seeds(measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns mean, standard deviation and values of every figure, however deep it stands."""
+    table: dict[str, Any] = {}
+    for name, value in measured[0].items():
+        held = [each[name] for each in measured if name in each]
+        if isinstance(value, dict):
+            table[name] = _over_seeds(held)
+        elif all(isinstance(each, float) for each in held) and len(held) == len(measured):
+            deviation = statistics.stdev(held) if len(held) > 1 else 0.0
+            table[name] = {"mean": statistics.mean(held), "deviation": deviation, "seeds": held}
+    return table
+
+
 def as_markdown(table: dict[str, Any]) -> str:
     """Returns the table: what was chosen, and each measure's mean and standard deviation over the seeds."""
-    shown = [
-        name
-        for name in ("accuracy", "attention_on_target", "calibration_error", "loss", "perplexity")
-        if any(name in line["test"] for line in table.values())
-    ]
+    shown = [name for name in _SHOWN if any(name in line["test"] for line in table.values())]
     head = ["", "chosen", "validation", *(name.replace("_", " ") for name in shown), "trained", "s"]
     lines = [head, ["---"] * len(head)]
     for name, line in table.items():
         chosen = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in line["chosen"].items())
-        cells = [
-            f"{line['test'][m]['mean']:.3f} ± {line['test'][m]['deviation']:.3f}" if m in line["test"] else ""
-            for m in shown
-        ]
+        cells = [_of_seeds(line["test"].get(measure)) for measure in shown]
         lines.append(
             [
                 name,
@@ -256,3 +334,7 @@ def as_markdown(table: dict[str, Any]) -> str:
             ]
         )
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def _of_seeds(held: dict[str, Any] | None) -> str:
+    return "–" if held is None else f"{held['mean']:.3f} ± {held['deviation']:.3f}"

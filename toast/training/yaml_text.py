@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
+from toast.data.plain_text import decode_text
 from toast.files import read_regular
 
 #: Characters of a file, levels of nesting, and values with aliases written out: far above any configuration.
@@ -104,18 +105,11 @@ def read_yaml_file(path: Path) -> Any:
     """Returns what a YAML file says.
 
     Raises:
-        ValueError: As `parse_yaml`, or if it is no regular file, or not in UTF-8; it names file and line.
+        ValueError: As `parse_yaml`, or if it is no regular file, or in another encoding than it says; it
+            names file and line.
     """
     data = read_regular(path, 4 * MOST_CHARACTERS)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        kind = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "another encoding, such as Latin-1"
-        raise ValueError(
-            f"{path}, line {line}: byte {data[error.start]:#04x} is not UTF-8; it seems to be "
-            f"{kind}. Save it as UTF-8."
-        ) from None
+    text = decode_text(data, str(path))
     try:
         return parse_yaml(text)
     except ValueError as error:

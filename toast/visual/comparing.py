@@ -1,13 +1,14 @@
-"""`compare`: where models look, measured over pictures whose targets are known, with intervals."""
+"""`compare`: what models say and where they look, measured over pictures, with intervals."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from toast.files import beside, strict_json
-from toast.visual import measures
+from toast.visual import measures, targets
 from toast.visual.grids import Maps
 from toast.visual.maps import look
 from toast.visual.modes import evaluating
@@ -24,11 +25,20 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FROZEN = "frozen"
+#: Label of a picture whose class is not known.
+UNKNOWN = -100
+
+#: Pixels; targets, if there are any; and labels, if there are any.
+Batch = tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor | None]
 
 #: The measures of a comparison, in order, and what they are called in its table.
 MEASURES: dict[str, str] = {
+    "accuracy": "accuracy",
     "on_target": "attention on target",
     "pointing": "pointing game",
+    targets.INSIDE: "selected inside target",
+    targets.OUTSIDE: "selected outside",
+    targets.RATIO: "inside over outside",
     "entropy": "entropy, of even",
     "total_variation": "moved",
     "jensen_shannon": "Jensen-Shannon, bits",
@@ -55,16 +65,22 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Where models look, by name.
+    """What models say and where they look, by name.
 
     Args:
-        rows: By model, each measure's mean and interval. "moved" (total variation) and Jensen-Shannon are
+        rows: By model, each measure's mean and interval, as far as it was measured: accuracy where labels are
+            known, attention on target, pointing game and selection where targets are in sight (for what is
+            measured on targets see `toast.visual.targets`). "moved" (total variation) and Jensen-Shannon are
             against the reference.
         gains: By model other than the reference, the mean of the difference to it, picture by picture.
-        values: By model and measure, the value of each picture, `(pictures,)`.
+        values: By model and measure, the value of each picture, `(pictures,)`; not a number where there is
+            none. The ratio of selection is one of means and has none.
         reference: The model that the others are held against: the frozen one if there is one.
-        area: Mean share of the picture that the targets cover: what even attention would reach.
+        area: Mean share of the picture that the targets in sight cover: what even attention would reach;
+            None if there are none.
         pictures: Number of pictures.
+        in_sight: How many of them have a target in sight.
+        out_of_sight: How many have one that the preparation has cropped away.
         confidence: Of the intervals.
         shows: What the maps show.
     """
@@ -73,13 +89,15 @@ class Comparison:
     gains: dict[str, dict[str, Estimate]]
     values: dict[str, dict[str, Tensor]]
     reference: str
-    area: float
+    area: float | None
     pictures: int
+    in_sight: int
+    out_of_sight: int
     confidence: float
     shows: str
 
     def table(self) -> Table:
-        """Returns a table for the terminal.
+        """Returns a table for the terminal: a row for each measure, a column for each model.
 
         Raises:
             ImportError: If rich is not there.
@@ -90,22 +108,40 @@ class Comparison:
             raise ImportError("the table needs rich: pip install 'toast-steering[visual]'") from error
         table = Table(
             title=f"{self.pictures} pictures: {self.shows}",
-            caption=f"Mean [{self.confidence:.0%} bootstrap interval]; targets are {self.area:.3f} of the "
-            f"area; moved and Jensen-Shannon against {self.reference}.",
+            caption=f"Mean [{self.confidence:.0%} bootstrap interval]; {self._of_targets()}moved and "
+            f"Jensen-Shannon against {self.reference}.",
         )
-        table.add_column("model")
-        for name in MEASURES.values():
-            table.add_column(name, justify="right")
-        for model, row in self.rows.items():
-            table.add_row(model, *(str(row[name]) if name in row else "–" for name in MEASURES))
+        table.add_column("")
+        for model in self.rows:
+            table.add_column(model, justify="right")
+        for name, called in MEASURES.items():
+            if any(name in row for row in self.rows.values()):
+                table.add_row(called, *(str(row[name]) if name in row else "–" for row in self.rows.values()))
         return table
 
+    def _of_targets(self) -> str:
+        """Returns what is said of the targets below the table."""
+        if self.area is None:
+            return "" if not self.out_of_sight else f"all {self.out_of_sight} targets are cropped away; "
+        away = f", {self.out_of_sight} more are cropped away" if self.out_of_sight else ""
+        return f"{self.in_sight} targets in sight{away}, {self.area:.3f} of the area; "
+
     def as_dict(self) -> dict[str, Any]:
-        """Returns everything but the single values, for JSON."""
+        """Returns everything but the single values, for JSON, which knows no infinite end of an interval."""
+
+        def plain(table: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
+            return {
+                model: {
+                    k: {n: x if isfinite(x) else None for n, x in asdict(v).items()} for k, v in row.items()
+                }
+                for model, row in table.items()
+            }
+
         return {
-            "models": {model: {k: asdict(v) for k, v in row.items()} for model, row in self.rows.items()},
-            "gains": {model: {k: asdict(v) for k, v in row.items()} for model, row in self.gains.items()},
+            "models": plain(self.rows),
+            "gains": plain(self.gains),
             "reference": self.reference, "area": self.area, "pictures": self.pictures,
+            "in_sight": self.in_sight, "out_of_sight": self.out_of_sight,
             "confidence": self.confidence, "shows": self.shows,
         }  # fmt: skip
 
@@ -140,23 +176,27 @@ class Comparison:
 
 def compare(
     models: Mapping[str, nn.Module],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     *,
+    classifiers: Collection[str] | None = None,
     tolerance: float = 0.0,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
     **options: Any,
 ) -> Comparison:
-    """Measures where models look on pictures whose targets are known.
+    """Measures what models say of pictures and where they look, on targets if these are known.
 
     The frozen model need not be given: it is the first pass of the first steered model, or the model without
     its adapter of the first other one. All are put in evaluation mode while they are measured.
 
     Args:
         models: Models by name, on the same pictures: steered, with another adapter, fully tuned.
-        batches: Pixels as the models take them, `(batch, channels, height, width)`, and the targets: boxes
-            `(batch, 4)`, x0, y0, x1, y1 in these pixels, or masks `(batch, height, width)`.
+        batches: Pixels as the models take them, `(batch, channels, height, width)`; the targets: boxes
+            `(batch, 4)`, x0, y0, x1, y1 in these pixels, or masks `(batch, height, width)`, 0 to 1, not a
+            number where one is not known, or None; and, if there are any, labels `(batch,)`, -100 where one
+            is not known.
+        classifiers: Models whose classes are those of the labels; None is all that are given.
         tolerance: Of the pointing game, in pixels.
         confidence: Of the percentile bootstrap intervals (Efron 1979) over pictures.
         resamples: Number of bootstrap samples; the same ones for all models.
@@ -164,84 +204,158 @@ def compare(
         **options: Of `toast.visual.maps.look`, such as `block`, `head` or `method`.
 
     Raises:
-        ValueError: If there is no model or no picture, or a batch's targets are not as many as its pictures.
+        ValueError: If there is no model or no picture, or a batch's targets or labels are not as many as its
+            pictures.
     """
     if not models:
         raise ValueError("models: needs at least one model; got none.")
     found: dict[str, dict[str, list[Tensor]]] = {}
-    area: list[Tensor] = []
+    areas: list[Tensor] = []
+    out_of_sight = 0
     shows = ""
     with ExitStack() as modes:
         for model in models.values():
             modes.enter_context(evaluating(model))
-        for pixels, target in batches:
-            if len(target) != len(pixels):
-                raise ValueError(
-                    f"batches: needs a target for each picture; got {len(pixels)} pictures and {len(target)}."
-                )
-            target = target.cpu()
-            area.append(measures.share_of_area(target, (pixels.shape[-2], pixels.shape[-1])))
-            maps: dict[str, Maps] = {}
+        for batch in batches:
+            pixels, target, labels = _checked(batch)
+            size = (pixels.shape[-2], pixels.shape[-1])
+            seen = targets.in_sight(target, size)
+            areas.append(measures.share_of_area(target[seen], size))
+            out_of_sight += int((targets.is_known(target) & ~seen).sum())
+            looks: dict[str, _Look] = {}
             for name, model in models.items():
                 views = look(model, pixels, **options)
                 shows = shows or views.name
                 if views.frozen is not None and FROZEN not in models:
-                    maps.setdefault(FROZEN, views.frozen)
-                maps[name] = views.attention
-            reference = FROZEN if FROZEN in maps else next(iter(maps))
-            for name in sorted(maps, key=lambda name: name != reference):
+                    looks.setdefault(FROZEN, _Look(views.frozen))
+                says = views.scores if classifiers is None or name in classifiers else None
+                looks[name] = _Look(views.attention, views.selection, says)
+            reference = FROZEN if FROZEN in looks else next(iter(looks))
+            for name in sorted(looks, key=lambda name: name != reference):
                 row = found.setdefault(name, {})
-                for measure, found_here in _measured(maps[name], target, maps[reference], tolerance).items():
-                    row.setdefault(measure, []).append(found_here.double())
+                here = _measured(looks[name], target, labels, size, tolerance)
+                here |= _changed(looks[name].attention, looks[reference].attention)
+                for measure, values_here in here.items():
+                    row.setdefault(measure, []).append(values_here.double())
     if not found:
         raise ValueError("batches: needs at least one batch of pictures; got none.")
     values = {name: {k: torch.cat(parts) for k, parts in row.items()} for name, row in found.items()}
+    values = {
+        name: {k: row[k] for k in MEASURES if k in row and not row[k].isnan().all()}
+        for name, row in values.items()
+    }
     reference = next(iter(values))
-    pictures = len(values[reference]["on_target"])
+    pictures = len(values[reference]["entropy"])
     draws = torch.randint(pictures, (resamples, pictures), generator=torch.Generator().manual_seed(seed))
     estimate = partial(_estimate, draws=draws, confidence=confidence)
     same = ("total_variation", "jensen_shannon")  # nothing to gain: they are against the reference already
+    against = values[reference]
+    area = torch.cat(areas)
     return Comparison(
         rows={
             name: {k: estimate(v) for k, v in row.items() if name != reference or k not in same}
+            | _ratio(row, draws, confidence)
             for name, row in values.items()
         },
         gains={
-            name: {k: estimate(v - values[reference][k]) for k, v in row.items() if k not in same}
+            name: {k: estimate(v - against[k]) for k, v in row.items() if k not in same and k in against}
             for name, row in values.items()
             if name != reference
         },
         values=values,
         reference=reference,
-        area=float(torch.cat(area).mean()),
+        area=float(area.mean()) if len(area) else None,
         pictures=pictures,
+        in_sight=len(area),
+        out_of_sight=out_of_sight,
         confidence=confidence,
         shows=shows,
     )
 
 
-def _measured(maps: Maps, target: Tensor, reference: Maps, tolerance: float) -> dict[str, Tensor]:
-    """Returns the measures of each picture; of change only where both have the same grid."""
-    found = {
-        "on_target": measures.share_in_target(maps.values, target, maps.cell),
-        "pointing": measures.pointing_game(maps.values, target, maps.cell, tolerance),
-        "entropy": measures.entropy(maps.values),
+@dataclass(frozen=True)
+class _Look:
+    """What one model does with a batch: where it looks, what it selects and says, if it does."""
+
+    attention: Maps
+    selection: Maps | None = None
+    scores: Tensor | None = None
+
+
+def _checked(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns a batch with a target and a label for each picture, unknown ones as such.
+
+    Raises:
+        ValueError: If there are more or fewer than pictures.
+    """
+    pixels, target, labels = (*batch, None)[:3]
+    if target is None:
+        target = torch.full((len(pixels), 4), torch.nan)
+    if labels is None:
+        labels = torch.full((len(pixels),), UNKNOWN)
+    for name, held in (("target", target), ("label", labels)):
+        if len(held) != len(pixels):
+            raise ValueError(
+                f"batches: needs a {name} for each picture; got {len(pixels)} pictures and {len(held)}."
+            )
+    return pixels, target.cpu(), labels.cpu()
+
+
+def _measured(
+    seen: _Look, target: Tensor, labels: Tensor, size: tuple[int, int], tolerance: float
+) -> dict[str, Tensor]:
+    """Returns the measures of each picture, not a number where there is none."""
+    maps = seen.attention
+    found: dict[str, Tensor] = {"entropy": measures.entropy(maps.values)}
+    if seen.scores is not None:
+        right = (seen.scores.detach().cpu().argmax(-1) == labels).double()
+        found["accuracy"] = torch.where(labels == UNKNOWN, torch.nan, right)
+    here = targets.measure(maps, seen.selection, target, size)
+    found["on_target"] = here.pop(targets.ATTENTION)
+    hits = measures.pointing_game(maps.values, target, maps.cell, tolerance)
+    found["pointing"] = torch.where(found["on_target"].isnan(), torch.nan, hits)
+    return found | here
+
+
+def _changed(maps: Maps, reference: Maps) -> dict[str, Tensor]:
+    """Returns how far each picture's map is from the reference's, if both have the same grid."""
+    if maps.values.shape != reference.values.shape:
+        return {}
+    return {
+        "total_variation": measures.total_variation(maps.values, reference.values),
+        "jensen_shannon": measures.jensen_shannon(maps.values, reference.values),
     }
-    if maps.values.shape == reference.values.shape:
-        found["total_variation"] = measures.total_variation(maps.values, reference.values)
-        found["jensen_shannon"] = measures.jensen_shannon(maps.values, reference.values)
-    return found
+
+
+def _ratio(row: dict[str, Tensor], draws: Tensor, confidence: float) -> dict[str, Estimate]:
+    """Returns the ratio of the mean selection weights; its interval is that of the ratios of resamples."""
+    if targets.INSIDE not in row:
+        return {}
+    means = {name: float(row[name].nanmean()) for name in (targets.INSIDE, targets.OUTSIDE)}
+    mean = targets.ratio(means)
+    if mean is None:
+        return {}
+    drawn = row[targets.INSIDE][draws].nanmean(1) / row[targets.OUTSIDE][draws].nanmean(1)
+    return {targets.RATIO: _interval(mean, drawn, confidence)}
 
 
 def _estimate(values: Tensor, draws: Tensor, confidence: float) -> Estimate:
     """Returns the mean with its percentile bootstrap interval.
 
     Args:
-        values: Of each picture, `(pictures,)`.
+        values: Of each picture, `(pictures,)`; those that are not a number count in no mean.
         draws: Bootstrap samples, `(resamples, pictures)`.
         confidence: Of the interval.
     """
-    means = values[draws].mean(1)
-    ends = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=means.dtype)
-    low, high = torch.quantile(means, ends).tolist()
-    return Estimate(float(values.mean()), low, high)
+    return _interval(float(values.nanmean()), values[draws].nanmean(1), confidence)
+
+
+def _interval(mean: float, drawn: Tensor, confidence: float) -> Estimate:
+    """Returns a figure with the percentile interval of what resamples give.
+
+    A resample without any picture that counts gives none. Where its weights outside are all 0, the ratio is
+    infinite, and so may be the end of the interval: hence no interpolation.
+    """
+    ends = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=drawn.dtype)
+    low, high = torch.nanquantile(drawn, ends, interpolation="nearest").tolist()
+    return Estimate(mean, low, high)

@@ -26,13 +26,20 @@ def coverage(target: Tensor, rows: int, columns: int, cell: Pair) -> Tensor:
         `(batch, rows, columns)`, 0 to 1.
 
     Raises:
-        ValueError: If the target is neither boxes nor masks.
+        ValueError: If the target is neither boxes nor masks, or one that counts otherwise: boxes in shares of
+            the picture, masks up to 255.
     """
     if target.ndim == 2 and target.shape[1] == 4:
+        _refuse_shares(target)
         across = _covered(target[:, 0], target[:, 2], columns, cell[1])
         down = _covered(target[:, 1], target[:, 3], rows, cell[0])
         return down[:, :, None] * across[:, None, :]
     if target.ndim == 3:
+        if target.numel() and float(target.max()) > 1:
+            raise ValueError(
+                f"target: masks need values from 0 to 1; got some up to {float(target.max()):g}. Divide them "
+                "by what stands for the target."
+            )
         height, width = target.shape[1:]
         down = _covered(torch.arange(height), torch.arange(height) + 1, rows, cell[0])
         across = _covered(torch.arange(width), torch.arange(width) + 1, columns, cell[1])
@@ -42,6 +49,16 @@ def coverage(target: Tensor, rows: int, columns: int, cell: Pair) -> Tensor:
     raise ValueError(
         f"target: needs boxes (batch, 4) or masks (batch, height, width); got {tuple(target.shape)}."
     )
+
+
+def _refuse_shares(boxes: Tensor) -> None:
+    """Refuses boxes in 0..1: as pixels they would lie within the first one, all of them."""
+    inside = len(boxes) and bool((boxes.abs() <= 1).all())
+    if inside and bool((boxes != boxes.round()).any()):
+        raise ValueError(
+            f"target: boxes need pixels; got {[round(x, 4) for x in boxes[0].tolist()]} and the like, which "
+            "are shares of the picture. Multiply x by its width and y by its height."
+        )
 
 
 def _covered(start: Tensor, end: Tensor, count: int, side: float) -> Tensor:

@@ -87,13 +87,17 @@ def find_preparation(
             "processor of transformers (AutoImageProcessor.from_pretrained(...)), or a function from a "
             "picture of Pillow to normalised pixels (channels, height, width), with mean= and std=."
         )
-    from timm.data import create_transform, resolve_model_data_config
+    from timm.data import resolve_model_data_config
+
+    from toast.data.vision.channels import channels_of, with_channels
+    from toast.data.vision.transforming import transforms
 
     settings = resolve_model_data_config(trunk)
     embedding = getattr(trunk, "patch_embed", None)
     if getattr(embedding, "img_size", None) is not None and not getattr(trunk, "dynamic_img_size", False):
         settings["input_size"] = (3, *embedding.img_size)  # type: ignore[union-attr]
-    transform = create_transform(**settings, is_training=False)
+    settings = with_channels(settings, channels_of(trunk))
+    transform = transforms(settings, train=False)
     return Preparation(transform, mean or settings["mean"], std or settings["std"])
 
 
@@ -108,20 +112,20 @@ def open_picture(image: Any) -> Any:
         ValueError: If it is no picture.
     """
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image
     except ImportError as error:
         raise ImportError("pictures need Pillow: pip install 'toast-steering[visual]'") from error
+    from toast.data.vision.decoding import DECODING_ERRORS, decode, reason, to_rgb
+
     if isinstance(image, str | Path):
-        try:
-            with Image.open(image) as opened:
-                opened.load()
-                image = opened
-        except FileNotFoundError as error:
-            raise ValueError(f"images: there is no file {str(image)!r}.") from error
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"images: {str(image)!r} is no picture that Pillow can read: {error}") from error
+        if not Path(image).exists():
+            raise ValueError(f"images: there is no file {str(image)!r}.")
+        return decode(Path(image), f"images: {str(image)!r} is no picture that Pillow can read")
     if not isinstance(image, Image.Image):
         raise ValueError(  # noqa: TRY004 - one of several values of an argument
             f"images: needs paths, pictures of Pillow or pixels (channels, height, width); got {type(image)}."
         )
-    return ImageOps.exif_transpose(image).convert("RGB")
+    try:
+        return to_rgb(image).image
+    except DECODING_ERRORS as error:
+        raise ValueError(f"images: a picture of Pillow cannot be read: {reason(error)}") from error

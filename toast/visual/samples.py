@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from toast.data.vision import BadSample, Transform, VisionSource, open_vision
@@ -18,7 +18,9 @@ from toast.data.vision.decoding import decode
 from toast.data.vision.source import Box
 from toast.training.config import RunConfig
 from toast.training.data import vision_sources
-from toast.visual.preparing import open_picture
+from toast.visual.comparing import UNKNOWN
+from toast.visual.masks import read_mask
+from toast.visual.targets import in_sight
 
 #: Files of boxes, and the folder of masks, that lie beside pictures.
 BOXES = ("boxes.json", "boxes.csv")
@@ -44,8 +46,10 @@ class Sample:
 
     @property
     def box(self) -> list[float] | None:
-        """What is drawn around the target, to a pixel: x0, y0, x1, y1; None where nothing of it is seen."""
-        if self.target is None or not bool((self.target >= 0.5).any()):
+        """What is drawn around the target, to a pixel: x0, y0, x1, y1; None where none is in sight."""
+        if self.target is None or not bool(
+            in_sight(self.target[None], (self.target.shape[0], self.target.shape[1]))
+        ):
             return None
         inside = (self.target >= 0.5).nonzero()
         (y0, x0), (y1, x1) = inside.amin(0).tolist(), inside.amax(0).tolist()
@@ -126,6 +130,8 @@ def find_pictures(places: Iterable[Path]) -> list[Found]:
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
+    from toast.data.walking import walk
+
     found: list[Found] = []
     for place in places:
         if place.is_file():
@@ -133,12 +139,7 @@ def find_pictures(places: Iterable[Path]) -> list[Found]:
             continue
         if not place.is_dir():
             raise ValueError(f"images: there is no file or folder {str(place)!r}.")
-        inside = sorted(
-            path
-            for path in place.rglob("*")
-            if path.suffix.lower() in IMG_EXTENSIONS
-            and not any(part.startswith(".") or part == MASKS for part in path.relative_to(place).parts)
-        )
+        inside = sorted(walk(place, IMG_EXTENSIONS, skip=[MASKS]).files)
         if not inside:
             raise ValueError(f"images: the folder {place} holds no picture ({', '.join(IMG_EXTENSIONS)}).")
         found += [Found(path, place) for path in inside]
@@ -151,8 +152,9 @@ def of_files(
     """Yields pictures with what lies beside them of their targets.
 
     That is a `boxes.json` or `boxes.csv` in a folder that the picture lies in, up to the one that was named,
-    in pixels of the file, under the picture's path from there; or a grey picture of the same size,
-    `masks/PATH.png`, white where the target is.
+    under the picture's path from there (`toast.data.vision.boxes.read_boxes`); or a grey picture of the same
+    size, `masks/PATH.png`, white or 1 where the target is (`toast.visual.masks.read_mask`). Both
+    are of the picture as it is shown, turned as its camera noted.
 
     Args:
         found: The files.
@@ -160,16 +162,14 @@ def of_files(
         skipped: Told of each picture that cannot be read, and why.
 
     Raises:
-        ValueError: If a file of boxes is malformed, or a mask has another size than its picture.
+        ValueError: If a file of boxes or a mask is malformed, or a mask has another size than its picture.
     """
     boxes_in = cache(_boxes_in)
     for each in found:
         box = next((b for at in each.folders if (b := boxes_in(at).get(each.path)) is not None), None)
         mask = next((m for at in each.folders if (m := _mask_in(at, each.path)).is_file()), None)
         try:
-            # Places are counted in the file's pixels, so only without them it is turned as its camera says.
-            has_target = box is not None or mask is not None
-            picture = decode(each.path, str(each.path)) if has_target else open_picture(each.path)
+            picture = decode(each.path, str(each.path))
         except ValueError as error:
             skipped(str(error))
             continue
@@ -195,10 +195,14 @@ def _mask_in(folder: Path, path: Path) -> Path:
 def _prepared_mask(file: Path, picture: Any, transform: Transform) -> Tensor:
     from torchvision.transforms import functional
 
-    mask: Image.Image = decode(file, str(file))
+    mask = read_mask(file)
     if mask.size != picture.size:
-        raise ValueError(f"{file}: a mask needs the size of its picture, {picture.size}; got {mask.size}.")
-    target: Tensor = functional.to_tensor(transform.geometry(mask))[0]
+        turned = " The picture is turned as its camera noted, and its mask must be."
+        advice = turned if mask.size == picture.size[::-1] else ""
+        raise ValueError(
+            f"{file}: a mask needs the size of its picture, {picture.size}; got {mask.size}.{advice}"
+        )
+    target: Tensor = functional.to_tensor(transform.geometry(mask.convert("RGB")))[0]
     return target
 
 
@@ -206,41 +210,44 @@ def _without_suffix(name: str) -> str:
     return str(Path(name).with_suffix(""))
 
 
+@dataclass
+class Counted:
+    """How many pictures there were, and the first of those that nothing is measured of on a target.
+
+    Args:
+        without: Names of pictures whose target is not known.
+        away: Names of pictures whose target the preparation has cropped away.
+    """
+
+    without: list[str] = field(default_factory=list)
+    away: list[str] = field(default_factory=list)
+
+
 def batches(
-    samples: Iterable[Sample], size: int, without: Callable[[str], None]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields batches of those pictures whose target is in sight.
+    samples: Iterable[Sample], size: int, counted: Counted
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields batches of pictures with their targets and labels.
 
     Args:
         samples: The pictures.
         size: Pictures of a batch; the last one may have fewer.
-        without: Told the name of each picture that has no target, or none that the preparation leaves.
+        counted: Is told the names of pictures without a target, or with none in sight.
 
     Yields:
-        Pixels `(batch, channels, height, width)` and targets `(batch, height, width)`.
-
-    Raises:
-        ValueError: If there are none.
+        Pixels `(batch, channels, height, width)`; targets `(batch, height, width)`, not a number where none
+        is known; labels `(batch,)`, -100 where none is known.
     """
-    held: list[tuple[Tensor, Tensor]] = []
-    count, targets = 0, 0
-    for count, sample in enumerate(samples, 1):  # noqa: B007 - how many there were
-        if sample.target is None or not bool(sample.target.any()):
-            without(sample.name)
-            continue
-        targets += 1
-        held.append((sample.pixels, sample.target))
-        if len(held) == size:
-            yield _stacked(held)
-            held = []
-    if held:
-        yield _stacked(held)
-    if not targets:
-        raise ValueError(
-            f"targets: none of {count} pictures has one in sight; needs {' or '.join(BOXES)} beside them, "
-            f"with their paths from there, or grey pictures in {MASKS}/, white where the target is."
-        )
-
-
-def _stacked(held: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.stack([pixels for pixels, _ in held]), torch.stack([target for _, target in held])
+    samples = iter(samples)
+    while held := list(itertools.islice(samples, size)):
+        targets = [
+            torch.full(sample.pixels.shape[-2:], torch.nan) if sample.target is None else sample.target
+            for sample in held
+        ]
+        masks = torch.stack(targets)
+        for sample, seen in zip(
+            held, in_sight(masks, (masks.shape[1], masks.shape[2])).tolist(), strict=True
+        ):
+            if not seen:
+                (counted.without if sample.target is None else counted.away).append(sample.name)
+        labels = [UNKNOWN if sample.label is None else sample.label for sample in held]
+        yield torch.stack([sample.pixels for sample in held]), masks, torch.tensor(labels)

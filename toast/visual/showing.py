@@ -62,24 +62,56 @@ def show_samples(
             f"method={options['method']!r} explains a class, but {opened.name} holds no head that says one; "
             "use 'attention', 'rollout' or 'energy'."
         )
-    data = opened.backbone.data
-    preparation = Preparation(lambda picture: picture, data["mean"], data["std"])
     taken: set[str] = set()
     for sample in samples:
         views = look(opened.model, sample.pixels[None], **options)
-        picture, box = preparation.shown(sample.pixels), sample.box
-        first, *others = panels(views, 0, "input", None if box is None else torch.tensor([*box]))
-        row = Row(
-            picture,
-            [_captioned(first, opened, views, sample), *others],
-            box,
-            strengths(views, 0),
-            views.block,
-        )
+        row = _row(opened, views, sample)
         stem = _free(sample.name, taken)
         files = [out / f"{stem}.{suffix}" for suffix in formats]
         draw([row], files, f"{sample.name}: {views.name}", smooth)
-        yield [*files, save_arrays(views, 0, picture, out / f"{stem}.npz")]
+        yield [*files, save_arrays(views, 0, row.picture, out / f"{stem}.npz")]
+
+
+def show_together(
+    opened: Opened, samples: Iterable[Sample], path: Path, title: str, *, smooth: bool = False, **options: Any
+) -> Path:
+    """Draws pictures below each other in one drawing, without the strengths of the signals by block.
+
+    Args:
+        opened: A vision model.
+        samples: At least one picture.
+        path: The drawing, `.png`, `.svg` or `.pdf`.
+        title: Over all; what the maps show follows it.
+        smooth: As of `show_samples`.
+        **options: Of `toast.visual.maps.look`.
+
+    Returns:
+        The file.
+
+    Raises:
+        ImportError: If what draws is not installed.
+    """
+    rows: list[Row] = []
+    shows = ""
+    for sample in samples:
+        views = look(opened.model, sample.pixels[None], **options)
+        shows = views.name
+        rows.append(replace(_row(opened, views, sample), strengths={}))
+    return draw(rows, [path], f"{title} ({shows})", smooth)[0]
+
+
+def _row(opened: Opened, views: Views, sample: Sample) -> Row:
+    """Returns a picture with all that there is to show of it."""
+    data, box = opened.backbone.data, sample.box
+    preparation = Preparation(lambda picture: picture, data["mean"], data["std"])
+    first, *others = panels(views, 0, "input", None if box is None else torch.tensor([*box]))
+    return Row(
+        preparation.shown(sample.pixels),
+        [_captioned(first, opened, views, sample), *others],
+        box,
+        strengths(views, 0),
+        views.block,
+    )
 
 
 def _captioned(panel: Panel, opened: Opened, views: Views, sample: Sample) -> Panel:

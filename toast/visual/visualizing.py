@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toast.visual import targets
 from toast.visual.arrays import save_arrays
 from toast.visual.figure import Panel, Row, draw, require_matplotlib
 from toast.visual.grids import Maps
 from toast.visual.maps import look
-from toast.visual.measures import share_in_target
 from toast.visual.modes import evaluating
 from toast.visual.preparing import Preparation, Statistics, find_preparation, open_picture
 from toast.visual.views import METHODS, Views
@@ -54,7 +55,7 @@ def visualize(
         processor: How pictures are prepared, see `find_preparation`; None is what timm keeps with a model.
         mean: Per-channel mean that a function or the pixels were normalised with, to show their colours.
         std: Per-channel standard deviation of the same.
-        boxes: Drawn in, and their share of the attention is written above: x0, y0, x1, y1 in pixels of what
+        boxes: Drawn in, and what falls into them is written above: x0, y0, x1, y1 in pixels of what
             the model sees, `(pictures, 4)`.
         labels: Names of the classes, for the caption of the picture.
         formats: Of the drawings: `png`, `svg`, `pdf`.
@@ -117,11 +118,20 @@ def panels(views: Views, index: int, caption: str, box: Tensor | None = None) ->
             return "share of the sum"
         return f"share on patches ({float(on_patches[index]):.2f} of all)"
 
-    def inside(maps: Maps) -> str:
+    def inside(maps: Maps, weights: bool = False) -> str:
         if box is None:
             return ""
-        share = float(share_in_target(maps.values[index : index + 1], box[None], maps.cell))
-        return f": {share:.2f} in the box"
+        one = Maps(maps.values[index : index + 1], maps.cell)
+        rows, columns = one.values.shape[1:]
+        size = (round(rows * maps.cell[0]), round(columns * maps.cell[1]))
+        attention, selection = (None, one) if weights else (one, None)
+        found = targets.measure(attention, selection, box[None], size)
+        said = {name: float(value) for name, value in found.items()}
+        if any(map(math.isnan, said.values())):
+            return ""
+        if weights:
+            return f": {said[targets.INSIDE]:.2f} in the box, {said[targets.OUTSIDE]:.2f} outside"
+        return f": {said[targets.ATTENTION]:.2f} in the box"
 
     made = [Panel(caption)]
     if views.frozen is None:
@@ -146,7 +156,8 @@ def panels(views: Views, index: int, caption: str, box: Tensor | None = None) ->
     )
     if views.selection is not None:
         largest = float(views.selection.values[index].max()) or 1.0
-        made.append(_panel(views.selection, index, "selection weights", largest, "weight, of 0 to 1"))
+        caption = f"selection weights{inside(views.selection, weights=True)}"
+        made.append(_panel(views.selection, index, caption, largest, "weight, of 0 to 1"))
     if views.block in views.signals:
         signal = views.signals[views.block]
         strongest = float(signal.values[index].max()) or 1.0

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from toast.data.language.files import Row
+from toast.data.plain_text import half_pair
 
 Form = Literal["text", "alpaca", "sharegpt", "messages"]
 Message = dict[str, str]
@@ -113,6 +114,11 @@ def _string(row: Row, fields: Mapping[str, Any], name: str, advice: str = "") ->
     if not isinstance(value, str):
         raise ValueError(  # noqa: TRY004, what is wrong is a file
             f"{row.place}: field {name!r} needs a string; got {type(value).__name__}: {str(value)[:40]}"
+        )
+    if half := half_pair(value):
+        raise ValueError(
+            f"{row.place}: field {name!r} holds half of a surrogate pair, which is no character ({half}): a "
+            "text was cut within an emoji, or written wrongly. Leave it out."
         )
     return value
 

@@ -49,6 +49,7 @@ class LanguageData:
         block: Most tokens of a row.
         digest: What else the fingerprint covers: tokenizer and settings.
         rows: Rows, if they are not to be packed.
+        remarks: What is unusual about the files, but does not stop a run.
 
     Raises:
         ValueError: If the loss would count no token.
@@ -61,8 +62,10 @@ class LanguageData:
         block: int,
         digest: str,
         rows: Sequence[list[Piece]] | None = None,
+        remarks: Sequence[str] = (),
     ) -> None:
         self.packing = packing
+        self.remarks = tuple(remarks)
         self.block = block
         self._documents = documents
         self._digest = digest
@@ -100,7 +103,7 @@ class LanguageData:
         chosen = [int(index) for index in indices]
         digest = hashlib.sha256(json.dumps([self.fingerprint, chosen]).encode()).hexdigest()
         rows = [self._rows[index] for index in chosen]
-        return LanguageData(self._documents, self.packing, self.block, digest, rows)
+        return LanguageData(self._documents, self.packing, self.block, digest, rows, self.remarks)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -21,6 +21,7 @@ from toast.data.language.conversations import (
 )
 from toast.data.language.files import Row
 from toast.data.language.turns import ChatTemplate, Segment, alpaca_messages, alpaca_segments
+from toast.data.plain_text import read_text
 
 T = TypeVar("T")
 
@@ -101,7 +102,7 @@ def _chat_template(tokenizer: Any, form: Form, template: str | None) -> ChatTemp
     if not path.is_file():
         names = "'alpaca', 'chat'" if form == "alpaca" else "'chat'"
         raise ValueError(f"template must be {names} or the path of a Jinja file; got {template!r}.")
-    return ChatTemplate(tokenizer, path.read_text(encoding="utf-8"))
+    return ChatTemplate(tokenizer, read_text(path))
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[Encoded]:

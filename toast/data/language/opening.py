@@ -15,11 +15,11 @@ from typing import Any, Final, Literal, get_args
 
 import numpy as np
 
+from toast.data.hub import import_datasets, load_split
 from toast.data.language.conversations import Form, guess_form
 from toast.data.language.dataset import LanguageData
 from toast.data.language.encoding import Encoder, tokenizer_digest
 from toast.data.language.files import PLAIN, SUFFIXES, Row, find_files, read_files
-from toast.data.language.hub import import_datasets, open_hub
 from toast.data.language.packing import Packing
 
 Source = Literal["text", "alpaca", "sharegpt", "messages", "hub"]
@@ -34,7 +34,7 @@ def open_language(
     *,
     path: Path | str | None = None,
     name: str | None = None,
-    split: str = "train",
+    split: str | None = "train",
     block: int,
     packing: str = "none",
     template: str | None = None,
@@ -65,8 +65,9 @@ def open_language(
         tokenizer: A tokenizer of transformers.
         path: File, or folder of files; for "hub" a folder that `datasets.load_dataset` takes.
         name: For "hub": name of the data set on the Hub.
-        split: Name of the split. Of a folder of files: `train.jsonl`, or all in its folder `train`; where
-            nothing is called so, "train" is all that is not called like another split.
+        split: Name of the split, in any common spelling. Of a folder of files: `train.jsonl`, or all in its
+            folder `train`; where nothing is called so, "train" is all that is not called like another split.
+            None is all files, whatever they are called.
         block: Most tokens of a row; see `check_block`.
         packing: "none": a document is a row. "documents": whole documents share a row, with `position_ids`
             that start at 0 in each, which is how transformers keeps their attention apart (pass no
@@ -96,10 +97,11 @@ def open_language(
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 document; got {limit}.")
     if source == "hub":
-        rows, read_form = _hub_rows(path, name, config, split, form, text_field, streaming, limit)
+        rows, read_form = _hub_rows(path, name, config, split or "train", form, text_field, streaming, limit)
+        remarks: tuple[str, ...] = ()
     else:
         for_hub = {"name": name, "config": config, "form": form, "streaming": streaming or None}
-        rows, read_form = _file_rows(source, path, split, text_field, for_hub)
+        rows, read_form, remarks = _file_rows(source, path, split, text_field, for_hub)
     if packing == "blocks" and read_form != "text":
         raise ValueError(
             f"packing='blocks' cuts anywhere, and is for text; rows of form {read_form!r} need "
@@ -109,13 +111,13 @@ def open_language(
     documents = _store(_encoded(itertools.islice(rows, limit), encoder))
     settings = [read_form, template, encoder.chat and encoder.chat.template, tokenizer_digest(tokenizer)]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-    return LanguageData(documents, packing, block, digest)  # type: ignore[arg-type]
+    return LanguageData(documents, packing, block, digest, remarks=remarks)  # type: ignore[arg-type]
 
 
 def _file_rows(
-    source: str, path: Path | str | None, split: str, text_field: str, for_hub: dict[str, Any]
-) -> tuple[Iterator[Row], Form]:
-    """Opens files; returns their rows and the form of these."""
+    source: str, path: Path | str | None, split: str | None, text_field: str, for_hub: dict[str, Any]
+) -> tuple[Iterator[Row], Form, tuple[str, ...]]:
+    """Opens files; returns their rows, the form of these, and what is unusual."""
     for option, value in for_hub.items():
         if value is not None:
             raise ValueError(f"{option} is for source 'hub'; source {source!r} reads files, got {value!r}.")
@@ -123,7 +125,8 @@ def _file_rows(
         raise ValueError(f"source {source!r} needs path, a file or a folder.")
     form: Form = source  # type: ignore[assignment]
     suffixes = (*SUFFIXES, PLAIN) if form == "text" else SUFFIXES
-    return read_files(find_files(Path(path), split, suffixes), text_field), form
+    found = find_files(Path(path), split, suffixes)
+    return read_files(found.files, text_field), form, found.remarks
 
 
 def _hub_rows(
@@ -144,7 +147,7 @@ def _hub_rows(
     if streaming and limit is None:
         raise ValueError("streaming needs limit, the number of documents to fetch.")
     place = name or str(path)
-    opened = open_hub(place, config, split, streaming)
+    opened = load_split(place, split, config=config, streaming=streaming)
     rows = (Row(f"{place}, split {split!r}, row {number}", row) for number, row in enumerate(opened, 1))
     first = next(rows, None)
     if first is None:

@@ -14,6 +14,8 @@ _EXPORTS = {
     "Augmentation": "augmentation",
     "BadSample": "source",
     "BadSamples": "bad",
+    "CORRUPTIONS": "corrupting",
+    "Corrupted": "corrupting",
     "PRESETS": "augmentation",
     "SOURCES": "opening",
     "Sample": "source",
@@ -23,6 +25,7 @@ _EXPORTS = {
     "check": "checking",
     "collate": "dataset",
     "open_vision": "opening",
+    "repeated": "repeating",
     "split_validation": "splitting",
     "transforms": "transforming",
 }
@@ -34,10 +37,13 @@ if TYPE_CHECKING:
     from toast.data.vision.augmentation import Augmentation as Augmentation
     from toast.data.vision.bad import BadSamples as BadSamples
     from toast.data.vision.checking import check as check
+    from toast.data.vision.corrupting import CORRUPTIONS as CORRUPTIONS
+    from toast.data.vision.corrupting import Corrupted as Corrupted
     from toast.data.vision.dataset import VisionDataset as VisionDataset
     from toast.data.vision.dataset import collate as collate
     from toast.data.vision.opening import SOURCES as SOURCES
     from toast.data.vision.opening import open_vision as open_vision
+    from toast.data.vision.repeating import repeated as repeated
     from toast.data.vision.source import BadSample as BadSample
     from toast.data.vision.source import Sample as Sample
     from toast.data.vision.source import VisionSource as VisionSource

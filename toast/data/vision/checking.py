@@ -43,7 +43,7 @@ def check(source: VisionSource) -> tuple[str, ...]:
         more = f"\n  and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
         raise ValueError(
             f"{source.name}: {len(absent)} of {len(source)} picture files are not there:\n{shown}{more}\n"
-            "Is the root right, and was everything unpacked?"
+            "Is the root right, was everything unpacked, and may it be read?"
         )
     remarks = list(source.remarks)
     empty = [name for label, name in enumerate(source.classes) if label not in seen]

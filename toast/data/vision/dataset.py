@@ -30,7 +30,8 @@ class VisionDataset(Dataset[dict[str, Any]]):
 
     Args:
         source: The pictures.
-        transform: Maps a picture in mode RGB to a tensor `(3, height, width)`, such as `transforms` builds.
+        transform: Maps a picture in mode RGB to a tensor `(channels, height, width)`, such as `transforms`
+            builds.
         seed: Seed of the augmentation.
         augmented: Whether epochs differ; else every epoch is epoch 0.
         views: Number of different augmentations of each picture, which then repeat; None is no limit.
@@ -73,9 +74,10 @@ class VisionDataset(Dataset[dict[str, Any]]):
             key: `(epoch, index)`, or the index.
 
         Returns:
-            `pixels`, float `(3, height, width)`; `label`; `index`; with targets, and where the box is known,
-            `target`, float `(height, width)`, 0 to 1. Of a picture that cannot be decoded `bad`, its name and
-            the reason, with `index` and the `shape` that its pixels would have had.
+            `pixels`, float `(channels, height, width)`; `label`; `index`; with targets, and where the box is
+            known, `target`, float `(height, width)`, 0 to 1; `notes`, names with what was met, if anything
+            was. Of a picture that cannot be decoded `bad`, its name and the reason, with `index` and the
+            `shape` that its pixels would have had.
 
         Raises:
             IndexError: If there is no such picture.
@@ -92,6 +94,8 @@ class VisionDataset(Dataset[dict[str, Any]]):
         if self.with_targets and sample.box is not None:
             assert isinstance(self.transform, Transform)
             item["target"] = self.transform.mask(sample.box, sample.image.size)
+        if sample.notes:
+            item["notes"] = [(sample.name, note) for note in sample.notes]
         return item
 
     def _view(self, epoch: int) -> int:
@@ -134,9 +138,9 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         items: What `VisionDataset` returns.
 
     Returns:
-        `pixels` `(batch, 3, height, width)`, `labels` and `index` `(batch,)`, int64; `target`
-        `(batch, height, width)` if an item has one, NaN for those without; `bad`, names and reasons, if there
-        are any.
+        `pixels` `(batch, channels, height, width)`, `labels` and `index` `(batch,)`, int64; `target`
+        `(batch, height, width)` if an item has one, NaN for those without; `bad`, names and reasons, and
+        `notes`, names and what was met, if there are any.
     """
     bad = [item for item in items if "bad" in item]
     good = [item for item in items if "bad" not in item]
@@ -151,6 +155,9 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if any("target" in item for item in good):
         unknown = torch.full(batch["pixels"].shape[-2:], torch.nan)
         batch["target"] = torch.stack([item.get("target", unknown) for item in good])
+    notes = [note for item in good for note in item.get("notes", [])]
+    if notes:
+        batch["notes"] = notes
     if bad:
         batch["bad"] = [item["bad"] for item in bad]
     return batch

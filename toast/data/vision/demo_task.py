@@ -52,23 +52,30 @@ def open_demo(
     test: int = 1000,
     generic: int = 2000,
     seed: int = 0,
+    distractors: int | None = None,
+    labels: str | None = None,
 ) -> VisionSource:
-    """Opens the embedded task.
+    """Opens the embedded task, or that of two objects.
 
     Args:
         root: Nothing: the task lies in the package.
         name: Nothing: there is one task.
         split: "train", "val", "test", or "generic" for clip-art labelled by its folder.
-        train: Training pictures to compose, at most 3,000. Those of "val" are cut from them.
-        val: How many of them are held out as "val"; None is a tenth.
+        train: Training pictures to compose, at most 3,000. Those of "val" are cut from them. Of two objects
+            at most 2,500, which "val" takes nothing from.
+        val: How many of them are held out as "val"; None is a tenth. Of two objects at most 500, of items and
+            clip-art that no training picture has.
         test: Test pictures, at most 1,000.
         generic: Pictures of clip-art alone.
         seed: Seed of everything that is drawn.
+        distractors: Clip-art pictures beside what counts; None is 4, and 2 beside two objects.
+        labels: "item" or "clipart": two objects in every picture, of which this one counts; None has the item
+            alone.
 
     Raises:
         ValueError: If there is no such split, or a number does not suit.
     """
-    from toast.demo.task import CLASSES, load_generic, load_materials, load_task
+    from toast.demo.task import CLASSES, DISTRACTORS, load_generic, load_materials
 
     if split not in SPLITS:
         raise ValueError(f"split: the demo has {', '.join(SPLITS)}; got {split!r}.")
@@ -76,19 +83,41 @@ def open_demo(
         raise ValueError(f"train, test and generic must be at least 1; got {train}, {test}, {generic}.")
     if split == "generic":
         return DemoSource("demo/generic", load_materials().folders, load_generic(generic, seed))
-    if split == "test":
-        return DemoSource("demo/test", CLASSES, load_task(1, test, seed)[1])
-    whole = DemoSource("demo/train", CLASSES, _training_pictures(train, seed))
     held_out = max(1, train // 10) if val is None else val
+    if labels is not None:
+        return _two_objects(split, {"train": train, "val": held_out, "test": test}, labels, seed, distractors)
+    beside = DISTRACTORS if distractors is None else distractors
+    if split == "test":
+        return DemoSource("demo/test", CLASSES, _test_pictures(test, seed, beside))
+    whole = DemoSource("demo/train", CLASSES, _training_pictures(train, seed, beside))
     if held_out == 0 and split == "train":
         return whole
     rest, validation = split_validation(whole, held_out, seed)
     return rest if split == "train" else validation
 
 
+def _two_objects(
+    split: str, counts: dict[str, int], labels: str, seed: int, distractors: int | None
+) -> VisionSource:
+    from toast.demo import two_objects
+    from toast.demo.task import CLASSES
+
+    beside = two_objects.DISTRACTORS if distractors is None else distractors
+    pictures = two_objects.load_two_objects(split, counts[split], labels, seed, beside)  # type: ignore[arg-type]
+    classes = CLASSES if labels == "item" else two_objects.kinds()
+    return DemoSource(f"demo/{labels}/{split}", classes, pictures)
+
+
+# Thousands of pictures take seconds, and a sweep opens the same ones for every run.
 @lru_cache(maxsize=1)
-def _training_pictures(count: int, seed: int) -> Pictures:
-    """Composes them once for both splits that are cut from them: a thousand take seconds."""
+def _training_pictures(count: int, seed: int, distractors: int) -> Pictures:
     from toast.demo.task import load_task
 
-    return load_task(count, 1, seed)[0]
+    return load_task(count, 1, seed, distractors)[0]
+
+
+@lru_cache(maxsize=1)
+def _test_pictures(count: int, seed: int, distractors: int) -> Pictures:
+    from toast.demo.task import load_task
+
+    return load_task(1, count, seed, distractors)[1]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from toast.data.vision.decoding import decode
+from toast.data.vision.decoding import VERSION, read_picture
 from toast.data.vision.source import Box, Sample, VisionSource
 
 
@@ -51,10 +52,12 @@ class FileSource(VisionSource):
 
     def __getitem__(self, index: int) -> Sample:
         picture = self.pictures[index]
-        return Sample(decode(picture.path, picture.name), picture.label, picture.name, picture.box)
+        found = read_picture(picture.path, picture.name)
+        return Sample(found.image, picture.label, picture.name, picture.box, found.notes)
 
     def _identity(self) -> Iterable[bytes | memoryview]:
         yield from super()._identity()
+        yield f"decoding {VERSION}".encode()
         for picture, state in zip(self.pictures, self._states, strict=True):
             yield repr((picture.name, picture.box, state)).encode()
 
@@ -63,15 +66,24 @@ class FileSource(VisionSource):
         missing = (self.pictures[index] for index in indices if self._states[index] is None)
         return [f"{p.path} ({p.where})" if p.where else str(p.path) for p in missing]
 
+    def file(self, index: int) -> Path | None:
+        """See `VisionSource.file`."""
+        return self.pictures[index].path
+
     @cached_property
     def _states(self) -> list[tuple[int, int] | None]:
         return [file_state(picture.path) for picture in self.pictures]
 
 
 def file_state(path: Path) -> tuple[int, int] | None:
-    """Returns a file's size in bytes and time of change in nanoseconds; None if it is not there."""
+    """Returns a file's size in bytes and time of change in nanoseconds; None if it cannot be had."""
     try:
         found = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except (OSError, ValueError):  # not there, a link to itself, a name that no system has
         return None
     return found.st_size, found.st_mtime_ns
+
+
+def readable(path: Path | str) -> str:
+    """Returns a path as text that can be written anywhere: what is not UTF-8 in it shows as its bytes."""
+    return os.fsencode(Path(path).as_posix()).decode("utf-8", "backslashreplace")

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from toast.data.vision.decoding import decode
-from toast.data.vision.folder import SPELLINGS
+from toast.data.hub import import_datasets, load_split
+from toast.data.vision.decoding import VERSION, read_picture
 from toast.data.vision.source import BadSample, Sample, VisionSource
 
 LABEL_COLUMNS: Final = ("label", "labels", "fine_label", "target", "class", "category")
@@ -45,11 +45,12 @@ class HubSource(VisionSource):
         if stored["path"]:
             name = f"{name} {Path(stored['path']).name}"
         file = stored["bytes"] if stored["bytes"] is not None else Path(stored["path"])
-        return Sample(decode(file, name), self.labels[index], name)
+        found = read_picture(file, name)
+        return Sample(found.image, self.labels[index], name, notes=found.notes)
 
     def _identity(self) -> Iterable[bytes | memoryview]:
         yield from super()._identity()
-        yield self.state.encode()
+        yield f"decoding {VERSION} {self.state}".encode()
 
 
 def open_hub(
@@ -81,13 +82,10 @@ def open_hub(
         ValueError: If the data set, the split or a column is not there, or more than one column suits.
         ImportError: If `datasets` is not installed.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError("source 'hub' needs `datasets`: pip install 'toast-steering[train]'") from error
+    datasets = import_datasets()
 
     def load(split: str) -> Any:
-        return _load(name, split, config, revision, root)
+        return load_split(name, split, config=config, revision=revision, cache=root)
 
     rows = load(split)
     image = image_column or _one(
@@ -107,30 +105,6 @@ def open_hub(
     state = hashlib.sha256(f"{rows._fingerprint} {image} {label}".encode()).hexdigest()
     undecoded = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     return HubSource(f"{name}/{split}", classes, labels, undecoded, image, state)
-
-
-def _load(name: str, split: str, config: str | None, revision: str | None, root: Path | None) -> Any:
-    """Loads a split by any of its spellings."""
-    import datasets
-
-    reasons = []
-    for spelling in SPELLINGS.get(split, (split,)):
-        try:
-            if (Path(name) / "state.json").is_file():
-                return datasets.load_from_disk(name)
-            if (Path(name) / "dataset_dict.json").is_file():
-                return datasets.load_from_disk(name)[spelling]
-            return datasets.load_dataset(
-                name, config, split=spelling, revision=revision, cache_dir=None if root is None else str(root)
-            )
-        except (ValueError, KeyError) as error:  # so an unknown split is reported
-            reasons.append(f"{spelling}: {error}")
-        except (OSError, datasets.exceptions.DatasetsError) as error:
-            raise ValueError(
-                f"the data set {name!r} cannot be loaded: {error}. Needed is its name on the Hub (and a "
-                "network, or a download in the cache), or a folder."
-            ) from error
-    raise ValueError(f"split {split!r} of {name}: " + "; ".join(reasons))
 
 
 def _one(name: str, option: str, found: list[str], usual: tuple[str, ...], columns: list[str]) -> str:

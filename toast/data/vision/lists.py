@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toast.data import plain_text
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -27,14 +29,12 @@ def read_text(file: Path) -> str:
     """Reads a text file.
 
     Raises:
-        ValueError: If it is not there, cannot be read or is not UTF-8.
+        ValueError: If it is not there, cannot be read or is in another encoding than it says.
     """
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return plain_text.read_text(file)
     except FileNotFoundError as error:
         raise ValueError(f"{file} is not there; it must list the pictures and their labels.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as text in UTF-8: {error}") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -48,6 +48,11 @@ def read_json(file: Path) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
+            if half := plain_text.half_pair(key):
+                raise ValueError(
+                    f"{file.name}, entry {key!r}: half of a surrogate pair is no character ({half}); "
+                    f"the file is {file}."
+                )
             if key in found:
                 raise ValueError(f"{file.name}, entry {key!r}: it stands in the file twice.")
             found[key] = value
@@ -85,7 +90,7 @@ def read_rows(file: Path, classes: int) -> list[Entry]:
         if not line.strip():
             continue
         where = f"{file.name}, row {number}"
-        path, _, label = line.strip().rpartition(" ")
+        path, label = line.rsplit(maxsplit=1) if len(line.split()) > 1 else ("", line)
         if not path.strip():
             wrong.append(f"{where}: {line!r}: a path and a label are needed, with a space between them")
         elif not label.isascii() or not label.isdecimal():

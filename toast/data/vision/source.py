@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 Box = tuple[float, float, float, float]
-"""A place as x0, y0, x1, y1 in pixels of the picture, the ends exclusive."""
+"""A place as x0, y0, x1, y1 in pixels of the picture as it is shown, turned upright; the ends exclusive."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Sample:
         label: Index into the source's `classes`.
         name: What the picture is called in its source, such as its path under the root.
         box: Where the object is that the label names; None where that is not known.
+        notes: What was met in it and how that was taken.
     """
 
     image: Image.Image
     label: int
     name: str
     box: Box | None = None
+    notes: tuple[str, ...] = ()
 
 
 class BadSample(ValueError):
@@ -102,6 +105,10 @@ class VisionSource(ABC):
         """
         return []
 
+    def file(self, index: int) -> Path | None:
+        """Returns a picture's file; None where pictures are none of their own."""
+        return None
+
     def subset(self, indices: Iterable[int]) -> VisionSource:
         """Returns some of the pictures, in the given order.
 
@@ -144,3 +151,7 @@ class Subset(VisionSource):
     def absent(self, indices: Iterable[int]) -> list[str]:
         """See `VisionSource.absent`."""
         return self.parent.absent(self.indices[index] for index in indices)
+
+    def file(self, index: int) -> Path | None:
+        """See `VisionSource.file`."""
+        return self.parent.file(self.indices[index])

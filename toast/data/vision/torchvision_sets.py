@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from toast.data.vision.decoding import DECODING_ERRORS, reason, to_rgb
+from toast.data.vision.decoding import DECODING_ERRORS, VERSION, reason, to_rgb
 from toast.data.vision.files import file_state
 from toast.data.vision.source import BadSample, Sample, VisionSource
 
@@ -90,16 +90,16 @@ class TorchvisionSource(VisionSource):
         if self.files is not None:
             name = f"{name} {self.files[index].name}"
         try:
-            image = to_rgb(self.dataset[index][0])
+            found = to_rgb(self.dataset[index][0])
         except FileNotFoundError as error:
             raise BadSample(name, "the file is not there") from error
         except DECODING_ERRORS as error:
             raise BadSample(name, reason(error)) from error
-        return Sample(image, self.labels[index], name)
+        return Sample(found.image, self.labels[index], name, notes=found.notes)
 
     def _identity(self) -> Iterable[bytes | memoryview]:
         yield from super()._identity()
-        yield type(self.dataset).__name__.encode()
+        yield f"decoding {VERSION} {type(self.dataset).__name__}".encode()
         data = getattr(self.dataset, "data", None)
         if self.files is not None:
             for file in self.files:
@@ -115,6 +115,10 @@ class TorchvisionSource(VisionSource):
         if self.files is None:
             return []
         return [str(self.files[index]) for index in indices if file_state(self.files[index]) is None]
+
+    def file(self, index: int) -> Path | None:
+        """See `VisionSource.file`."""
+        return None if self.files is None else self.files[index]
 
 
 def open_torchvision(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ class Transform:
     """Turns a picture into normalised pixels, and a box into the mask that lies over them.
 
     Args:
-        pixels: Maps a picture in mode RGB to a float tensor `(3, height, width)`.
+        pixels: Maps a picture in mode RGB to a float tensor `(channels, height, width)`.
         geometry: Resizes and crops as in evaluation, and fills what is outside with black.
         moves: Whether `pixels` may put the object elsewhere than `geometry` does.
     """
@@ -29,7 +30,7 @@ class Transform:
     moves: bool
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Returns the normalised pixels of a picture in mode RGB, float32 `(3, height, width)`."""
+        """Returns the normalised pixels of a picture in mode RGB, float32 `(channels, height, width)`."""
         return self.pixels(image)
 
     def mask(self, box: Box, size: tuple[int, int]) -> Tensor:
@@ -53,6 +54,24 @@ class Transform:
         return mask
 
 
+def _cut_ends(image: Image.Image, longest: int) -> Image.Image:
+    """Cuts the ends of a very elongated picture off.
+
+    Resized by its shorter side, it could fill the memory only for its centre to be cropped; resized by its
+    longer side, nothing could be left of the shorter.
+
+    Args:
+        image: The picture.
+        longest: Most that its length may be over its width.
+    """
+    width, height = image.size
+    most = min(width, height) * longest
+    if max(width, height) <= most:
+        return image
+    left, top = max(0, width - most) // 2, max(0, height - most) // 2
+    return image.crop((left, top, left + min(width, most), top + min(height, most)))
+
+
 def _covered(start: float, end: float, count: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Returns the share of each of `count` unit cells in a row that lies between two places."""
     cells = np.arange(count, dtype=np.float64)
@@ -66,23 +85,50 @@ def transforms(
 
     Args:
         data_config: What the backbone expects, from `timm.data.resolve_data_config`: `input_size`,
-            `interpolation`, `mean`, `std`, `crop_pct`, `crop_mode`.
+            `interpolation`, `mean`, `std`, `crop_pct`, `crop_mode`. Where `input_size` has one channel,
+            pictures become grey (ITU-R BT.601) after all else that is done to them in colour.
         train: Whether the pictures are trained on; others are resized and cropped at the centre.
         augment: How training pictures are changed at random; None is not at all.
+
+    Raises:
+        ValueError: If the model takes neither one channel nor three.
     """
     from timm.data import create_transform
-    from torchvision.transforms import Compose, RandomHorizontalFlip
+    from torchvision.transforms import Compose, Grayscale, Normalize, RandomHorizontalFlip
 
     config = dict(data_config)
-    evaluation = create_transform(**config, is_training=False)
-    # The last two turn a picture into a tensor and normalise it. Padding is black under a mask.
-    geometry = Compose(
-        create_transform(**(config | {"mean": (0.0, 0.0, 0.0)}), is_training=False).transforms[:-2]
-    )
+    channels = config["input_size"][0]
+    if channels not in (1, 3):
+        raise ValueError(
+            f"the model takes {channels} channels; pictures have 3, red, green and blue, or 1, grey. Set "
+            "model.options.in_chans to one of these."
+        )
+    grey = [Grayscale()] if channels == 1 else []
+    if grey:
+        config |= {"input_size": (3, *config["input_size"][1:])}
+        config |= {name: tuple(config[name]) * 3 for name in ("mean", "std")}
+
+    def steps(**changed: Any) -> tuple[list[Any], list[Any]]:
+        """Returns what is done to a picture in evaluation, and what makes a normalised tensor of it."""
+        made = create_transform(**(config | changed), is_training=False).transforms
+        # the crop of the centre sees far less; the other mode that keeps the ratio needs a pixel to be left
+        kept = {"center": 16, "border": min(config["input_size"][1:]) // 2}.get(
+            config.get("crop_mode") or "center"
+        )
+        cut = [] if kept is None else [partial(_cut_ends, longest=max(1, kept))]
+        return [*cut, *made[:-2]], made[-2:]
+
+    def final(last: list[Any]) -> list[Any]:
+        """Returns what makes a tensor of as many channels as the model takes."""
+        one = Normalize(data_config["mean"], data_config["std"])
+        return [*grey, *(one if grey and isinstance(each, Normalize) else each for each in last)]
+
+    placed, last = steps()
+    geometry = Compose(steps(mean=(0.0, 0.0, 0.0))[0])  # padding is black under a mask
     augment = augment or Augmentation()
     if not train or augment.is_none:
-        return Transform(evaluation, geometry, moves=False)
-    crop, colour, final = create_transform(
+        return Transform(Compose([*placed, *final(last)]), geometry, moves=False)
+    crop, colour, ending = create_transform(
         **config,
         is_training=True,
         scale=augment.scale,
@@ -94,5 +140,6 @@ def transforms(
     )
     if augment.scale is None:
         # timm's training transform always crops at random: its first part is replaced
-        crop = Compose([*evaluation.transforms[:-2], RandomHorizontalFlip(augment.hflip)])
-    return Transform(Compose([crop, colour, final]), geometry, moves=augment.moves)
+        crop = Compose([*placed, RandomHorizontalFlip(augment.hflip)])
+    pixels = Compose([crop, colour, *final(ending.transforms)])
+    return Transform(pixels, geometry, moves=augment.moves)

@@ -1,0 +1,63 @@
+"""Studies: which method pays when.
+
+python scripts/study.py run configs/study/clutter.yaml [--only 'TOAST*'] [--set epochs=1] [--threads 1]
+python scripts/study.py tables configs/study/*.yaml
+
+What is done is not done again: call it again to go on. docs/training.md says what a study file holds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toast.commands.training import told
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+Settings = Annotated[list[str] | None, typer.Option("--set", help="A setting on top, such as epochs=1.")]
+Results = Annotated[Path, typer.Option(help="Folder of the lines.")]
+RESULTS = Path("results/study")
+
+
+@app.command()
+def run(
+    config: Path,
+    only: Annotated[list[str] | None, typer.Option(help="Rows by name or pattern, such as 'TOAST*'.")] = None,
+    settings: Settings = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch.")] = None,
+    results: Results = RESULTS,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is missing, and stop.")] = False,
+) -> None:
+    """Run what is missing of a study, and add a line for each run to RESULTS/NAME.jsonl."""
+    import torch
+
+    from toast.study.running import run_study
+    from toast.training.loading import load_config
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with told():
+        added = run_study(load_config(config, settings or ()), only or (), results, dry_run)
+    typer.echo(f"{added} lines added in {results}/")
+
+
+@app.command()
+def tables(configs: list[Path], settings: Settings = None, results: Results = RESULTS) -> None:
+    """Make tables and figures of the lines: RESULTS/NAME.md and RESULTS/NAME-TASK.png."""
+    from toast.study.figures import draw
+    from toast.study.tables import page
+    from toast.training.folder import write_text
+    from toast.training.loading import load_config
+
+    with told():
+        for each in configs:
+            config = load_config(each, settings or ())
+            at = results / f"{config.name}.md"
+            write_text(at, page(config, results))
+            typer.echo("\n".join(str(path) for path in (at, *draw(config, results))))
+
+
+if __name__ == "__main__":
+    app()

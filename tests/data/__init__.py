@@ -1,0 +1,1 @@
+"""What `toast.data` holds for pictures and text alike."""
