@@ -1,13 +1,14 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, also where the power goes."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def beside(path: Path) -> Iterator[Path]:
     new = path.with_name(f".{os.getpid()}-{path.name}"[:250])
     try:
         yield new
-        new.replace(path)
+        replace_all([(new, path)])
     finally:
         new.unlink(missing_ok=True)
 
@@ -70,28 +71,49 @@ def try_file(path: Path, what: str) -> None:
     try_folder(path.parent, what)
 
 
-def read_regular(path: Path, most: int | None = None) -> bytes:
-    """Reads a file; what has no end or never begins (a pipe, a device) is refused before it is waited for.
+def refuse_special(path: Path, needed: str = "file") -> os.stat_result:
+    """Refuses what is no file: of a pipe or a device, reading may never begin, or never end.
 
     Args:
         path: The file.
+        needed: What is needed in its place, for the message.
+
+    Returns:
+        What the system knows of the file.
+
+    Raises:
+        ValueError: If it is not there, or is a folder, a pipe, a socket or a device.
+    """
+    try:
+        state = path.stat()
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is not there.") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if not stat.S_ISREG(state.st_mode):
+        kind = "folder" if stat.S_ISDIR(state.st_mode) else "special file (a pipe, socket or device)"
+        raise ValueError(f"{path} is a {kind}; needs a {needed}.")
+    return state
+
+
+def read_regular(path: Path, needed: str = "file", most: int | None = None) -> bytes:
+    """Reads a file whole.
+
+    Args:
+        path: The file.
+        needed: As of `refuse_special`.
         most: Most bytes; None takes any number.
 
     Raises:
-        ValueError: If it is no regular file, cannot be read, or is larger.
+        ValueError: As `refuse_special`, or if it cannot be read or is larger.
     """
+    size = refuse_special(path, needed).st_size
+    if most is not None and size > most:
+        raise ValueError(f"{path} has {size:,} bytes; needs at most {most:,}.")
     try:
-        # Without waiting: a pipe opens only when somebody writes into it.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        return path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    with os.fdopen(handle, "rb") as file:
-        state = os.fstat(handle)
-        if not stat.S_ISREG(state.st_mode):
-            raise ValueError(f"{path} is no regular file (a folder, pipe or device); needs a file.")
-        if most is not None and state.st_size > most:
-            raise ValueError(f"{path} has {state.st_size:,} bytes; needs at most {most:,}.")
-        return file.read()
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def strict_json(held: Any, **options: Any) -> str:
@@ -111,3 +133,44 @@ def finite(held: Any) -> Any:
     if isinstance(held, list | tuple):
         return [finite(value) for value in held]
     return None if isinstance(held, float) and not math.isfinite(held) else held
+
+
+def replace_all(files: Sequence[tuple[Path, Path]]) -> None:
+    """Lets files take the places of others, in order, when all of them are on the disk.
+
+    Without that, a name may be on the disk before what it names is: after a power cut the new file is empty
+    and the old one gone.
+
+    Args:
+        files: Where each is, and where it goes.
+    """
+    for new, _ in files:
+        flush(new)
+    for new, place in files:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        new.replace(place)
+    for folder in {place.parent for _, place in files}:
+        flush(folder)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or the names within a folder, are on the disk."""
+    if path.is_dir():
+        if os.name == "nt":  # folders cannot be opened there
+            return
+        number = os.open(path, os.O_RDONLY)
+    else:
+        number = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that cannot
+            raise
+    finally:
+        os.close(number)
+
+
+def flush_all(folder: Path) -> None:
+    """Waits until all that is within a folder is on the disk."""
+    for path in (*folder.rglob("*"), folder):
+        flush(path)

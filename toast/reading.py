@@ -14,25 +14,120 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from toast.files import read_regular
+from toast.files import read_regular, refuse_special
 from toast.layouts import is_plain
 
+Kinds = type | tuple[type, ...]
+#: What a value of a JSON file may be; True and False are no numbers here, which they are in Python.
+NUMBER: Kinds = (int, float)
+#: In place of a key: all others.
+OTHERS = "*"
 
-def read_json(path: Path) -> dict[str, Any]:
+
+def read_json(path: Path, keys: Mapping[str, Kinds] | None = None) -> dict[str, Any]:
     """Reads a file that holds one JSON object.
 
+    Args:
+        path: The file.
+        keys: Keys that have to be there, and of what type their values are.
+
     Raises:
-        ValueError: If it is not there, cut off, or holds something else.
+        ValueError: If it is not there, cut off, no UTF-8, or holds something else: names the file, the line
+            and what is wrong.
     """
-    try:
-        held = json.loads(read_regular(path))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged or no JSON: {error}.") from error
+    held = _parsed(read_regular(path, "JSON file"), str(path))
     if not isinstance(held, dict):
         raise ValueError(  # noqa: TRY004 - the file is wrong, not the type of the argument
-            f"{path} needs a JSON object of settings; it holds a {type(held).__name__}."
+            f"{path} needs a JSON object of settings; it holds {_named(held)}."
         )
+    _refuse_keys(held, keys or {}, str(path))
     return held
+
+
+def read_json_list(path: Path, kind: Kinds) -> list[Any]:
+    """Reads a file that holds one JSON list.
+
+    Args:
+        path: The file.
+        kind: Of what type its items are.
+
+    Raises:
+        ValueError: As `read_json`.
+    """
+    held = _parsed(read_regular(path, "JSON file"), str(path))
+    wrong = [item for item in held if not _is_a(item, kind)] if isinstance(held, list) else [held]
+    if not isinstance(held, list) or wrong:
+        raise ValueError(f"{path} needs a JSON list of {_words(kind)}; it holds {_named(wrong[0])}.")
+    return held
+
+
+def read_json_lines(
+    path: Path, keys: Mapping[str, Kinds] | None = None, may_be_cut: bool = False
+) -> list[dict[str, Any]]:
+    """Reads a file that holds a JSON object in each line.
+
+    Args:
+        path: The file.
+        keys: As of `read_json`, of each line.
+        may_be_cut: Whether a last line without an end, which an interruption has cut off, is left out.
+
+    Raises:
+        ValueError: As `read_json`.
+    """
+    *lines, last = read_regular(path, "file of JSON lines").split(b"\n")
+    if last and not may_be_cut:
+        lines.append(last)
+    rows = []
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        held = _parsed(line, where)
+        if not isinstance(held, dict):
+            raise ValueError(f"{where}: needs a JSON object; it holds {_named(held)}.")  # noqa: TRY004
+        _refuse_keys(held, keys or {}, where)
+        rows.append(held)
+    return rows
+
+
+def _parsed(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{where} is damaged or no JSON: line {line} is not in UTF-8 (byte 0x{data[error.start]:02x})."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        what = error if data.strip() else "it is empty"
+        raise ValueError(f"{where} is damaged or no JSON: {what}.") from error
+
+
+def _refuse_keys(held: dict[str, Any], keys: Mapping[str, Kinds], where: str) -> None:
+    missing = [key for key in keys if key not in held and key != OTHERS]
+    if missing:
+        raise ValueError(f"{where} is damaged: {few(missing)} {'are' if missing[1:] else 'is'} not in it.")
+    for key, value in held.items():
+        kind = keys.get(key, keys.get(OTHERS, object))
+        if not _is_a(value, kind):
+            raise ValueError(f"{where} is damaged: {key} needs {_words(kind)}; it is {_named(value)}.")
+
+
+def _is_a(value: Any, kind: Kinds) -> bool:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds or object in kinds)
+
+
+def _words(kind: Kinds) -> str:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return " or ".join(dict.fromkeys(_WORDS.get(each, each.__name__) for each in kinds))
+
+
+def _named(value: Any) -> str:
+    return f"a {type(value).__name__}" if isinstance(value, dict | list) else repr(value)[:60]
+
+
+_WORDS = {
+    dict: "an object", list: "a list", str: "text", int: "a number", float: "a number", type(None): "null",
+}  # fmt: skip
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -41,7 +136,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: If it is not there, cut off, or something else.
     """
-    _refuse_no_file(path)
+    refuse_special(path, "file of tensors")
     try:
         return load_file(path)  # type: ignore[no-any-return]
     except (SafetensorError, OSError) as error:
@@ -54,7 +149,7 @@ def unpickled(path: Path, mmap: bool = True) -> Any:
     Raises:
         ValueError: If it is not there, cut off, or holds more than tensors.
     """
-    _refuse_no_file(path)
+    refuse_special(path, "file of tensors")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that sparse tensors, which are refused later, take a while
@@ -104,7 +199,7 @@ class TensorFile:
             self._held = state_dict(unpickled(path), str(path))
             self.shapes = {name: tuple(tensor.shape) for name, tensor in self._held.items()}
             return
-        _refuse_no_file(path)
+        refuse_special(path, "file of tensors")
         try:
             with safe_open(path, "pt") as file:
                 self.shapes = {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
@@ -198,10 +293,3 @@ _DAMAGED = "{} is damaged or no safetensors file: {}."
 
 def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _refuse_no_file(path: Path) -> None:
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; needs a file of tensors.")
-    if not path.is_file():
-        raise ValueError(f"{path} is not there.")

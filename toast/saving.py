@@ -10,7 +10,7 @@ from peft.utils import CONFIG_NAME, AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from toast.config import ToastConfig
-from toast.files import named
+from toast.files import named, replace_all
 from toast.initial import without_initial
 from toast.layouts import is_plain
 from toast.names import CONTAINER, PREFIX, is_frozen, without_adapter_name
@@ -44,10 +44,8 @@ def save_adapter(model: PeftModel, folder: str | Path, **options: Any) -> Path:
         model.save_pretrained(beside, **options)
         written = [path for path in Path(beside).rglob("*") if path.is_file()]
         # The configuration comes last: until it is there, nothing loads what is not complete.
-        for path in sorted(written, key=lambda path: path.name == CONFIG_NAME):
-            target = folder / path.relative_to(beside)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
+        written.sort(key=lambda path: path.name == CONFIG_NAME)
+        replace_all([(path, folder / path.relative_to(beside)) for path in written])
     return folder
 
 

@@ -100,5 +100,5 @@ def test_the_runs_follow_size_and_seed(tmp_path: Path) -> None:
     assert (pretune.data.train, pretune.data.options["generic"]) == ("generic", 70)
     assert rows["toast"].config.epochs == 6
     assert rows["linear"].config.optimizer.learning_rate == 1e-2
-    assert rows["lora"].config.optimizer.learning_rate == pretune.optimizer.learning_rate == 3e-3
+    assert rows["lora"].config.optimizer.learning_rate == pretune.optimizer.rates["head"] == 3e-3
     assert rows["toast-top-half"].config.first_pass.mode == "cached"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.training.settings import language, losses, vision
 from toast.training.config import RunConfig
 from toast.training.run import run
-from toast.training.store import Rows, Store
+from toast.training.store import Store
 
 METHODS: dict[str, dict[str, Any]] = {
     "toast": {"method": "toast"},
@@ -164,36 +165,46 @@ def test_pre_tuning_computes_it(tmp_path: Path) -> None:
         run(vision(tmp_path, first_pass__mode="cached"), "pretune")
 
 
-def test_bad_pictures_are_left_out(tmp_path: Path) -> None:
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda place: (place / "normed.bin").unlink(), "6 of 6 parts in .* those of the samples 0-3, 4-7"),
+        (lambda place: _flip(place / "normed.bin"), "1 of 6 parts in .* the samples 12-15; computing them"),
+        (lambda place: _flip(place / "parts.bin"), "1 of 6 parts in .* the samples 12-15; computing them"),
+        (lambda place: (place / "header.json").write_text("[]"), "header.json needs a JSON object"),
+        (lambda place: (place / "header.json").unlink(), "header.json is not there"),
+    ],
+)
+def test_what_is_damaged_is_said_and_computed_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    said: str,
+) -> None:
+    monkeypatch.setattr("toast.training.store._PART", 4)
+    whole, again = (vision(tmp_path, name=name, first_pass__mode="cached") for name in ("whole", "again"))
+    run(whole, "tune")
+    held = (_store(whole) / "normed.bin").read_bytes()
+    damage(_store(whole))
+    run(again, "tune")
+    assert re.search(said, capsys.readouterr().out)
+    assert losses(again.folder) == losses(whole.folder)
+    assert (_store(whole) / "normed.bin").read_bytes() == held
+    run(vision(tmp_path, name="third", first_pass__mode="cached"), "tune")
+    assert "computed again" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [0, 5])
+def test_bad_pictures_are_left_out(tmp_path: Path, number: int) -> None:
     vision(tmp_path)
-    bad = sorted((tmp_path / "pictures" / "train").rglob("*.png"))[5]
+    bad = sorted((tmp_path / "pictures" / "train").rglob("*.png"))[number]
     bad.write_bytes(b"nothing")
     computed, cached = _both(vision, tmp_path, data__bad_share=0.1)
     assert losses(cached.folder) == pytest.approx(losses(computed.folder), abs=1e-6)
-
-
-def test_rows_of_a_store_come_back(tmp_path: Path) -> None:
-    tensors = {"a": Rows((None, 3), "bfloat16"), "b": Rows((None, 2), "float64")}
-    store = Store(tmp_path, {"x": 1}, [2, 4, 1], tensors)
-    store.create()
-    held = {
-        "a": [torch.randn(n, 3).bfloat16() for n in (2, 4, 1)],
-        "b": [torch.randn(n, 2, dtype=torch.float64) for n in (2, 4, 1)],
-    }
-    assert store.size == 7 * (3 * 2 + 2 * 8)
-    assert store.missing() == [0]
-    store.write(0, held)
-    again = Store(tmp_path, {"x": 1}, [2, 4, 1], tensors)
-    again.create()
-    assert again.missing() == []
-    read = again.read([2, 1])
-    assert read["a"].shape == (2, 4, 3)
-    assert torch.equal(read["a"][1], held["a"][1]) and torch.equal(read["b"][0, :1], held["b"][2])
-    assert not read["a"][0, 1:].any()
-
-
-def test_no_room_is_said_before_anything_is_written(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store", {}, [10**12], {"a": Rows((None, 1024), "float32")})
-    with pytest.raises(ValueError, match=r"needs .* GiB, .* GiB are free"):
-        store.create()
-    assert not list((tmp_path / "store").iterdir())

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from accelerate.utils import load
 from safetensors.torch import load_file
 
 from tests.training.settings import language, losses, vision
-from toast.training.checkpoints import newest_checkpoint
+from toast.training.checkpoints import newest_checkpoint, save_checkpoint
 from toast.training.config import RunConfig
 from toast.training.interrupts import Interrupted, listening
 from toast.training.loading import to_yaml
@@ -256,21 +257,115 @@ def test_a_half_written_checkpoint_is_not_taken(tmp_path: Path) -> None:
     assert newest_checkpoint(config.folder / "checkpoints") == held[0]
 
 
-@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.bin"])
-def test_a_damaged_checkpoint_is_found(tmp_path: Path, name: str) -> None:
-    config = _config(tmp_path, "run", epochs=1)
-    run(config, "tune")
-    (config.folder / "result.json").unlink()
-    (checkpoint,) = (config.folder / "checkpoints").iterdir()
-    path = checkpoint / name
+def _flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=f"{name} is damaged: it is not what was written"):
-        run(config, "tune", resume=True)
-    path.unlink()
-    with pytest.raises(ValueError, match=f"{name} is not there"):
-        run(config, "tune", resume=True)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run of four steps that has its last two checkpoints, as if it had not ended."""
+    config = _config(tmp_path_factory.mktemp("ended"), "run", **{"epochs": 2, "checkpoint.keep": 2})
+    run(config, "tune")
+    (config.folder / "result.json").unlink()
+    return config
+
+
+#: What is done to a checkpoint, and what is said of it.
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "weights": (
+        lambda at: _flip(at / "trained.safetensors"),
+        "trained.safetensors is damaged: it is not what was written",
+    ),
+    "optimiser": (lambda at: _flip(at / "optimizer.bin"), "optimizer.bin is damaged"),
+    "removed": (lambda at: (at / "optimizer.bin").unlink(), "optimizer.bin is not there"),
+    "cut off": (lambda at: os.truncate(at / "progress.json", 100), "progress.json is damaged or no JSON"),
+    "empty": (lambda at: os.truncate(at / "progress.json", 0), "progress.json is damaged or no JSON: it is"),
+    "list": (lambda at: (at / "progress.json").write_text("[]"), "progress.json needs a JSON object"),
+    "utf-16": (
+        lambda at: (at / "progress.json").write_text("{}", encoding="utf-16"),
+        "progress.json is damaged or no JSON: line 1 is not in UTF-8",
+    ),
+    "negative": (lambda at: _changed(at, step=-5), "progress.json is damaged: it is not what was written"),
+    "other step": (lambda at: _changed(at, step=1, checksum=None), "step needs to be that of the folder"),
+    "no total": (lambda at: _changed(at, total=None), "progress.json is damaged: total needs a number"),
+    "seconds": (lambda at: _changed(at, step_seconds=9.5), "progress.json is damaged: it is not what was"),
+    "files": (lambda at: _changed(at, files=[], checksum=None), "progress.json is damaged: files needs an"),
+}
+
+
+def _changed(checkpoint: Path, **values: object) -> None:
+    path = checkpoint / "progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, ended: RunConfig, name: str
+) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(ended.folder / "checkpoints", folder)
+    before, newest = sorted(folder.iterdir())
+    said: list[str] = []
+    assert newest_checkpoint(folder, said.append) == newest and not said
+    damage, message = DAMAGES[name]
+    damage(newest)
+    assert newest_checkpoint(folder, said.append) == before
+    (line,) = said
+    assert message in line and f"Going on from the checkpoint before, {before.name}" in line
+    damage(before)
+    with pytest.raises(ValueError, match=r"(?s)no checkpoint to go on from.*To start from the beginning"):
+        newest_checkpoint(folder)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    tmp_path: Path, ended: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = ended.model_copy(update={"out": tmp_path})
+    shutil.copytree(ended.folder, again.folder)
+    before, newest = sorted((again.folder / "checkpoints").iterdir())
+    _flip(newest / "optimizer.bin")
+    run(again, "tune", resume=True)
+    assert f"resumed from {before}" in capsys.readouterr().out
+    _assert_same(again, ended)
+    assert newest_checkpoint(again.folder / "checkpoints") == newest  # written anew
+
+
+def test_a_damaged_checkpoint_does_not_outlive_those_of_the_run_that_passed_it_over(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    progress = {"total": 9, "validated": -1, "validation": None, "bad": {}, "step_seconds": 0.0}
+    save_checkpoint(accelerator, tmp_path, 4, progress, keep=2)
+    damaged = save_checkpoint(accelerator, tmp_path, 8, progress, keep=2)
+    (damaged / "progress.json").write_text("{}")
+    save_checkpoint(accelerator, tmp_path, 6, progress, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
+
+
+@pytest.mark.parametrize("at", ["unlink", "rmtree", "rename"])
+def test_a_kill_while_a_checkpoint_takes_the_place_of_its_only_one_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Of one step: an interruption at the end of an epoch writes it again."""
+    accelerator = Accelerator(cpu=True)
+    progress = {"total": 9, "validated": -1, "validation": None, "bad": {}, "step_seconds": 0.0}
+    first = save_checkpoint(accelerator, tmp_path, 8, progress)
+    places = {"unlink": Path, "rmtree": shutil, "rename": Path}
+    original = getattr(places[at], at)
+
+    def killed(path: Path, *rest: object, **options: object) -> object:
+        if first in (path, path.parent, *rest):
+            raise KeyboardInterrupt
+        return original(path, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(places[at], at, killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(accelerator, tmp_path, 8, progress | {"step_seconds": 1.0})
+    held = newest_checkpoint(tmp_path)
+    assert held is not None and held.name.lstrip(".") == "step-00000008"
+    again = save_checkpoint(accelerator, tmp_path, 8, progress | {"step_seconds": 2.0})
+    assert list(tmp_path.iterdir()) == [again] and newest_checkpoint(tmp_path) == again
 
 
 def test_a_checkpoint_without_checksums_is_resumed(tmp_path: Path) -> None:
@@ -280,5 +375,6 @@ def test_a_checkpoint_without_checksums_is_resumed(tmp_path: Path) -> None:
     (checkpoint,) = (config.folder / "checkpoints").iterdir()
     progress = json.loads((checkpoint / "progress.json").read_text())
     assert progress.pop("files").keys() >= {"trained.safetensors", "optimizer.bin"}
+    del progress["checksum"]
     (checkpoint / "progress.json").write_text(json.dumps(progress))
     run(config, "tune", resume=True)

@@ -236,6 +236,27 @@ def test_bad_pictures_are_counted_named_and_skipped(tmp_path: Path) -> None:
         run(vision(tmp_path, name="strict"), "tune")
 
 
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_bad_pictures_of_what_is_measured_are_counted_named_and_stop_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str
+) -> None:
+    settings = {"data.test": None, f"data.{split}": "test", "epochs": 1, "batch_size": 2}
+    config = vision(tmp_path, **settings, data__bad_share=0.5)
+    for path in sorted((tmp_path / "pictures" / "test").rglob("*.png"))[:4]:
+        path.write_bytes(path.read_bytes()[:60])
+    result = run(config, "tune")
+    assert result[split]["samples"] == 4 and len(result["bad_samples"]) == 4
+    assert capsys.readouterr().out.count(f"left out of {split}: ") == 4
+    measured = measure(config.folder, split=split, predictions=tmp_path / "said.jsonl")
+    assert measured["classes"] == ["class0", "class1", "class2"] and len(measured["bad_samples"]) == 4
+    assert len((tmp_path / "said.jsonl").read_text().splitlines()) == 4
+    strict = vision(tmp_path, **settings, name="strict")
+    with pytest.raises(ValueError, match=rf"4 of 8 {split} images cannot be read.*bad_share=0\.01 allows 0"):
+        run(strict, "tune")
+    with pytest.raises(ValueError, match=rf"4 of 8 {split} images cannot be read"):
+        measure(config.folder, ["data.bad_share=0.2"], split=split)
+
+
 def _box_pictures(tmp_path: Path, box: list[int]) -> None:
     test = tmp_path / "pictures" / "test"
     boxes = {str(path.relative_to(test)): box for path in test.rglob("*.png")}

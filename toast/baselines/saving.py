@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from toast.baselines import adaptformer, attentive, vpt
-from toast.files import named
+from toast.files import named, replace_all
 from toast.reading import checksum, read_json, read_safetensors, refuse_values
 
 WEIGHTS = "trained.safetensors"
@@ -79,8 +79,7 @@ def save_trained(model: nn.Module, folder: str | Path, meta: dict[str, Any]) -> 
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
         save_file({name: t.detach().cpu().clone() for name, t in tensors.items()}, Path(beside, WEIGHTS))
         Path(beside, METHOD).write_text(text)
-        for name in (WEIGHTS, METHOD):
-            Path(beside, name).replace(folder / name)
+        replace_all([(Path(beside, name), folder / name) for name in (WEIGHTS, METHOD)])
     return folder
 
 

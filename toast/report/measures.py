@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from markupsafe import Markup
 
+from toast.evaluation.intervals import wilson
 from toast.evaluation.vision import BINS
 from toast.report.charts import Axis, Series, chart
 from toast.report.looking import Looks
@@ -52,12 +52,12 @@ def results(files: RunFiles, looks: Looks | None) -> Markup:
     return Markup("<section><h2>Results on the {} split</h2>{}</section>").format(split, body)
 
 
-def margin(measured: dict[str, Any]) -> float | None:
-    """Returns two standard errors of an accuracy, by the number of samples; None if that is not known."""
+def interval(measured: dict[str, Any]) -> tuple[float, float] | None:
+    """Returns the 95% interval of an accuracy by the number of samples; None if that is not known."""
     accuracy, samples = measured.get("accuracy"), measured.get("samples")
     if accuracy is None or not samples:
         return None
-    return 2 * math.sqrt(accuracy * (1 - accuracy) / samples)
+    return wilson(accuracy, samples)
 
 
 def _tiles(files: RunFiles, measured: dict[str, Any]) -> Markup:
@@ -128,11 +128,11 @@ def _classes(files: RunFiles, measured: dict[str, Any]) -> Markup:
     """Returns a bar for each class; of many the best and the worst first, all to unfold."""
     counts = [sum(row) for row in measured["confusion"]]
     rows = [
-        (name, bar(share, f"{share:.3f}"), f"{count:,}")
+        (name, bar(share, f"{share:.3f}"), "{:.2f}–{:.2f}".format(*wilson(share, count)), f"{count:,}")
         for name, share, count in zip(files.classes, measured["class_accuracy"], counts, strict=True)
         if share is not None
     ]
-    head = ["", "accuracy", "samples"]
+    head = ["", "accuracy", "95%", "samples"]
     if len(rows) <= _BARS:
         return Markup('<div class="by-class"><h3>By class</h3>{}</div>').format(table(head, rows))
     shares = [share for share in measured["class_accuracy"] if share is not None]
@@ -207,7 +207,11 @@ def _calibration(files: RunFiles, looks: Looks | None) -> Markup:
         accuracy = sum(right for _, right in inside) / len(inside)
         points.append((confidence, accuracy))
         sizes.append(len(inside) / most)
-        tips.append(f"{len(inside)} pictures: confidence {confidence:.2f}, accuracy {accuracy:.2f}")
+        low, high = wilson(accuracy, len(inside))
+        tips.append(
+            f"{len(inside)} pictures: confidence {confidence:.2f}, accuracy {accuracy:.2f} "
+            f"({low:.2f} to {high:.2f})"
+        )
     drawn = chart(
         "Calibration", [Series("", points, "dots", "a", tips, sizes)], Axis("confidence", 0, 1),
         Axis("accuracy", 0, 1), diagonal=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -116,7 +115,7 @@ def read_run(place: Path) -> RunFiles:
         ValueError: If it is no run's folder, or a file in it is damaged.
     """
     if not (place / folder.CONFIG).is_file():
-        if (place / "sweep.json").is_file() or (place / "final").is_dir():
+        if (place / folder.SWEEP).is_file() or (place / "final").is_dir():
             raise ValueError(
                 f"{place} is a sweep; needs one of its runs, such as "
                 f"{place / 'final' / 'ROW' / 'POINT,seed-0'}."
@@ -133,27 +132,18 @@ def read_run(place: Path) -> RunFiles:
         metrics=folder.read_metrics(place),
         classes=tuple(held(folder.LABELS, ())),
         result=held(folder.RESULT, None),
-        predictions=_predictions(place / folder.PREDICTIONS),
+        predictions=folder.read_predictions(place),
         sweep=_sweep(place.resolve()),
     )
-
-
-def _predictions(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}. Write it anew with toast evaluate.") from error
 
 
 def _sweep(place: Path) -> Sweep | None:
     if len(place.parents) < 3 or place.parent.parent.name not in _OF_SWEEP:
         return None
     around, row = place.parents[2], place.parent.name
-    if not (around / "sweep.json").is_file():
+    if not (around / folder.SWEEP).is_file():
         return Sweep(around.name, row, {}, 0)
-    table = folder.read_json(around / "sweep.json")
+    table = folder.read_json(around / folder.SWEEP)
     return Sweep(table["name"], row, table["rows"], table["seeds"])
 
 

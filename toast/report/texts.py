@@ -42,14 +42,21 @@ def texts(model: nn.Module, tokenizer: Any, splits: Splits) -> Markup:
 
 
 def _views(model: nn.Module, tokenizer: Any, row: dict[str, Any]) -> TextViews:
-    """Looks at a row as text; what its loss does not count is the prompt."""
+    """Looks at a row as text; what its loss does not count is the prompt.
+
+    Of a row with several documents, or several questions, only the first is looked at: what follows its
+    answer is no answer of it.
+    """
     ids, labels = (list(map(int, row[key]))[:TOKENS] for key in ("input_ids", "labels"))
+    ids = ids[: _first_document(row)]
     # What the tokenizer puts before every text, it puts before this one again.
     before = tokenizer("")["input_ids"]
     start = len(before) if before and ids[: len(before)] == before else 0
     # The first token is never counted; what follows it tells whether the row begins with a prompt.
     counted = [i for i in range(start + 1, len(ids)) if labels[i] >= 0]
     asks = counted[0] if counted and counted[0] > start + 1 else len(ids)
+    if asks < len(ids):
+        ids = ids[: next((i for i in range(asks, len(ids)) if labels[i] < 0), len(ids))]
 
     def text(part: list[int]) -> str:
         return str(tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -57,3 +64,9 @@ def _views(model: nn.Module, tokenizer: Any, row: dict[str, Any]) -> TextViews:
     return look_at_text(
         model, tokenizer, text(ids[start:asks]), answer=text(ids[asks:]), max_tokens=2 * TOKENS
     )
+
+
+def _first_document(row: dict[str, Any]) -> int:
+    """Returns how many tokens of a row belong to its first document: positions start again at the next."""
+    positions = [int(position) for position in row.get("position_ids", ())]
+    return next((i for i in range(1, len(positions)) if positions[i] <= positions[i - 1]), TOKENS)

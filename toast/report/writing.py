@@ -154,8 +154,8 @@ def _lead(files: RunFiles, opened: _Opened) -> str:
     split, measured = files.measured
     said = [trains]
     if "accuracy" in measured:
-        error = measures.margin(measured)
-        within = f" (± {error:.1%})" if error is not None else ""
+        interval = measures.interval(measured)
+        within = f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval is not None else ""
         said.append(
             f"It names {measured['accuracy']:.1%}{within} of {measured['samples']:,} pictures of the {split} "
             "split rightly."
@@ -186,8 +186,8 @@ def _tiles(files: RunFiles, opened: _Opened) -> Markup:
     for name in ("accuracy", "perplexity", "loss", "token_accuracy"):
         if name in measured and (name != "loss" or files.config.task == "language"):
             called = name.replace("_", " ").capitalize()
-            error = measures.margin(measured) if name == "accuracy" else None
-            note = f"{split} split" if error is None else f"± {error:.3f}, two standard errors"
+            interval = measures.interval(measured) if name == "accuracy" else None
+            note = f"{split} split" if interval is None else "{:.3f} to {:.3f}, 95%".format(*interval)
             figures.append((called, f"{measured[name]:.3f}", note))
     shares = views.on_target(opened.looks) if opened.looks is not None else None
     if shares is not None:

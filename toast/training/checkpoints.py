@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,19 +17,28 @@ from accelerate.utils.constants import OPTIMIZER_NAME, SCALER_NAME
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from toast.reading import checksum_file, read_json, refuse_values
+from toast.files import flush, flush_all
+from toast.reading import NUMBER, Kinds, checksum_file, read_json, refuse_values
 from toast.training.folder import write_json
 
 _TRAINED = "trained.safetensors"
 _PROGRESS = "progress.json"
-# In the progress: the checksum of every file by its name.
-_FILES = "files"
+#: In the progress: the checksum of every file by its name, and that of the progress itself.
+_FILES, _CHECKSUM = "files", "checksum"
+#: What a run needs of a progress to go on.
+_KEYS: dict[str, Kinds] = {
+    "step": int, "total": int, "validated": int, "validation": (dict, type(None)), "bad": dict,
+    "step_seconds": NUMBER,
+}  # fmt: skip
+logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(
     accelerator: Accelerator, folder: Path, step: int, progress: dict[str, Any], keep: int = 1
 ) -> Path:
     """Writes a checkpoint beside, and renames it when every process has written its part.
+
+    At no time is there none: a kill at any point leaves the new one or those from before.
 
     Args:
         accelerator: What prepared model and optimiser.
@@ -41,6 +53,10 @@ def save_checkpoint(
     final = folder / f"step-{step:08d}"
     unfinished = folder / f".step-{step:08d}"
     if accelerator.is_main_process:
+        whole = _whole(folder)
+        if unfinished in whole and final not in whole:  # a run was killed before; it may be the only one
+            _remove(final)
+            unfinished.rename(final)
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     accelerator.wait_for_everyone()
@@ -48,12 +64,11 @@ def save_checkpoint(
         accelerator.save_state(str(unfinished))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        files = {path.relative_to(unfinished).as_posix(): checksum_file(path) for path in _files(unfinished)}
-        write_json(unfinished / _PROGRESS, {"step": step, **progress, _FILES: files})
-        shutil.rmtree(final, ignore_errors=True)
-        unfinished.rename(final)
-        for old in _whole(folder)[:-keep]:
-            shutil.rmtree(old)
+        _complete(unfinished, final, step, progress)
+        # Later ones are damaged, for the run would have gone on from them.
+        before = [path for path in _whole(folder) if (_step(path) or 0) <= step]
+        for old in {*_whole(folder)} - {*before[-keep:]}:
+            _remove(old)
     accelerator.wait_for_everyone()
     return final
 
@@ -69,8 +84,8 @@ def save_alone(accelerator: Accelerator, folder: Path, step: int, progress: dict
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         return None
     final = folder / f"step-{step:08d}"
-    unfinished = folder / f".step-{step:08d}-{accelerator.process_index}"
-    if (final / _PROGRESS).is_file():
+    unfinished = folder / f".{accelerator.process_index}-step-{step:08d}"
+    if final in _whole(folder):
         return final
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -78,17 +93,62 @@ def save_alone(accelerator: Accelerator, folder: Path, step: int, progress: dict
     torch.save(accelerator._optimizers[0].state_dict(), unfinished / f"{OPTIMIZER_NAME}.bin")
     if accelerator.scaler is not None:
         torch.save(accelerator.scaler.state_dict(), unfinished / SCALER_NAME)
-    files = {path.relative_to(unfinished).as_posix(): checksum_file(path) for path in _files(unfinished)}
-    write_json(unfinished / _PROGRESS, {"step": step, **progress, _FILES: files})
-    shutil.rmtree(final, ignore_errors=True)  # what was being written when the other process ended
-    unfinished.rename(final)
+    try:
+        _complete(unfinished, final, step, progress)
+    except OSError:
+        if final not in _whole(folder):  # else another process that is left was faster
+            raise
+        shutil.rmtree(unfinished, ignore_errors=True)
     return final
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Returns the newest whole checkpoint; None if there is none."""
-    whole = _whole(folder)
-    return whole[-1] if whole else None
+def _complete(unfinished: Path, final: Path, step: int, progress: dict[str, Any]) -> None:
+    """Writes the progress, which makes a checkpoint whole, and lets it take its place."""
+    files = {path.relative_to(unfinished).as_posix(): checksum_file(path) for path in _files(unfinished)}
+    write_json(unfinished / _PROGRESS, {"step": step, **progress, _FILES: files})
+    held = read_json(unfinished / _PROGRESS)  # as it will be read again
+    write_json(unfinished / _PROGRESS, held | {_CHECKSUM: _checksum(held)})
+    flush_all(unfinished)
+    # An earlier one of the step goes when the new one is whole, which `_whole` finds under either name.
+    _remove(final)
+    unfinished.rename(final)
+    flush(final.parent)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Removes a checkpoint; one that is half removed is none."""
+    (checkpoint / _PROGRESS).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def newest_checkpoint(folder: Path, say: Callable[[str], None] = logger.warning) -> Path | None:
+    """Returns the newest checkpoint that is whole and as it was written; None if none was written.
+
+    Args:
+        folder: Where checkpoints are.
+        say: Is told of each that is damaged and passed over.
+
+    Raises:
+        ValueError: If all are damaged.
+    """
+    faults = []
+    for checkpoint in reversed(_whole(folder)):
+        try:
+            _read_progress(checkpoint)
+        except ValueError as error:
+            faults.append(str(error))
+            continue
+        for fault in faults:
+            say(f"{fault} Going on from the checkpoint before, {checkpoint.name}.")
+        return checkpoint
+    if faults:
+        raise ValueError(
+            f"{folder} holds no checkpoint to go on from:\n  "
+            + "\n  ".join(faults)
+            + "\nCopy it again if there is a copy. To start from the beginning, delete that folder and call "
+            "--resume again; checkpoint.keep=2 keeps one more to fall back to."
+        )
+    return None
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> dict[str, Any]:
@@ -100,27 +160,46 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> dict[str, Any
     Raises:
         ValueError: If it is of another model, or damaged; nothing has been read into the run then.
     """
-    progress = read_json(checkpoint / _PROGRESS)
-    _refuse_changed(checkpoint, progress.pop(_FILES, {}))
+    progress = _read_progress(checkpoint)
     try:
         with _trained_alone(accelerator):
             accelerator.load_state(str(checkpoint))
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Accelerate and torch raise many kinds for files that are foreign or cut off
         raise ValueError(f"{checkpoint} cannot be read into this run: {error}") from error
     return progress
 
 
-def _refuse_changed(checkpoint: Path, saved: dict[str, str]) -> None:
-    """Refuses files that are not what was written; checkpoints without checksums are taken as they are."""
-    for name, checksum in saved.items():
-        path = checkpoint / name
-        if not path.is_file():
-            raise ValueError(f"{path} is not there, which was written with its checkpoint.")
-        if checksum_file(path) != checksum:
-            raise ValueError(
-                f"{path} is damaged: it is not what was written (the checksums differ). Copy the checkpoint "
-                "again, or remove it to resume from an earlier one."
-            )
+def _read_progress(checkpoint: Path) -> dict[str, Any]:
+    """Reads the progress of a checkpoint whose files are what was written.
+
+    Raises:
+        ValueError: If one is not; checkpoints without checksums are taken as they are.
+    """
+    path = checkpoint / _PROGRESS
+    progress = read_json(path, _KEYS)
+    checksum = progress.pop(_CHECKSUM, None)
+    if checksum not in (None, _checksum(progress)):
+        raise ValueError(f"{path} is damaged: it is not what was written (the checksums differ).")
+    step = progress["step"]
+    if not 0 <= step <= progress["total"] or step != _step(checkpoint):
+        raise ValueError(
+            f"{path} is damaged: step needs to be that of the folder, at most {progress['total']}; "
+            f"it is {step}."
+        )
+    files = progress.pop(_FILES, {})
+    if not isinstance(files, dict):
+        raise ValueError(f"{path} is damaged: {_FILES} needs an object; it is {files!r}.")  # noqa: TRY004
+    for name, saved in files.items():
+        file = checkpoint / name
+        if not file.is_file():
+            raise ValueError(f"{file} is not there, which was written with its checkpoint.")
+        if checksum_file(file) != saved:
+            raise ValueError(f"{file} is damaged: it is not what was written (the checksums differ).")
+    return progress
+
+
+def _checksum(progress: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(progress, sort_keys=True).encode()):08x}"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -128,7 +207,18 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _whole(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if (path / _PROGRESS).is_file())
+    """Returns the checkpoints that are written to their end, the oldest first.
+
+    Those under a hidden name are among them: a run may have been killed before it renamed one.
+    """
+    found = [path for path in folder.glob("*step-*") if path.name.lstrip(".").startswith("step-")]
+    whole = [path for path in found if (path / _PROGRESS).is_file() and _step(path) is not None]
+    return sorted(whole, key=lambda path: (_step(path), not path.name.startswith(".")))
+
+
+def _step(checkpoint: Path) -> int | None:
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else None
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from toast.data.vision.dataset import IGNORED
+from toast.training.workers import batches as batches_of
 from toast.visual.targets import ATTENTION, is_known
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ def evaluate(
     name: str = "validation",
     predictions: bool = False,
     on_target: bool = False,
+    bad_share: float = 0.0,
     stop: Callable[[], Any] = lambda: False,
 ) -> Measured | None:
     """Measures a model.
@@ -78,10 +81,14 @@ def evaluate(
         name: Of the split, for the progress bar.
         predictions: Whether to keep each sample's prediction.
         on_target: Whether to measure attention and selection on targets, where the samples have one.
+        bad_share: Share of the samples that may be unreadable and are left out.
         stop: Asked after each batch whether to give up.
 
     Returns:
         What was measured, the same figures in every process; None if it was given up.
+
+    Raises:
+        ValueError: If more samples than that share cannot be read.
     """
     # Each process takes its own samples, none twice: counts differ by one, and metrics are summed.
     mine = range(accelerator.process_index, len(data), accelerator.num_processes)
@@ -94,7 +101,7 @@ def evaluate(
     rows: Rows = []
     bad: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
-    batches = iter(loader)
+    batches = batches_of(loader)
     last: dict[str, Any] | None = None
     for _ in tqdm(range(steps), name, unit="batch", leave=False, disable=not accelerator.is_main_process):
         # A process that has run out takes part in the calls of a sharded model with what it had last.
@@ -116,9 +123,30 @@ def evaluate(
                 rows += _rows(logits.float().softmax(-1).cpu(), held, classes, found.get(ATTENTION))
         if stop():
             return None
-    if predictions and accelerator.num_processes > 1:
-        rows = gather_object(rows)
+    if accelerator.num_processes > 1:
+        rows, bad = gather_object(rows), gather_object(bad)
+    refuse_bad(dict(bad), len(data), name, bad_share)
     return Measured(metrics.compute(), rows, bad, notes)
+
+
+def refuse_bad(bad: Mapping[str, str], total: int, split: str, share: float) -> None:
+    """Refuses a split of which too much cannot be read.
+
+    Args:
+        bad: Samples that cannot be read: name and reason.
+        total: Samples of the split.
+        split: Its name.
+        share: What may be unreadable.
+
+    Raises:
+        ValueError: If more is; it names the first.
+    """
+    if len(bad) > share * total:
+        name, reason = next(iter(bad.items()))
+        raise ValueError(
+            f"data: {len(bad)} of {total} {split} images cannot be read, first {name} ({reason}); "
+            f"data.bad_share={share} allows {share * total:.0f}. Mend or remove them, or allow more."
+        )
 
 
 def _metrics(task: str, classes: tuple[str, ...], device: torch.device) -> Any:
@@ -183,6 +211,7 @@ def _rows(
         for index, label, places, values in zip(
             batch["index"], batch["labels"], best.indices, best.values, strict=True
         )
+        if int(label) != IGNORED  # what stands in for a batch of which nothing could be read
     ]
     for row, share in zip(rows, [] if shares is None else shares.tolist(), strict=shares is not None):
         row["attention_on_target"] = None if math.isnan(share) else round(share, 6)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -27,6 +28,8 @@ from toast.training.store import Rows, Store
 #: Layers that update statistics in training, so that what they give depends on the order of samples.
 _STATISTICS = (nn.modules.batchnorm._BatchNorm,)
 Tensors = dict[str, Tensor]
+#: Damaged parts that are named.
+_SHOWN = 5
 
 
 def why_not(model: nn.Module, head: nn.Module | None, augmented: bool, views: int | None) -> list[str]:
@@ -143,7 +146,7 @@ def build(
     say: Callable[[str], None],
     limit: float | None = None,
 ) -> Store | None:
-    """Computes and stores what is missing; processes share the parts.
+    """Computes and stores what is missing or damaged; processes share the parts.
 
     Args:
         store_at: The folder.
@@ -154,14 +157,15 @@ def build(
         lengths: Tokens of each sample, where these differ; None if all are of one shape.
         count: Number of samples, all views.
         accelerator: Devices, processes and precision.
-        say: Is told the size before anything is written, and where it is.
+        say: Is told the size before anything is written, where it is, and what was damaged.
         limit: Largest size in GiB; above it nothing is stored, and None returned.
 
     Raises:
-        ValueError: If the folder holds something else, or there is no room.
+        ValueError: If the folder holds something else, there is no room, or no sample can be read.
     """
-    first, _ = samples(range(1))
-    assert first is not None
+    first = next((batch for row in range(count) for batch in samples(range(row, row + 1))[:1] if batch), None)
+    if first is None:
+        raise ValueError(f"data: none of the {count:,} training samples can be read.")
     with accelerator.autocast():
         probe = compute(_on(accelerator, first))
     shapes = {name: tuple(tensor.shape[1:]) for name, tensor in probe.items()}
@@ -181,8 +185,10 @@ def build(
         return None
     say(f"first pass: {count:,} samples, {store.size / 2**30:.3f} GiB, in {store_at}")
     if accelerator.is_main_process:
-        store.create()
+        for remark in store.create():
+            say(f"first pass: {remark}")
     accelerator.wait_for_everyone()
+    _verify(store, accelerator, say)
     missing = store.missing()
     accelerator.wait_for_everyone()
     mine = missing[accelerator.process_index :: accelerator.num_processes]
@@ -205,6 +211,27 @@ def build(
         store.write(part, held)
     accelerator.wait_for_everyone()
     return store
+
+
+def _verify(store: Store, accelerator: Accelerator, say: Callable[[str], None]) -> None:
+    """Compares what is stored with its checksums, each process its share, before any of it is trained on."""
+    # Neighbours in the files, so that each process reads on.
+    each = -(-len(store.parts) // accelerator.num_processes)
+    mine = range(len(store.parts))[accelerator.process_index * each :][:each]
+    damaged = store.verify(
+        tqdm(mine, "first pass, checked", unit="part", leave=False, disable=not accelerator.is_main_process)
+    )
+    if accelerator.num_processes > 1:
+        damaged = sorted(gather_object(damaged))
+    if damaged:
+        samples = [store.parts[part] for part in damaged]
+        shown = ", ".join(f"{rows.start}-{rows.stop - 1}" for rows in samples[:_SHOWN])
+        more = f" and {len(samples) - _SHOWN} more" if len(samples) > _SHOWN else ""
+        say(
+            f"first pass: {len(damaged)} of {len(store.parts)} parts in {store.folder} are damaged, those of "
+            f"the samples {shown}{more}; computing them again"
+        )
+    accelerator.wait_for_everyone()
 
 
 def _on(accelerator: Accelerator, batch: dict[str, Any]) -> dict[str, Any]:

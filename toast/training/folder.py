@@ -13,7 +13,6 @@ result.json        what came out; there when the run has ended
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -22,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import toast
-from toast.files import beside, finite, read_regular, strict_json
+from toast import reading
+from toast.files import beside, finite, strict_json
+from toast.reading import NUMBER, OTHERS, Kinds, read_json_lines, read_json_list
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -32,12 +33,13 @@ ADAPTER = "adapter"
 PREDICTIONS = "predictions.jsonl"
 RESULT = "result.json"
 LABELS = "labels.json"
+SWEEP = "sweep.json"
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     with beside(path) as new:
-        new.write_text(text)
+        new.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, held: Any) -> None:
@@ -45,16 +47,36 @@ def write_json(path: Path, held: Any) -> None:
     write_text(path, strict_json(held, indent=2, default=str) + "\n")
 
 
+#: What the files of a run and of a sweep hold, by key.
+_KEYS: dict[str, dict[str, Kinds]] = {
+    RESULT: {
+        "name": str, "stage": str, "task": str, "method": str, "trained": dict, "trainable_parameters": int,
+        "parameters": int, "steps": int, "samples": dict, "validation": (dict, type(None)),
+        "test": (dict, type(None)), "bad_samples": dict, "step_seconds": NUMBER, "seconds": NUMBER,
+    },
+    SWEEP: {"name": str, "seeds": int, "rows": dict},
+    METRICS: {"step": int, "epoch": NUMBER, "split": str, OTHERS: (int, float, type(None))},
+    PREDICTIONS: {"index": int, "label": str, "predicted": str, "probabilities": dict},
+}  # fmt: skip
+
+
 def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+    """Reads one of the JSON files above.
 
     Raises:
-        ValueError: If it is not there or no JSON.
+        ValueError: If it is not there or damaged: names the file, the line and what is wrong.
     """
-    try:
-        return json.loads(read_regular(path))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    return read_json_list(path, str) if path.name == LABELS else reading.read_json(path, _KEYS.get(path.name))
+
+
+def read_predictions(folder: Path) -> list[dict[str, Any]]:
+    """Reads the predictions of a run; none if they were not wanted.
+
+    Raises:
+        ValueError: If they are damaged.
+    """
+    path = folder / PREDICTIONS
+    return read_json_lines(path, _KEYS[PREDICTIONS]) if path.exists() else []
 
 
 def begin(folder: Path, step: int, config: str, classes: Sequence[str]) -> None:
@@ -76,7 +98,7 @@ def begin(folder: Path, step: int, config: str, classes: Sequence[str]) -> None:
 
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
     """Adds a line of measurements; a line is written in one piece."""
-    with (folder / METRICS).open("a") as file:
+    with (folder / METRICS).open("a", encoding="utf-8") as file:
         file.write(strict_json(row) + "\n")
 
 
@@ -84,17 +106,18 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Reads all measurements of a run, without those that are no finite numbers.
 
     A last line that an interruption cut off is left out.
+
+    Raises:
+        ValueError: If another line is damaged.
     """
-    if not (folder / METRICS).is_file():
-        return []
-    lines = (folder / METRICS).read_text().split("\n")
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    path = folder / METRICS
+    rows = read_json_lines(path, _KEYS[METRICS], may_be_cut=True) if path.exists() else []
     return [{name: value for name, value in finite(row).items() if value is not None} for row in rows]
 
 
 def cut_metrics(folder: Path, step: int) -> None:
     """Takes back the measurements after a step, which a resumed run makes again."""
-    kept = [json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= step]
+    kept = [strict_json(row) + "\n" for row in read_metrics(folder) if row["step"] <= step]
     write_text(folder / METRICS, "".join(kept))
 
 

@@ -21,6 +21,7 @@ from toast.training.interrupts import Wish
 from toast.training.objective import targets
 from toast.training.optimizers import set_rates
 from toast.training.order import EpochBatches
+from toast.training.workers import batches as batches_of
 
 Batch = dict[str, Any]
 
@@ -86,7 +87,7 @@ class Loop:
             epoch, start = divmod(step, self.order.steps)
             self.order.choose(epoch, start)
             self.objective.train()
-            batches = iter(self.loader)
+            batches = batches_of(self.loader)
             for _ in range(min(self.order.steps - start, self.total - step)):
                 began = time.perf_counter()
                 parts = self._step(step, list(itertools.islice(batches, self.order.micro_batches)), trained)

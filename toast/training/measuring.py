@@ -37,7 +37,8 @@ def measure(
         tasks_at: Folder with task files of one's own.
 
     Returns:
-        Figures by name; of the test split also `corrupted`, if `evaluation.corruptions` says so.
+        Figures by name; `classes` are the names of what `class_accuracy` and `confusion` count, in their
+        order; of the test split also `corrupted`, if `evaluation.corruptions` says so.
 
     Raises:
         ValueError: If there is no such split, or something does not fit.
@@ -85,6 +86,7 @@ def measure(
             accelerator, objective, data, splits.collate, task=config.task, classes=splits.classes,
             batch_size=config.evaluation.batch_size or 2 * config.batch_size, workers=config.workers,
             name=name, predictions=predictions, on_target=config.evaluation.attention_on_target,
+            bad_share=config.data.bad_share,
         )  # fmt: skip
         assert found is not None
         return found
@@ -95,5 +97,9 @@ def measure(
         measured.write_predictions(predictions)
     notes = Notes()
     notes.add(measured.notes)
-    said = {"bad_samples": dict(measured.bad), "remarks": [*splits.remarks, *notes.summary()]}
+    said = {
+        "classes": list(splits.classes),
+        "bad_samples": dict(measured.bad),
+        "remarks": [*splits.remarks, *notes.summary()],
+    }
     return measured.metrics | corrupted | {name: value for name, value in said.items() if value}

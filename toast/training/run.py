@@ -18,13 +18,14 @@ from toast.training import checkpoints, folder
 from toast.training.accelerating import make_accelerator, replicate_trained
 from toast.training.at_end import beside_test
 from toast.training.config import RunConfig
-from toast.training.evaluate import Measured, evaluate
+from toast.training.evaluate import Measured, refuse_bad
 from toast.training.finite import Diverged, all_finite, listed, named_samples
 from toast.training.interrupts import Interrupted, Lost, is_lost, listening
 from toast.training.loading import to_yaml
 from toast.training.locking import by_main, locked
 from toast.training.log import Log
 from toast.training.loop import Batch, Loop
+from toast.training.measurements import Measurements
 from toast.training.methods import save_method
 from toast.training.optimizers import make_optimizer, make_schedule
 from toast.training.order import EpochBatches
@@ -120,9 +121,11 @@ class Run:
             self.on_step, self.on_nonfinite, self.on_epoch,
         )  # fmt: skip
         self.log = Log(self.accelerator, self.place, self.order.steps)
-        self.validation: dict[str, Any] | None = None
-        self.validated = -1
-        self.bad: dict[str, str] = {}
+        self.measurements = Measurements(
+            self.accelerator, self.objective, self.splits, config, self.order.steps, self.total, self.notes,
+            self.say, lambda: self.loop.wish(),
+        )  # fmt: skip
+        self.bad: dict[str, str] = {}  # of the training split; the measurements count theirs
         self.skipped: dict[str, list[str]] = {}
         self.pace = Pace()
         self.bar: Any = None
@@ -170,16 +173,16 @@ class Run:
         """Makes the steps and measures; returns what the test split gave, and what is measured beside it."""
         step = self.resume() if resume else 0
         self.describe(step)
-        self.validate_if_due(step)  # a signal may have come before
+        self.measurements.validate_if_due(step)  # a signal may have come before
         shown = {"desc": self.config.name, "unit": "step", "disable": not self.is_main}
         with tqdm(total=self.total, initial=step, **shown) as self.bar:
             step = self.loop.run(step)
             self.flush()
         if step == self.total:
-            self.validate_if_due(step)
-        predictions = self.config.evaluation.predictions
-        test = None if self.loop.wish() else self.measure(self.splits.test, "test", predictions)
-        beside = {} if self.loop.wish() else beside_test(self.splits, self.measure)
+            self.measurements.validate_if_due(step)
+        measure, predictions = self.measurements.measure, self.config.evaluation.predictions
+        test = None if self.loop.wish() else measure(self.splits.test, "test", predictions)
+        beside = {} if self.loop.wish() else beside_test(self.splits, measure)
         if step < self.total or self.loop.wish():
             self.interrupted(step)
         return test, beside
@@ -199,10 +202,10 @@ class Run:
             "parameters": sum(p.numel() for p in model.parameters()),
             "steps": self.total,
             "samples": self.splits.summary,
-            "validation": self.validation,
+            "validation": self.measurements.validation,
             "test": None if test is None else test.metrics,
             **beside,
-            "bad_samples": self.bad,
+            "bad_samples": self.bad | self.measurements.unread,
             "skipped_steps": self.skipped,
             "remarks": [*self.splits.remarks, *self.notes.summary()],
             "step_seconds": round(self.loop.seconds, 2),
@@ -233,13 +236,7 @@ class Run:
             if name not in self.bad:
                 self.bad[name] = reason
                 self.say(f"skipped {name}: {reason}")
-        count, allowed = len(self.bad), self.config.data.bad_share * len(self.splits.train)
-        if count > allowed:
-            raise ValueError(
-                f"data: {count} of {len(self.splits.train)} training images cannot be read, first "
-                f"{next(iter(self.bad))}; data.bad_share={self.config.data.bad_share} allows {allowed:.0f}. "
-                "Mend or remove them, or allow more."
-            )
+        refuse_bad(self.bad, len(self.splits.train), "training", self.config.data.bad_share)
 
     def on_step(self, step: int, parts: dict[str, Tensor | float]) -> None:
         """Notes the losses of a step; they are read from the device every few steps."""
@@ -285,52 +282,9 @@ class Run:
     def on_epoch(self, step: int) -> None:
         """Measures and writes a checkpoint."""
         self.flush()
-        self.validate_if_due(step)
+        self.measurements.validate_if_due(step)
         if not self.loop.wish():  # else one is written on the way out
             self.checkpoint(step)
-
-    def validate_if_due(self, step: int) -> None:
-        """Measures at the end of a run, and of every so many epochs; once."""
-        epochs, rest = divmod(step, self.order.steps)
-        every = self.config.evaluation.every
-        if self.validated != step and (
-            step == self.total or (step and not rest and every and epochs % every == 0)
-        ):
-            self.validate(step)
-
-    def validate(self, step: int) -> None:
-        """Measures on the validation split, if there is one."""
-        measured = self.measure(self.splits.validation, "validation")
-        if measured is None and self.splits.validation is not None:
-            return  # a signal came: a resumed run measures
-        self.validated = step
-        if measured is None:
-            return
-        self.validation = measured.metrics
-        scalars = {name: value for name, value in measured.metrics.items() if isinstance(value, float)}
-        epoch = round(step / self.order.steps, 4)
-        if self.is_main:
-            row = {"step": step, "epoch": epoch, "split": "validation", **scalars}
-            folder.append_metrics(self.place, row)
-        self.accelerator.log({f"validation/{name}": value for name, value in scalars.items()}, step=step)
-        self.say(f"epoch {epoch:g}: " + ", ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
-
-    def measure(self, data: Any | None, name: str, predictions: bool = False) -> Measured | None:
-        """Measures on a split; None if there is none, or a signal came."""
-        if data is None:
-            return None
-        config = self.config
-        measured = evaluate(
-            self.accelerator, self.objective, data, self.splits.collate, task=config.task,
-            classes=self.splits.classes, batch_size=config.evaluation.batch_size or 2 * config.batch_size,
-            workers=config.workers, name=name, predictions=predictions,
-            on_target=config.evaluation.attention_on_target, stop=self.loop.wish,
-        )  # fmt: skip
-        for line in self.notes.add([] if measured is None else measured.notes):
-            self.say(line)
-        if measured is not None and predictions and self.is_main:
-            measured.write_predictions(self.place / folder.PREDICTIONS)
-        return measured
 
     def end_trackers(self) -> None:
         """Lets trackers write. Accelerate's own end would take the processes from the next run of a sweep."""
@@ -357,8 +311,7 @@ class Run:
     def progress(self) -> dict[str, Any]:
         """Returns what has to be known to go on, beside weights and optimiser."""
         return {
-            "validation": self.validation,
-            "validated": self.validated,
+            **self.measurements.progress(),
             "bad": self.bad,
             "skipped": self.skipped,
             "step_seconds": self.loop.seconds,
@@ -369,7 +322,7 @@ class Run:
 
     def resume(self) -> int:
         """Goes to the newest checkpoint; returns the steps that were made."""
-        newest = checkpoints.newest_checkpoint(self.place / folder.CHECKPOINTS)
+        newest = checkpoints.newest_checkpoint(self.place / folder.CHECKPOINTS, self.say)
         if newest is None:
             if (self.place / folder.METRICS).is_file():
                 self.say(f"{self.place} has no checkpoint yet; starting from the beginning")
@@ -378,7 +331,7 @@ class Run:
         progress = checkpoints.load_checkpoint(self.accelerator, newest)
         refuse_changed(self.identity(), progress, str(newest))
         step = int(progress["step"])
-        self.validation, self.validated = progress["validation"], progress["validated"]
+        self.measurements.restore(progress)
         self.bad, self.loop.seconds = progress["bad"], progress["step_seconds"]
         self.pace.start(self.loop.seconds)
         self.began -= progress.get("seconds", 0.0)  # a checkpoint of an earlier version has none

@@ -130,7 +130,7 @@ def _search_and_measure(
             failed.append(f"sweep.rows.{row.name}: with every seed the choice diverged, {choice.point}")
             continue
         table[row.name] = _line(choice, ended)
-        folder.write_json(place / "sweep.json", {"name": config.name, "seeds": spec.seeds, "rows": table})
+        folder.write_json(place / folder.SWEEP, {"name": config.name, "seeds": spec.seeds, "rows": table})
         folder.write_text(place / "table.md", as_markdown(table))
         console.print(
             f"{row.name}: {choice.point}, {choice.by} {choice.best:.4f} of the validation split",

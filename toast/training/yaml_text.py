@@ -108,7 +108,7 @@ def read_yaml_file(path: Path) -> Any:
         ValueError: As `parse_yaml`, or if it is no regular file, or in another encoding than it says; it
             names file and line.
     """
-    data = read_regular(path, 4 * MOST_CHARACTERS)
+    data = read_regular(path, "YAML file", 4 * MOST_CHARACTERS)
     text = decode_text(data, str(path))
     try:
         return parse_yaml(text)
