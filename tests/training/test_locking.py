@@ -25,9 +25,7 @@ def here() -> Accelerator:
     return Accelerator()
 
 
-def test_a_second_writer_is_refused_and_told_whose_the_folder_is(
-    tmp_path: Path, accelerator: Accelerator
-) -> None:
+def test_a_second_writer_is_refused_and_told_whose_the_folder_is(tmp_path: Path, here: Accelerator) -> None:
     config = vision(tmp_path)
     with locked(here, config.folder):
         before = sorted(config.folder.iterdir())

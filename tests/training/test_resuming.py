@@ -123,6 +123,8 @@ def test_a_second_signal_ends_at_once(first: int, second: int) -> None:
 
 def test_a_signal_that_a_launcher_hands_on_is_the_same_one(monkeypatch: pytest.MonkeyPatch) -> None:
     launch = SimpleNamespace(num_processes=2)
+    # Shells let what they put into the background ignore it.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     with listening(launch) as wish:  # type: ignore[arg-type]
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -130,6 +132,7 @@ def test_a_signal_that_a_launcher_hands_on_is_the_same_one(monkeypatch: pytest.M
         monkeypatch.setattr("toast.training.interrupts._HANDED_ON", 0.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, handler)
 
 
 def test_language_is_resumed_too(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_packed_documents_that_see_each_other_are_told(
 
 
 def test_pretuning_then_tuning(tmp_path: Path) -> None:
-    generic = vision(tmp_path, name="generic", epochs=6, optimizer__learning_rate=3e-3, stage="pretune")
+    generic = vision(tmp_path, name="generic", epochs=6, optimizer__learning_rate=1e-3, stage="pretune")
     result = run(generic, "pretune")
     rows = [json.loads(line) for line in (generic.folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:

@@ -45,17 +45,22 @@ def _say(text: str) -> None:
 
 
 def _summary(result: dict[str, Any], place: Path) -> str:
-    lines = []
+    lines = [
+        f"before training, {name}: {_figures(found)}" for name, found in result.get("before", {}).items()
+    ]
     measured: dict[str, Any] = {name: result[name] for name in ("validation", "test")}
     measured |= result.get("splits", {})
     for name, by_severity in result.get("corrupted", {}).items():
         measured |= {f"test, {name} {severity}": found for severity, found in by_severity.items()}
     for name, found in measured.items():
         if found is not None:
-            figures = ", ".join(f"{n} {v:.4f}" for n, v in found.items() if isinstance(v, float))
-            lines.append(f"{name}: {figures}")
+            lines.append(f"{name}: {_figures(found)}")
     lines.append(f"{result['seconds']} s; results are in {place}/ (result.json, adapter/, metrics.jsonl)")
     return "\n".join(lines)
+
+
+def _figures(found: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, float))
 
 
 def pretune(

@@ -5,37 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from toast.config import OFFICIAL
-
-
-def _number(value: Any) -> Any:
-    """Refuses yes and no, which Python counts as 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError(f"needs a number; got {str(value).lower()}")  # noqa: TRY004 - pydantic's way
-    return value
-
-
-def _precision(value: Any) -> Any:
-    """Takes the word `no`, which YAML reads as false."""
-    return "no" if value is False else value
-
-
-def _file_name(value: str) -> str:
-    """Refuses what names no folder within another."""
-    if value in ("", ".", "..") or value.startswith("~") or any(sign in value for sign in "/\\\0\n"):
-        raise ValueError(f"needs the name of a folder, without a path; got {value!r}. Paths are for out")
-    if len(value.encode(errors="replace")) > 200:
-        raise ValueError(f"needs a name of at most 200 bytes; got {value!r}")
-    return value
-
-
-Integer = Annotated[int, BeforeValidator(_number)]
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Positive = Annotated[Number, Field(gt=0)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-Name = Annotated[str, AfterValidator(_file_name)]
+from toast.evaluation.choosing import CHOOSING
+from toast.training.settings import SECTION, Integer, Name, Number, Positive, Share, as_precision
+from toast.training.sweep_config import StudyConfig, SweepConfig
 
 #: What can be trained. `adapter` is AdaptFormer's parallel bottleneck, `attentive` a probe whose queries pool
 #: the final tokens.
@@ -55,9 +30,9 @@ MethodName = Literal[
 
 
 class _Section(BaseModel):
-    """Settings that belong together; a name that is not there is an error."""
+    """Settings that belong together."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = SECTION
 
 
 class ModelConfig(_Section):
@@ -258,6 +233,7 @@ class EvaluationConfig(_Section):
 
     Args:
         every: Epochs between measurements on the validation split; 0 measures at the end only.
+        before: Measure validation and test split, of which there are, once more before the first step.
         batch_size: Samples at a time over all processes; None is twice the training batch.
         attention_on_target: Vision with boxes: measure how much attention falls into them.
         predictions: Write each test sample's prediction.
@@ -270,6 +246,7 @@ class EvaluationConfig(_Section):
     """
 
     every: Annotated[Integer, Field(ge=0)] = 1
+    before: bool = False
     batch_size: Annotated[Integer, Field(gt=0)] | None = None
     attention_on_target: bool = True
     predictions: bool = False
@@ -285,56 +262,22 @@ class CheckpointConfig(_Section):
     Args:
         every: Steps between checkpoints; None writes one at the end of each epoch.
         keep: How many of the newest are kept.
+        best: Measure of the validation split; what was trained when it was best (of `loss`, `perplexity` and
+            `calibration_error` the least, of others the greatest) is measured and saved at the end, instead
+            of the last. It is held in memory and in each checkpoint.
+        patience: Measurements without a better `best` after which training is over.
     """
 
     every: Annotated[Integer, Field(gt=0)] | None = None
     keep: Annotated[Integer, Field(gt=0)] = 1
+    best: str | None = None
+    patience: Annotated[Integer, Field(gt=0)] | None = None
 
-
-class SweepConfig(_Section):
-    """A grid, searched on the validation split, for several rows of settings.
-
-    Args:
-        rows: Name of a row -> settings that make it, as dotted names; `grid` in a row replaces the grid.
-        grid: Dotted name -> values, such as `optimizer.learning_rate: [1e-3, 3e-3]`.
-        seeds: How often the chosen settings are trained on training and validation split together, and
-            measured on the test split.
-        final: Settings of the runs that are measured, such as `data.train: trainval`. They train on what
-            was held out, too, if these say so; `data.validation` and `data.validation_share` are taken out.
-        pretune: Configuration of the pre-tuning whose adapter rows name as `method.start: pretune`. Several:
-            name -> configuration, or `{config: FILE, …}` with settings on top by dotted name; rows name one
-            as `method.start: pretune/NAME`.
-        shared: Folder of pre-tunings and stored first passes, where several sweeps share them; None is the
-            sweep's own.
-        select_by: Measure of the validation split; the greatest wins, of `loss` and `perplexity` the least.
-    """
-
-    rows: dict[Name, dict[str, Any]]
-    grid: dict[str, list[Any]] = {}
-    seeds: Annotated[Integer, Field(gt=0)] = 3
-    final: dict[str, Any] = {}
-    pretune: Path | dict[str, Path | dict[str, Any]] | None = None
-    shared: Path | None = None
-    select_by: str | None = None
-
-
-class StudyConfig(_Section):
-    """A sweep on several tasks and along a curve, with tables that compare its rows.
-
-    Args:
-        tasks: Name -> settings that make the task, by dotted name; none is one task, that of the file.
-        curve: One setting by dotted name, with its values, such as `data.options.train: [50, 200, 1000]`.
-        choose_at: Value of the curve at which the grid is searched for all values; None searches at each.
-        reference: Row that the others are compared with; None is the first.
-        evaluations: Further measurements of every finished model on the test split: name -> settings on top,
-            such as `{data.options.distractors: 8}`.
-    """
-
-    tasks: dict[str, dict[str, Any]] = {}
-    curve: Annotated[dict[str, list[Any]], Field(max_length=1)] = {}
-    choose_at: Any = None
-    reference: str | None = None
-    evaluations: dict[str, dict[str, Any]] = {}
+    @model_validator(mode="after")
+    def _goes_together(self) -> CheckpointConfig:
+        if self.patience is not None and self.best is None:
+            raise ValueError("patience: needs best, the measure that has to get better, such as accuracy")
+        return self
 
 
 class RunConfig(_Section):
@@ -381,7 +324,7 @@ class RunConfig(_Section):
     batch_size: Annotated[Integer, Field(gt=0)] = 32
     micro_batches: Annotated[Integer, Field(gt=0)] = 1
     seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
-    precision: Annotated[Literal["no", "bf16", "fp16"] | None, BeforeValidator(_precision)] = None
+    precision: Annotated[Literal["no", "bf16", "fp16"] | None, BeforeValidator(as_precision)] = None
     checkpointing: bool = False
     workers: Annotated[Integer, Field(ge=0)] = 0
     log_every: Annotated[Integer, Field(gt=0)] = 10
@@ -409,6 +352,7 @@ class RunConfig(_Section):
             )
         if held_out.corruptions and held_out.corruption:
             raise ValueError("evaluation.corruption, evaluation.corruptions: needs at most one of the two")
+        self._chooses_well()
         if self.batch_size % self.micro_batches:
             raise ValueError(
                 f"batch_size: needs a multiple of micro_batches ({self.micro_batches}); got {self.batch_size}"
@@ -421,3 +365,16 @@ class RunConfig(_Section):
                 "linear or attentive, or mode: computed"
             )
         return self
+
+    def _chooses_well(self) -> None:
+        best, known = self.checkpoint.best, CHOOSING[self.task]
+        if best is None:
+            return
+        if best not in known:
+            raise ValueError(f"checkpoint.best: needs one of {', '.join(known)}; got {best!r}")
+        if self.data.validation is None and not self.data.validation_share:
+            raise ValueError(
+                "checkpoint.best: needs a validation split; set data.validation or data.validation_share"
+            )
+        if not self.evaluation.every:
+            raise ValueError("checkpoint.best: needs measurements on the way; evaluation.every is 0")

@@ -89,7 +89,8 @@ def listening(accelerator: Accelerator) -> Iterator[Wish]:
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal came
         if wish.signal and (accelerator.num_processes == 1 or time.monotonic() - came > _HANDED_ON):
-            signal.signal(number, before[number])
+            ignored = before[number] == signal.SIG_IGN  # as in what a shell has put into the background
+            signal.signal(number, signal.SIG_DFL if ignored else before[number])
             os.kill(os.getpid(), number)
             return
         if not wish.signal:

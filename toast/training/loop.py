@@ -49,6 +49,7 @@ class Loop:
         on_nonfinite: Is told, if `watched`, of a step whose numbers are not finite, before its update: steps
             that were made, and what is not finite. If it returns, the step is left out.
         on_epoch: Is told at the end of each epoch: steps that were made.
+        is_over: Whether training is over before its last step, asked at the end of each epoch.
         wish: Whether the run is asked to stop.
     """
 
@@ -68,6 +69,7 @@ class Loop:
     on_step: Callable[[int, dict[str, Tensor | float]], None]
     on_nonfinite: Callable[[int, list[str]], None]
     on_epoch: Callable[[int], None]
+    is_over: Callable[[], bool]
     wish: Wish = field(init=False)
     seconds: float = field(default=0.0, init=False)
     made: int = field(default=0, init=False)
@@ -79,11 +81,11 @@ class Loop:
             step: Steps that were made before.
 
         Returns:
-            Steps that are made now: all, or fewer if the run was asked to stop.
+            Steps that are made now: all, or fewer if training is over or the run was asked to stop.
         """
         self.made = step
         trained = [parameter for held in self.groups.values() for parameter in held.values()]
-        while step < self.total:
+        while step < self.total and not self.is_over():
             epoch, start = divmod(step, self.order.steps)
             self.order.choose(epoch, start)
             self.objective.train()

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from toast.data.vision.noting import Notes
 from toast.training import folder
+from toast.training.best import Best
 from toast.training.config import RunConfig
 from toast.training.data import Splits
 from toast.training.evaluate import Measured, evaluate
@@ -33,6 +34,8 @@ class Measurements:
     Attributes:
         validation: The last figures of the validation split; None if there are none.
         validated: The step that they are of; -1 before the first.
+        before: Figures by split before the first step, if they are wanted.
+        best: The best measurement of the validation split, if it is kept.
         unread: Samples that could not be read: name and reason.
     """
 
@@ -60,7 +63,18 @@ class Measurements:
         self.wish = wish
         self.validation: dict[str, Any] | None = None
         self.validated = -1
+        self.before: dict[str, dict[str, Any]] = {}
+        self.best = Best(accelerator, objective, config.checkpoint.best, config.checkpoint.patience)
         self.unread: dict[str, str] = {}
+
+    def measure_before(self) -> None:
+        """Measures what is measured at the end as well before the first step, if that is wanted; once."""
+        for name, data in (("validation", self.splits.validation), ("test", self.splits.test)):
+            if self.config.evaluation.before and name not in self.before and not self.wish():
+                measured = self.measure(data, name)
+                if measured is not None:
+                    self.before[name] = measured.metrics
+                    self.say(f"before training, {name}: {_shown(measured.metrics)}")
 
     def validate_if_due(self, step: int) -> None:
         """Measures at the end of a run, and of every so many epochs; once."""
@@ -80,13 +94,32 @@ class Measurements:
         if measured is None:
             return
         self.validation = measured.metrics
+        is_best = self.best.note(step, measured.metrics)
         scalars = {name: value for name, value in measured.metrics.items() if isinstance(value, float)}
         epoch = round(step / self.epoch, 4)
         if self.accelerator.is_main_process:
             row = {"step": step, "epoch": epoch, "split": "validation", **scalars}
             folder.append_metrics(self.place, row)
         self.accelerator.log({f"validation/{name}": value for name, value in scalars.items()}, step=step)
-        self.say(f"epoch {epoch:g}: " + ", ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
+        self.say(f"epoch {epoch:g}: {_shown(measured.metrics)}{', the best so far' if is_best else ''}")
+        if self.best.is_over and step < self.total:
+            self.say(
+                f"stopped after {step} of {self.total} steps: {self.best.since} measurements without a "
+                f"better {self.best.by} (checkpoint.patience)"
+            )
+
+    @property
+    def figures(self) -> dict[str, Any] | None:
+        """The validation split's figures of what is saved: the best, if it is kept, else the last."""
+        return self.best.figures or self.validation
+
+    def take_best(self) -> None:
+        """Puts back what was trained when the run measured best, if that is kept."""
+        best = self.best
+        if best.step not in (None, self.validated):
+            value = best.figures[best.by or ""]
+            self.say(f"the adapter is that of step {best.step}, whose {best.by} was best: {value:.4f}")
+            best.take_up()
 
     def measure(self, data: Any | None, name: str, predictions: bool = False) -> Measured | None:
         """Measures on a split; None if there is none, or a signal came."""
@@ -111,8 +144,19 @@ class Measurements:
 
     def progress(self) -> dict[str, Any]:
         """Returns what has to be known to go on."""
-        return {"validation": self.validation, "validated": self.validated}
+        held = {"validation": self.validation, "validated": self.validated, "before": self.before}
+        return {**held, "unread": self.unread, "best": self.best.progress()}
 
-    def restore(self, progress: dict[str, Any]) -> None:
-        """Takes up what `progress` returned."""
+    def restore(self, progress: dict[str, Any], weights: dict[str, Tensor]) -> None:
+        """Takes up what `progress` returned, and the weights of the best measurement.
+
+        What a checkpoint of an earlier version has not recorded was not wanted then.
+        """
         self.validation, self.validated = progress["validation"], progress["validated"]
+        self.before, self.unread = progress.get("before", {}), progress.get("unread", {})
+        if "best" in progress:
+            self.best.restore(progress["best"], weights)
+
+
+def _shown(figures: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if isinstance(value, float))

@@ -118,7 +118,7 @@ class Run:
         self.loop = Loop(
             self.accelerator, self.objective, self.optimizer, schedule, loader, self.order, self.groups,
             config.task, self.total, config.seed, config.optimizer.clip, self.is_watched, self.complete,
-            self.on_step, self.on_nonfinite, self.on_epoch,
+            self.on_step, self.on_nonfinite, self.on_epoch, lambda: self.measurements.best.is_over,
         )  # fmt: skip
         self.log = Log(self.accelerator, self.place, self.order.steps)
         self.measurements = Measurements(
@@ -173,17 +173,22 @@ class Run:
         """Makes the steps and measures; returns what the test split gave, and what is measured beside it."""
         step = self.resume() if resume else 0
         self.describe(step)
+        if not step:
+            self.measurements.measure_before()
         self.measurements.validate_if_due(step)  # a signal may have come before
         shown = {"desc": self.config.name, "unit": "step", "disable": not self.is_main}
         with tqdm(total=self.total, initial=step, **shown) as self.bar:
             step = self.loop.run(step)
             self.flush()
-        if step == self.total:
+        is_done = step == self.total or self.measurements.best.is_over
+        if is_done:
             self.measurements.validate_if_due(step)
+        if is_done and not self.loop.wish():
+            self.measurements.take_best()
         measure, predictions = self.measurements.measure, self.config.evaluation.predictions
         test = None if self.loop.wish() else measure(self.splits.test, "test", predictions)
         beside = {} if self.loop.wish() else beside_test(self.splits, measure)
-        if step < self.total or self.loop.wish():
+        if not is_done or self.loop.wish():
             self.interrupted(step)
         return test, beside
 
@@ -200,10 +205,12 @@ class Run:
             "trained": trained,
             "trainable_parameters": sum(trained.values()),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "steps": self.total,
+            "steps": self.loop.made,
             "samples": self.splits.summary,
-            "validation": self.measurements.validation,
+            "validation": self.measurements.figures,
             "test": None if test is None else test.metrics,
+            **({"before": self.measurements.before} if self.measurements.before else {}),
+            **self.measurements.best.summary(),
             **beside,
             "bad_samples": self.bad | self.measurements.unread,
             "skipped_steps": self.skipped,
@@ -306,7 +313,9 @@ class Run:
         if not all_finite(self.accelerator, (p for held in self.groups.values() for p in held.values())):
             self.diverged(step, "the weights after the step are not finite", None)
         at, keep = self.place / folder.CHECKPOINTS, self.config.checkpoint.keep + more
-        return checkpoints.save_checkpoint(self.accelerator, at, step, self.progress(), keep)
+        return checkpoints.save_checkpoint(
+            self.accelerator, at, step, self.progress(), keep, self.measurements.best.weights
+        )
 
     def progress(self) -> dict[str, Any]:
         """Returns what has to be known to go on, beside weights and optimiser."""
@@ -331,7 +340,7 @@ class Run:
         progress = checkpoints.load_checkpoint(self.accelerator, newest)
         refuse_changed(self.identity(), progress, str(newest))
         step = int(progress["step"])
-        self.measurements.restore(progress)
+        self.measurements.restore(progress, checkpoints.load_best(newest))
         self.bad, self.loop.seconds = progress["bad"], progress["step_seconds"]
         self.pace.start(self.loop.seconds)
         self.began -= progress.get("seconds", 0.0)  # a checkpoint of an earlier version has none
@@ -362,7 +371,11 @@ class Run:
         """Writes a checkpoint without the process that has ended, if this one holds all that it needs."""
         step = self.loop.made
         at = checkpoints.save_alone(
-            self.accelerator, self.place / folder.CHECKPOINTS, step, self.progress()
+            self.accelerator,
+            self.place / folder.CHECKPOINTS,
+            step,
+            self.progress(),
+            self.measurements.best.weights,
         ) or checkpoints.newest_checkpoint(self.place / folder.CHECKPOINTS)
         self.log.write_alone(step)
         raise Lost(step, self.total, error, at) from error

@@ -13,7 +13,7 @@ import math
 import re
 import statistics
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,17 @@ from typing import Any
 from rich.console import Console
 from tqdm import tqdm
 
+from toast.evaluation.choosing import best_of
 from toast.files import try_folder
 from toast.training import folder
 from toast.training.accelerating import make_accelerator
-from toast.training.config import RunConfig, SweepConfig
+from toast.training.config import RunConfig
 from toast.training.finite import Diverged
 from toast.training.loading import make_config, read_yaml
 from toast.training.locking import locked
 from toast.training.run import run
+from toast.training.sweep_config import SweepConfig
 
-#: Of these the least is the best.
-_LESS_IS_BETTER = ("loss", "perplexity", "calibration_error")
 #: Columns of the table, where they were measured.
 _SHOWN = (
     "accuracy", "attention_on_target", "selection_inside", "selection_outside", "selection_ratio",
@@ -191,14 +191,6 @@ def _tried(config: RunConfig) -> dict[str, Any] | None:
         return None
 
 
-def best_of(values: Sequence[float], by: str) -> int | None:
-    """Returns the place of the best finite value of a measure; None if no value is finite."""
-    places = [place for place, value in enumerate(values) if math.isfinite(value)]
-    if not places:
-        return None
-    return (min if by in _LESS_IS_BETTER else max)(places, key=values.__getitem__)
-
-
 def pretunings(spec: SweepConfig) -> dict[str, tuple[Path, Settings]]:
     """Returns configuration file and settings on top of each pre-tuning; a single one has no name."""
     if spec.pretune is None:
@@ -255,7 +247,10 @@ def _search(config: RunConfig, row: Row, point: Settings) -> RunConfig:
 def make_final(config: RunConfig, row: Row, point: Settings, seed: int) -> RunConfig:
     """Returns the run that trains a row with chosen settings and opens the test split."""
     assert config.sweep is not None
-    own = {"data.validation": None, "data.validation_share": 0.0, **config.sweep.final, "seed": seed}
+    own = {
+        "data.validation": None, "data.validation_share": 0.0, "checkpoint.best": None,
+        "checkpoint.patience": None, **config.sweep.final, "seed": seed,
+    }  # fmt: skip
     name = f"{_named(point)},seed-{seed}" if point else f"seed-{seed}"
     return _made(config, {**row.settings, **point, **own}, config.folder / "final" / row.name, name)
 
