@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import time
 from typing import Any
 
 import torch.multiprocessing
@@ -17,6 +18,9 @@ from torch.distributed.tensor import DTensor
 from toast.training.config import RunConfig
 from toast.training.folder import write_json
 from toast.training.run import Run, run
+
+#: In a run's folder: when a process of it was killed, in seconds since 1970.
+KILLED = "killed"
 
 
 def on_two_processes(
@@ -69,6 +73,7 @@ def _kill_after(step: int) -> None:
     def on_step(self: Run, made: int, parts: Any) -> None:
         told(self, made, parts)
         if made == step:
+            (self.place / KILLED).write_text(str(time.time()))
             os.kill(os.getpid(), signal.SIGKILL)
 
     Run.on_step = on_step  # type: ignore[method-assign]

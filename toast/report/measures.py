@@ -64,7 +64,7 @@ def _tiles(files: RunFiles, measured: dict[str, Any]) -> Markup:
     for key, (name, note) in _CALLED.items():
         # The others stand at the head of the page.
         if key in measured and note and not (key == "loss" and files.config.task == "language"):
-            figures.append((name, f"{measured[key]:.3f}", note.format(**_of_targets(measured))))
+            figures.append((name, files.from_before(key), note.format(**_of_targets(measured))))
     return tiles(figures)
 
 

@@ -99,6 +99,16 @@ class RunFiles:
             return "validation", _known(self.result["validation"])
         return "validation", next(iter(self.split("validation")[::-1]), {})
 
+    @property
+    def before(self) -> dict[str, Any]:
+        """The figures of the split that counts before training; empty if they were not wanted."""
+        return _known((self.result or {}).get("before", {}).get(self.measured[0], {}))
+
+    def from_before(self, name: str) -> str:
+        """Returns a figure of the split that counts: as it was before training, if that is known, and as it is."""
+        now = f"{self.measured[1][name]:.3f}"
+        return f"{self.before[name]:.3f} → {now}" if name in self.before else now
+
 
 def _known(measured: dict[str, Any]) -> dict[str, Any]:
     """Returns the figures that are numbers; those that were not finite are null."""
@@ -169,13 +179,20 @@ def remarks(files: RunFiles) -> list[str]:
             f"{len(skipped):,} steps were left out, for their loss or gradient was no finite number; first "
             f"step {first}, with {', '.join(skipped[first][:3])}."
         )
+    best = (files.result or {}).get("best")
+    if best is not None:
+        early = ", and training ended early" if best["stopped_early"] else ""
+        found.append(
+            f"The adapter is that of step {best['step']:,} of {files.done:,}, where {best['measure']} of the "
+            f"validation split was best ({best['value']:.3f}){early}."
+        )
     losses = [(row["loss"], row["epoch"]) for row in files.split("validation") if "loss" in row]
-    if len(losses) > 1:
-        best, last = min(losses), losses[-1]
-        if last[0] > 1.05 * best[0]:
+    if len(losses) > 1 and best is None:
+        least, last = min(losses), losses[-1]
+        if last[0] > 1.05 * least[0]:
             found.append(
-                f"The validation loss was least after epoch {best[1]:g} ({best[0]:.3f}) and is {last[0]:.3f} "
-                "at the end: the adapter is that of the last step."
+                f"The validation loss was least after epoch {least[1]:g} ({least[0]:.3f}) and is {last[0]:.3f} "
+                "at the end: the adapter is that of the last step (checkpoint.best=loss keeps the best)."
             )
     split, measured = files.measured
     if files.result is not None and not measured and files.stage == "tune":
