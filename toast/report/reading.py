@@ -105,7 +105,7 @@ class RunFiles:
         return _known((self.result or {}).get("before", {}).get(self.measured[0], {}))
 
     def from_before(self, name: str) -> str:
-        """Returns a figure of the split that counts: as it was before training, if that is known, and as it is."""
+        """Returns a figure of the split that counts, behind that from before training if it is known."""
         now = f"{self.measured[1][name]:.3f}"
         return f"{self.before[name]:.3f} → {now}" if name in self.before else now
 
@@ -191,8 +191,9 @@ def remarks(files: RunFiles) -> list[str]:
         least, last = min(losses), losses[-1]
         if last[0] > 1.05 * least[0]:
             found.append(
-                f"The validation loss was least after epoch {least[1]:g} ({least[0]:.3f}) and is {last[0]:.3f} "
-                "at the end: the adapter is that of the last step (checkpoint.best=loss keeps the best)."
+                f"The validation loss was least after epoch {least[1]:g} ({least[0]:.3f}) and is "
+                f"{last[0]:.3f} at the end: the adapter is that of the last step (checkpoint.best=loss keeps "
+                "the best)."
             )
     split, measured = files.measured
     if files.result is not None and not measured and files.stage == "tune":

@@ -19,6 +19,8 @@ _LOCK = ".lock"
 _WRITER = ".writer.json"
 #: Seconds in which the data workers of a killed writer, which have inherited its lock, end by themselves.
 _ORPHANS = 15.0
+#: Seconds of a turn of waiting, and what says that another one is needed.
+_TURN, _WAIT = 60.0, "wait"
 _Held = TypeVar("_Held")
 
 
@@ -41,6 +43,44 @@ def locked(accelerator: Accelerator, folder: Path) -> Iterator[None]:
         yield
     finally:
         if held is not None:
+            _release(folder, held)
+
+
+@contextmanager
+def in_turn(accelerator: Accelerator, folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Waits until no other run works in a folder, and keeps others out of it meanwhile.
+
+    Where nothing can be written there is nothing to keep apart, and no lock.
+
+    Args:
+        accelerator: Knows the processes of this launch.
+        folder: The folder, which is there.
+        say: Is told once of what is waited for.
+    """
+    waited = False
+
+    def attempt() -> FileLock | str | None:
+        nonlocal waited
+        lock = FileLock(folder / _LOCK)
+        try:
+            lock.acquire(timeout=_TURN if waited else 0)
+            _note(folder)
+        except Timeout:
+            if not waited:
+                say(f"{folder} is being written by {_described(_writer(folder))}; waiting for it")
+            waited = True
+            return _WAIT
+        except OSError:
+            return None
+        return lock
+
+    # In turns, for the other processes of a launch give up what they wait for too long.
+    while (held := by_main(accelerator, attempt)) == _WAIT:
+        pass
+    try:
+        yield
+    finally:
+        if isinstance(held, FileLock):
             _release(folder, held)
 
 
@@ -88,9 +128,13 @@ def _acquire(folder: Path) -> FileLock:
                 f"{folder} is being written by {_described(writer)}. Wait for it or stop it, or choose "
                 "another name=… or out=…."
             ) from None
+    _note(folder)
+    return lock
+
+
+def _note(folder: Path) -> None:
     note = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     (folder / _WRITER).write_text(json.dumps(note) + "\n", encoding="utf-8")
-    return lock
 
 
 def _release(folder: Path, lock: FileLock) -> None:

@@ -27,7 +27,7 @@ MAY_CHANGE: dict[str, str] = {
     "trackers": "who is told",
     "data.bad_share": "when the run stops",
     "on_nonfinite": "whether the run stops, or what it has stopped at is left out",
-    "evaluation.every": "measuring draws nothing that training draws from",
+    "evaluation.every": "measuring draws nothing that training draws from; not where it chooses the best",
     "evaluation.batch_size": "each sample counts once",
     "evaluation.predictions": "what is written beside",
 }
@@ -80,9 +80,13 @@ def refuse_others(config: RunConfig, recorded: RunConfig, place: Path, ended: bo
     Raises:
         ValueError: If settings differ; it names each with both values.
     """
+    # What is measured between the steps decides which of them is the best.
+    kept_best = () if config.checkpoint.best is None else ("evaluation.every",)
     wanted, found = (flat(each.model_dump(mode="json")) for each in (config, recorded))
-    kept = {name: value for name, value in wanted.items() if not _may_change(name, ended)}
-    held = {name: value for name, value in found.items() if not _may_change(name, ended)}
+    kept = {
+        name: value for name, value in wanted.items() if name in kept_best or not _may_change(name, ended)
+    }
+    held = {name: value for name, value in found.items() if name in kept_best or not _may_change(name, ended)}
     differ = [name for name in sorted(kept.keys() | held.keys()) if kept.get(name) != held.get(name)]
     if differ:
         said = "; ".join(f"{name} was {found.get(name)}, now {wanted.get(name)}" for name in differ)
