@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from tests.training.processes import on_two_processes
@@ -189,11 +190,17 @@ def test_the_choice_may_not_change_when_a_run_goes_on(tmp_path: Path) -> None:
     other = vision(tmp_path, **SETTINGS, checkpoint__best="loss")
     with pytest.raises(ValueError, match=r"checkpoint\.best was None, now loss"):
         run(other, "tune", resume=True)
+    best = vision(tmp_path, name="best", **SETTINGS, checkpoint__best="loss")
+    run(best, "tune")
+    (best.folder / "result.json").unlink()
+    seldom = vision(tmp_path, name="best", **SETTINGS, checkpoint__best="loss", evaluation__every=2)
+    with pytest.raises(ValueError, match=r"evaluation\.every was 1, now 2"):
+        run(seldom, "tune", resume=True)
 
 
 def test_the_first_of_equals_is_the_best() -> None:
     assert best_of([0.2, 0.5, math.nan, 0.5], "accuracy") == 1
     assert best_of([0.2, 0.1, math.inf, 0.1], "calibration_error") == 1
-    best = Best(None, None, None, None)  # type: ignore[arg-type]
+    best = Best(Accelerator(), torch.nn.Linear(1, 1), None, None)
     assert not best.note(1, {"accuracy": 1.0})
     assert best.summary() == {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch.multiprocessing import ProcessRaisedException
 from tests.training.processes import on_two_processes
 from tests.training.settings import losses, vision
 from toast.training import locking
-from toast.training.locking import locked
+from toast.training.locking import in_turn, locked
 from toast.training.run import run
 from toast.training.sweep import sweep
 
@@ -80,6 +82,32 @@ def test_a_sweep_has_one_writer(tmp_path: Path, here: Accelerator) -> None:
     config = vision(tmp_path, sweep=section, data__validation_share=0.25)
     with locked(here, config.folder), pytest.raises(ValueError, match="is being written by"):
         sweep(config)
+
+
+def test_what_is_made_in_turn_is_waited_for(tmp_path: Path, here: Accelerator) -> None:
+    said: list[str] = []
+    done: list[str] = []
+
+    def second() -> None:
+        with in_turn(here, tmp_path, said.append):
+            done.append("second")
+
+    with in_turn(here, tmp_path, said.append):
+        thread = threading.Thread(target=second)
+        thread.start()
+        while not said:
+            time.sleep(0.01)
+        done.append("first")
+    thread.join()
+    assert done == ["first", "second"]
+    assert said == [f"{tmp_path} is being written by {said[0].split(' by ')[1]}"]
+    assert f"process {os.getpid()} of" in said[0]
+    assert not (tmp_path / ".writer.json").exists()
+
+
+def test_where_nothing_can_be_written_nobody_waits(tmp_path: Path, here: Accelerator) -> None:
+    with in_turn(here, tmp_path / "not there", pytest.fail):
+        pass
 
 
 def test_an_unfinished_note_hinders_nobody(tmp_path: Path, here: Accelerator) -> None:

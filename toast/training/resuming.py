@@ -83,11 +83,10 @@ def refuse_others(config: RunConfig, recorded: RunConfig, place: Path, ended: bo
     # What is measured between the steps decides which of them is the best.
     kept_best = () if config.checkpoint.best is None else ("evaluation.every",)
     wanted, found = (flat(each.model_dump(mode="json")) for each in (config, recorded))
-    kept = {
-        name: value for name, value in wanted.items() if name in kept_best or not _may_change(name, ended)
+    compared = {
+        name for name in wanted.keys() | found.keys() if name in kept_best or not _may_change(name, ended)
     }
-    held = {name: value for name, value in found.items() if name in kept_best or not _may_change(name, ended)}
-    differ = [name for name in sorted(kept.keys() | held.keys()) if kept.get(name) != held.get(name)]
+    differ = [name for name in sorted(compared) if wanted.get(name) != found.get(name)]
     if differ:
         said = "; ".join(f"{name} was {found.get(name)}, now {wanted.get(name)}" for name in differ)
         raise ValueError(
