@@ -163,8 +163,8 @@ def test_a_wrong_anatomy_is_refused(anatomy, message: str) -> None:
         ({"lora_rank": -1}, r"lora_rank: needs 0 \(full TOAST\) or a positive rank; got -1"),
         ({"lora_rank": "4"}, "lora_rank: needs .*; got '4'"),
         ({"lora_rank": True}, "lora_rank: needs .*; got True"),
-        ({"lora_rank": 4, "lora_alpha": 0}, "lora_alpha: needs a number above 0; got 0"),
-        ({"lora_rank": 4, "lora_alpha": float("nan")}, "lora_alpha: needs a number above 0; got nan"),
+        ({"lora_rank": 4, "lora_alpha": 0}, "lora_alpha: needs None or a number above 0; got 0"),
+        ({"lora_rank": 4, "lora_alpha": float("nan")}, "lora_alpha: needs None or a number above 0; got nan"),
         (
             {"lora_rank": 4, "lora_dropout": 1.0},
             "lora_dropout: needs a probability from 0 to below 1; got 1.0",

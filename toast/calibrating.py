@@ -66,6 +66,7 @@ def calibrate(model: nn.Module, *inputs: Any, **kwargs: Any) -> None:
             "than padding, in numbers that the model can compute with."
         )
     adapter.task_embedding.copy_(F.normalize(direction, dim=0))
+    steering.selector.start.forget(adapter.name)  # it is no draw any more, which might be turned round
 
 
 def stands_out(features: Tensor) -> Tensor:

@@ -53,12 +53,18 @@ OFFICIAL: dict[str, dict[str, Any]] = {
 OFFICIAL["vision-lite"] = OFFICIAL["vision"] | {
     "train": ["task_embedding", "channel_transform", "lora"],
     "lora_rank": 4,
+    "lora_alpha": 1.0,
 }
-OFFICIAL["language-lite"] = OFFICIAL["language"] | {"train": ["task_embedding", "lora"], "lora_rank": 4}
+OFFICIAL["language-lite"] = OFFICIAL["language"] | {
+    "train": ["task_embedding", "lora"],
+    "lora_rank": 4,
+    "lora_alpha": 1.0,
+}
 # No official TOAST-Lite of ConvNeXt is known: trained is what the vision variant trains.
 OFFICIAL["convnext-lite"] = OFFICIAL["convnext"] | {
     "train": ["task_embedding", "channel_transform", "lora"],
     "lora_rank": 4,
+    "lora_alpha": 1.0,
 }
 
 
@@ -85,7 +91,8 @@ class ToastConfig(PeftConfig):
             frozen model unless `value_bias="twice"` adds a bias; `official` draws both from a normal
             distribution of deviation 0.02, truncated at two deviations.
         lora_rank: Rank of the factors of TOAST-Lite; 0 is full TOAST.
-        lora_alpha: Numerator of the LoRA scaling `lora_alpha / lora_rank` (official: 1).
+        lora_alpha: Numerator of the LoRA scaling `lora_alpha / lora_rank` (official: 1). None is four times
+            the rank.
         lora_dropout: Dropout before the LoRA factors.
         pretrained: Folder of the pre-tuned full adapter whose feedback a Lite adapter freezes. With
             `save_frozen=False` it is needed again at loading.
@@ -127,7 +134,7 @@ class ToastConfig(PeftConfig):
     value_bias: ValueBias = "once"
     init: Initialisation = "identity"
     lora_rank: int = 0
-    lora_alpha: float = 1.0
+    lora_alpha: float | None = None
     lora_dropout: float = 0.0
     pretrained: str | None = None
     save_frozen: bool = True
@@ -165,6 +172,8 @@ class ToastConfig(PeftConfig):
             # `family` is filled by an injection, which leaves no form open: one without was saved before.
             self.reconstruction_form = "relative" if self.family is None else "official"
         self._check_types()
+        if self.lora_alpha is None:
+            self.lora_alpha = 4.0 * self.lora_rank if self.is_lite else 1.0
         _check_choice("reconstruction_form", self.reconstruction_form, get_args(ReconstructionForm))
         if self.reconstruction_form == "relative" and self.reconstruction_scale != 1:
             raise ValueError(
@@ -190,7 +199,8 @@ class ToastConfig(PeftConfig):
             )
         _check_number("steer_from", self.steer_from, 0, whole=True, what="a block, counted from 0")
         _check_number("lora_rank", self.lora_rank, 0, whole=True, what="0 (full TOAST) or a positive rank")
-        _check_number("lora_alpha", self.lora_alpha, 0, what="a number above 0", above=True)
+        if self.lora_alpha is not None:
+            _check_number("lora_alpha", self.lora_alpha, 0, what="None or a number above 0", above=True)
         _check_number("lora_dropout", self.lora_dropout, 0, what="a probability from 0 to below 1", below=1)
         _check_number("reconstruction_weight", self.reconstruction_weight, 0, what="0 or a positive number")
         _check_number(

@@ -52,7 +52,7 @@ class LowRankMap(nn.Module):
         self.lora_A = nn.ModuleDict({FACTORS: down})
         self.lora_B = nn.ModuleDict({FACTORS: up})
         self.dropout = nn.Dropout(config.lora_dropout)
-        self.scaling = config.lora_alpha / config.lora_rank
+        self.scaling = (config.lora_alpha or 1.0) / config.lora_rank
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps states, `(..., width)`."""

@@ -49,7 +49,7 @@ def test_faults_end_with_a_message(tmp_path: Path) -> None:
         (("tune", tmp_path / "no.yaml"), "no.yaml is not there"),
         (("tune", place, "optimizer.lr=1"), "optimizer.lr: there is no such setting"),
         (("tune", place, "data.root=nowhere"), "nowhere"),
-        (("evaluate", place, "--split", "train"), "needs validation or test; got 'train'"),
+        (("evaluate", place, "--split", "train"), "needs one of validation, test; got 'train'"),
         (("evaluate", place, "--split", "validation"), "names no validation split"),
         (("evaluate", place, "--lm-eval", "arc"), "lm-eval measures language models"),
         (("sweep", place), "needs a section with rows"),

@@ -160,7 +160,7 @@ def test_comparison_says_what_the_runs_measured(runs: Path, tmp_path: Path) -> N
     assert f"{measured:.3f} [" in printed
     with (tmp_path / "out" / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 3 + 3 * 6 + 2  # accuracy of three, selection of one, where all weights are 0
+    assert len(rows) == 3 + 3 * 6 + 3  # accuracy of three, selection of one: inside, outside, ratio
 
 
 def test_without_boxes_what_needs_none_is_compared(tmp_path: Path) -> None:

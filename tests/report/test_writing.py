@@ -17,6 +17,7 @@ from tests.report.reports import Page, run_on_pictures
 from tests.training.settings import language, vision
 from toast.commands import reporting
 from toast.commands.errors import Commands
+from toast.evaluation.intervals import wilson
 from toast.report.writing import write_report
 from toast.training.run import run
 
@@ -53,7 +54,8 @@ def test_a_report_says_what_the_run_measured(runs: Path) -> None:
     result = json.loads((runs / "toast" / "result.json").read_text())
     read = page(runs / "toast")
     test = result["test"]
-    assert f"Accuracy{test['accuracy']:.3f}± " in read.text
+    low, high = wilson(test["accuracy"], test["samples"])
+    assert f"Accuracy{test['accuracy']:.3f}{low:.3f} to {high:.3f}, 95%" in read.text
     for name in ("loss", "mean_class_accuracy", "calibration_error"):
         assert f"{test[name]:.3f}" in read.text
     for group, count in result["trained"].items():

@@ -70,6 +70,8 @@ class Runs:
             write_predictions(place / folder.PREDICTIONS, np.arange(PICTURES) < right)
         measured = {"accuracy": right / PICTURES, "loss": 1.0, "samples": PICTURES}
         result = {
+            "name": config.name, "stage": stage, "task": config.task, "method": config.method.name,
+            "trained": {"head": 123}, "parameters": 1234, "bad_samples": {},
             "validation": measured if config.data.validation_share else None,
             "test": measured if config.data.test else None,
             "steps": 10, "step_seconds": 5.0, "median_step_seconds": 0.4, "seconds": 6.0,

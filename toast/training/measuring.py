@@ -16,8 +16,10 @@ from toast.training.loading import load_config
 from toast.training.methods import apply_method, load_method
 from toast.training.objective import Objective
 from toast.training.preparing import open_all
+from toast.training.workers import as_messages
 
 
+@as_messages()
 def measure(
     place: Path,
     overrides: Iterable[str] = (),

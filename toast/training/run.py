@@ -33,10 +33,12 @@ from toast.training.pace import Pace
 from toast.training.preparing import Stage, prepare
 from toast.training.resuming import ended_run, flat, refuse_changed, refuse_other_classes
 from toast.training.storing import stored_first_pass
+from toast.training.workers import as_messages
 
 logger = logging.getLogger(__name__)
 
 
+@as_messages()
 def run(config: RunConfig, stage: Stage, resume: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Trains, measures and saves.
 

@@ -3,9 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.utils.data import DataLoader
+
+_ENDED = (
+    "workers: a process that loads data was ended: {}. The usual cause is too little memory (of the machine, "
+    "or of /dev/shm in a container). Set workers to fewer, or to 0, which loads in the process of the run."
+)
+
+
+@contextmanager
+def as_messages() -> Iterator[None]:
+    """Makes messages of what PyTorch says when a process that loads data was ended or has raised.
+
+    It hears of an ended process by a signal, and then raises wherever the program is: so what runs a whole
+    loop is called in this, too.
+
+    Raises:
+        ValueError: If a process that loads data was ended, or raised an error.
+    """
+    try:
+        yield
+    except Exception as error:
+        said = str(error)
+        if said.startswith("DataLoader worker"):
+            raise ValueError(_ENDED.format(said.splitlines()[0])) from error
+        if said.startswith("Caught "):  # torch's word for what a process raised, with its traceback
+            _, found, message = said.rpartition(f"\n{type(error).__name__}: ")
+            raise ValueError(
+                f"workers: a process that loads data failed: {type(error).__name__}: "
+                f"{message.strip() if found else said}"
+            ) from error
+        raise
 
 
 def batches(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -14,20 +45,10 @@ def batches(loader: DataLoader[Any]) -> Iterator[Any]:
     Raises:
         ValueError: If a process that loads data was ended, or raised an error.
     """
-    try:
-        yield from loader
-    except Exception as error:
-        said = str(error)
-        if said.startswith("DataLoader worker"):
-            raise ValueError(
-                f"workers: a process that loads data was ended: {said.splitlines()[0]}. The usual cause "
-                "is too little memory (of the machine, or of /dev/shm in a container). Set workers to fewer, "
-                "or to 0, which loads in the process of the run."
-            ) from error
-        if said.startswith("Caught "):  # torch's word for what a process raised, with its traceback
-            _, found, message = said.rpartition(f"\n{type(error).__name__}: ")
-            raise ValueError(
-                f"workers: a process that loads data failed: {type(error).__name__}: "
-                f"{message.strip() if found else said}"
-            ) from error
-        raise
+    with as_messages():
+        try:
+            yield from loader
+        except (ConnectionError, EOFError) as error:  # a batch lay ready that can be read from no one now
+            if loader.num_workers:
+                raise ValueError(_ENDED.format(f"{type(error).__name__}: {error}")) from error
+            raise
