@@ -88,20 +88,23 @@ def test_a_half_built_one_is_completed(tmp_path: Path, monkeypatch: pytest.Monke
     written: list[int] = []
     write = Store.write
 
-    def until(self: Store, part: int, samples: Any) -> None:
+    def until(self: Store, part: int, samples: Any, **options: Any) -> None:
         if len(written) == 3:
             raise KeyboardInterrupt
         written.append(part)
-        write(self, part, samples)
+        write(self, part, samples, **options)
 
     monkeypatch.setattr(Store, "write", until)
     config = vision(tmp_path, name="run", first_pass__mode="cached")
     with pytest.raises(KeyboardInterrupt):
         run(config, "tune")
     rest: list[int] = []
-    monkeypatch.setattr(
-        Store, "write", lambda self, part, samples: (rest.append(part), write(self, part, samples))
-    )
+
+    def noted(self: Store, part: int, samples: Any, **options: Any) -> None:
+        rest.append(part)
+        write(self, part, samples, **options)
+
+    monkeypatch.setattr(Store, "write", noted)
     run(config, "tune")
     assert (written, rest) == ([0, 1, 2], [3, 4, 5])
     computed = vision(tmp_path, name="computed")
