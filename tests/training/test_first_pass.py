@@ -78,7 +78,7 @@ def test_it_is_stored_in_the_precision_of_the_run(tmp_path: Path) -> None:
 
 def test_a_second_run_reads_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(vision(tmp_path, name="one", first_pass__mode="cached"), "tune")
-    monkeypatch.setattr(Store, "write", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(Store, "write", lambda *_, **__: pytest.fail("computed again"))
     run(vision(tmp_path, name="two", first_pass__mode="cached", optimizer__learning_rate=1e-3), "tune")
 
 
