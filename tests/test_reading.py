@@ -74,7 +74,7 @@ def test_the_last_line_alone_may_be_cut_off(tmp_path: Path) -> None:
 
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.json")
-    with pytest.raises(ValueError, match=r"x\.json is a special file; needs a JSON file"):
+    with pytest.raises(ValueError, match=r"x\.json is a special file .*; needs a JSON file"):
         read_json(tmp_path / "x.json")
     with pytest.raises(ValueError, match="is a folder"):
         read_json(tmp_path)

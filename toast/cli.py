@@ -9,8 +9,10 @@ import typer
 
 import toast as package
 from toast.commands import reporting, training, visual
+from toast.commands.errors import DEBUG, Commands
 
 app = typer.Typer(
+    cls=Commands,
     help="Top-down attention steering of frozen transformers (TOAST, arXiv 2305.15542).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -28,6 +30,9 @@ def _version(wanted: bool) -> None:
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help=f"Show the traceback of an error; so does ${DEBUG}.")
     ] = False,
 ) -> None:
     """Takes the options of the command itself."""
@@ -56,8 +61,7 @@ def demo(
         raise ImportError(
             f"the demonstration needs more: pip install 'toast-steering[demo]' ({error})"
         ) from error
-    with training.told():
-        run(out, Size(train, test, generic, share), seed)
+    run(out, Size(train, test, generic, share), seed)
 
 
 _Folder = Annotated[
@@ -122,11 +126,7 @@ def import_official(
     """Write an official TOAST checkpoint as an adapter folder for PEFT. Needs no backbone."""
     from toast.importing import convert
 
-    try:
-        done = convert(source, out, head, kind)
-    except ValueError as error:
-        typer.secho(f"toast: {error}", err=True, fg="red")
-        raise typer.Exit(2) from None
+    done = convert(source, out, head, kind)
     rank = f"rank {done.rank}" if done.rank else "full rank"
     typer.echo(
         f"{done.variant}: {done.blocks} blocks, width {done.width}, {rank}{', with its head' * done.head}; "
@@ -144,12 +144,8 @@ for commands in (training, visual, reporting):
 
 
 def main() -> None:
-    """Runs the command; what is missing ends it with a message, without a traceback."""
-    try:
-        app()
-    except ImportError as error:
-        typer.secho(f"toast: {error}", err=True, fg="red")
-        raise SystemExit(2) from None
+    """Runs the command."""
+    app()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from toast.anatomy import Anatomy, find_anatomy
 from toast.checking import fingerprint
 from toast.config import ToastConfig
+from toast.files import named, try_folder
 from toast.names import without_adapter_name
 from toast.official import Checkpoint, Flattened, naming_file, open_checkpoint, parameters
 from toast.official_kinds import Kind, Sizes, find_kind
@@ -106,8 +107,9 @@ def convert(
     kind: str | None = None,
 ) -> Imported:
     """Does `import_official` and says what was written."""
-    out = Path(out)
+    out = named(out)
     _refuse_taken(out)
+    try_folder(out, "out")
     checkpoint = open_checkpoint(source)
     with naming_file(source):
         return _convert(checkpoint, out, head, kind)

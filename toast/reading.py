@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from toast.files import read_regular, refuse_special
 from toast.layouts import is_plain
 
 Kinds = type | tuple[type, ...]
@@ -34,7 +35,7 @@ def read_json(path: Path, keys: Mapping[str, Kinds] | None = None) -> dict[str, 
         ValueError: If it is not there, cut off, no UTF-8, or holds something else: names the file, the line
             and what is wrong.
     """
-    held = _parsed(_read(path), str(path))
+    held = _parsed(read_regular(path, "JSON file"), str(path))
     if not isinstance(held, dict):
         raise ValueError(  # noqa: TRY004 - the file is wrong, not the type of the argument
             f"{path} needs a JSON object of settings; it holds {_named(held)}."
@@ -53,7 +54,7 @@ def read_json_list(path: Path, kind: Kinds) -> list[Any]:
     Raises:
         ValueError: As `read_json`.
     """
-    held = _parsed(_read(path), str(path))
+    held = _parsed(read_regular(path, "JSON file"), str(path))
     wrong = [item for item in held if not _is_a(item, kind)] if isinstance(held, list) else [held]
     if not isinstance(held, list) or wrong:
         raise ValueError(f"{path} needs a JSON list of {_words(kind)}; it holds {_named(wrong[0])}.")
@@ -73,7 +74,7 @@ def read_json_lines(
     Raises:
         ValueError: As `read_json`.
     """
-    *lines, last = _read(path).split(b"\n")
+    *lines, last = read_regular(path, "file of JSON lines").split(b"\n")
     if last and not may_be_cut:
         lines.append(last)
     rows = []
@@ -85,17 +86,6 @@ def read_json_lines(
         _refuse_keys(held, keys or {}, where)
         rows.append(held)
     return rows
-
-
-def _read(path: Path) -> bytes:
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'special file'}; needs a JSON file.")
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is not there.") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def _parsed(data: bytes, where: str) -> Any:
@@ -146,7 +136,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: If it is not there, cut off, or something else.
     """
-    _refuse_no_file(path)
+    refuse_special(path, "file of tensors")
     try:
         return load_file(path)  # type: ignore[no-any-return]
     except (SafetensorError, OSError) as error:
@@ -159,7 +149,7 @@ def unpickled(path: Path, mmap: bool = True) -> Any:
     Raises:
         ValueError: If it is not there, cut off, or holds more than tensors.
     """
-    _refuse_no_file(path)
+    refuse_special(path, "file of tensors")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that sparse tensors, which are refused later, take a while
@@ -209,7 +199,7 @@ class TensorFile:
             self._held = state_dict(unpickled(path), str(path))
             self.shapes = {name: tuple(tensor.shape) for name, tensor in self._held.items()}
             return
-        _refuse_no_file(path)
+        refuse_special(path, "file of tensors")
         try:
             with safe_open(path, "pt") as file:
                 self.shapes = {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
@@ -303,10 +293,3 @@ _DAMAGED = "{} is damaged or no safetensors file: {}."
 
 def _type(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _refuse_no_file(path: Path) -> None:
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; needs a file of tensors.")
-    if not path.is_file():
-        raise ValueError(f"{path} is not there.")

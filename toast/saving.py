@@ -10,7 +10,7 @@ from peft.utils import CONFIG_NAME, AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from toast.config import ToastConfig
-from toast.files import replace_all
+from toast.files import named, replace_all
 from toast.initial import without_initial
 from toast.layouts import is_plain
 from toast.names import CONTAINER, PREFIX, is_frozen, without_adapter_name
@@ -34,8 +34,11 @@ def save_adapter(model: PeftModel, folder: str | Path, **options: Any) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        ValueError: If the folder has no name.
     """
-    folder = Path(folder)
+    folder = named(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
         model.save_pretrained(beside, **options)

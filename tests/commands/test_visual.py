@@ -23,6 +23,7 @@ import toast
 from tests.models import awaken
 from tests.training.settings import language, vision, write_language_model
 from toast.commands import visual
+from toast.commands.errors import Commands
 from toast.data.vision import transforms
 from toast.training.loaded import load_run
 from toast.training.run import run
@@ -53,7 +54,7 @@ def language_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(*args: object) -> Result:
-    app = typer.Typer(pretty_exceptions_enable=False)
+    app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
     visual.register(app)
     return CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "160"})
 

@@ -21,7 +21,7 @@ def test_the_line_of_a_fault(tmp_path: Path) -> None:
     for read in (read_text, lambda file: list(read_lines(file))):
         with pytest.raises(ValueError, match=r"a, line 3: not UTF-8: .* byte 0xe9 at byte"):
             read(tmp_path / "a")
-    with pytest.raises(ValueError, match="cannot be read: Is a directory"):
+    with pytest.raises(ValueError, match="is a folder; needs a text file"):
         read_text(tmp_path)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
+import time
+from typing import Any
 
 import torch.multiprocessing
 from accelerate import Accelerator
@@ -14,16 +17,22 @@ from torch.distributed.tensor import DTensor
 
 from toast.training.config import RunConfig
 from toast.training.folder import write_json
-from toast.training.run import Run
+from toast.training.run import Run, run
+
+#: In a run's folder: when a process of it was killed, in seconds since 1970.
+KILLED = "killed"
 
 
-def on_two_processes(config: RunConfig, sharded: str | None = None, resume: bool = False) -> None:
+def on_two_processes(
+    config: RunConfig, sharded: str | None = None, resume: bool = False, dies: tuple[int, int] | None = None
+) -> None:
     """Runs a configuration on two processes that are joined by gloo.
 
     Args:
         config: The run's configuration.
         sharded: Kind of state dict under which FSDP shards the backbone; None is data parallel.
         resume: Go on from the newest checkpoint.
+        dies: Process that is killed, and the step after which.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -31,11 +40,13 @@ def on_two_processes(config: RunConfig, sharded: str | None = None, resume: bool
     # Forked from a process that has imported all and computed nothing: autograd may have threads here.
     multiprocessing.set_forkserver_preload([__name__])
     torch.multiprocessing.start_processes(
-        _process, (port, config, sharded, resume), nprocs=2, start_method="forkserver"
+        _process, (port, config, sharded, resume, dies), nprocs=2, start_method="forkserver"
     )
 
 
-def _process(rank: int, port: int, config: RunConfig, sharded: str | None, resume: bool) -> None:
+def _process(
+    rank: int, port: int, config: RunConfig, sharded: str | None, resume: bool, dies: tuple[int, int] | None
+) -> None:
     os.environ |= {
         "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
@@ -43,13 +54,29 @@ def _process(rank: int, port: int, config: RunConfig, sharded: str | None, resum
     }  # fmt: skip
     for state in (AcceleratorState, PartialState):
         state._shared_state.clear()
-    if sharded is not None:
+    if dies is not None and rank == dies[0]:
+        _kill_after(dies[1])
+    if sharded is None:
+        run(config, "tune", resume)
+    else:
         _shard(sharded)
-    prepared = Run(config, "tune")
-    if sharded is not None:
+        prepared = Run(config, "tune")
         _count_shards(prepared)
-    prepared.execute(resume)
+        prepared.execute(resume)
     PartialState().destroy_process_group()
+
+
+def _kill_after(step: int) -> None:
+    """Ends this process as a lack of memory does."""
+    told = Run.on_step
+
+    def on_step(self: Run, made: int, parts: Any) -> None:
+        told(self, made, parts)
+        if made == step:
+            (self.place / KILLED).write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Run.on_step = on_step  # type: ignore[method-assign]
 
 
 def _shard(kind: str) -> None:

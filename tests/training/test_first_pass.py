@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from tests.training.settings import language, losses, vision
 from toast.training.config import RunConfig
-from toast.training.run import run
+from toast.training.run import Run, run
 from toast.training.store import Store
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -77,7 +78,7 @@ def test_it_is_stored_in_the_precision_of_the_run(tmp_path: Path) -> None:
 
 def test_a_second_run_reads_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(vision(tmp_path, name="one", first_pass__mode="cached"), "tune")
-    monkeypatch.setattr(Store, "write", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(Store, "write", lambda *_, **__: pytest.fail("computed again"))
     run(vision(tmp_path, name="two", first_pass__mode="cached", optimizer__learning_rate=1e-3), "tune")
 
 
@@ -87,20 +88,23 @@ def test_a_half_built_one_is_completed(tmp_path: Path, monkeypatch: pytest.Monke
     written: list[int] = []
     write = Store.write
 
-    def until(self: Store, part: int, samples: Any) -> None:
+    def until(self: Store, part: int, samples: Any, **options: Any) -> None:
         if len(written) == 3:
             raise KeyboardInterrupt
         written.append(part)
-        write(self, part, samples)
+        write(self, part, samples, **options)
 
     monkeypatch.setattr(Store, "write", until)
     config = vision(tmp_path, name="run", first_pass__mode="cached")
     with pytest.raises(KeyboardInterrupt):
         run(config, "tune")
     rest: list[int] = []
-    monkeypatch.setattr(
-        Store, "write", lambda self, part, samples: (rest.append(part), write(self, part, samples))
-    )
+
+    def noted(self: Store, part: int, samples: Any, **options: Any) -> None:
+        rest.append(part)
+        write(self, part, samples, **options)
+
+    monkeypatch.setattr(Store, "write", noted)
     run(config, "tune")
     assert (written, rest) == ([0, 1, 2], [3, 4, 5])
     computed = vision(tmp_path, name="computed")
@@ -199,6 +203,45 @@ def test_what_is_damaged_is_said_and_computed_again(
     assert (_store(whole) / "normed.bin").read_bytes() == held
     run(vision(tmp_path, name="third", first_pass__mode="cached"), "tune")
     assert "computed again" not in capsys.readouterr().out
+
+
+def _break(picture: Path) -> Callable[[], None]:
+    """Makes a picture unreadable; returns what mends it, its time of change included."""
+    held, state = picture.read_bytes(), picture.stat()
+    times = (state.st_atime_ns, state.st_mtime_ns)
+    picture.write_bytes(bytes(len(held)))
+    os.utime(picture, ns=times)
+
+    def mend() -> None:
+        picture.write_bytes(held)
+        os.utime(picture, ns=times)
+
+    return mend
+
+
+def test_what_could_not_be_read_is_computed_when_it_can(tmp_path: Path) -> None:
+    whole = vision(tmp_path, name="whole", first_pass__mode="cached", first_pass__folder=str(tmp_path / "a"))
+    run(whole, "tune")
+    mend = _break(next((tmp_path / "pictures" / "train" / "class0").iterdir()))
+    settings = {"first_pass.mode": "cached", "first_pass.folder": str(tmp_path / "b"), "data.bad_share": 0.1}
+    result = run(vision(tmp_path, name="broken", **settings), "tune")
+    assert len(result["bad_samples"]) == 1
+    mend()
+    mended = vision(tmp_path, name="mended", **settings)
+    run(mended, "tune")
+    assert len(list((tmp_path / "b").iterdir())) == 1  # the same store
+    assert losses(mended.folder) == losses(whole.folder)
+
+
+def test_what_becomes_readable_in_a_run_is_not_trained_on_as_zeros(tmp_path: Path) -> None:
+    vision(tmp_path)
+    mend = _break(next((tmp_path / "pictures" / "train" / "class0").iterdir()))
+    config = vision(tmp_path, first_pass__mode="cached", data__bad_share=0.1)
+    prepared = Run(config, "tune")
+    mend()
+    with pytest.raises(ValueError, match=r"first_pass: training sample \d+ could not be read .*--resume"):
+        prepared.execute(resume=False)
+    assert "bad_samples" in run(config, "tune", resume=True)
 
 
 @pytest.mark.parametrize("number", [0, 5])

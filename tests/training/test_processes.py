@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from tests.training.processes import on_two_processes
+from tests.training.processes import KILLED, on_two_processes
 from tests.training.settings import language, losses, vision
 from toast.training.config import RunConfig
 from toast.training.run import run
@@ -73,6 +74,20 @@ def test_a_sharded_backbone_is_one_process(tmp_path: Path, kind: str) -> None:
     for name in ("result.json", "adapter/adapter_model.safetensors"):
         (two.folder / name).unlink()
     on_two_processes(two, kind, resume=True)
+    assert_same(two, one)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_left_writes_a_checkpoint_and_ends(tmp_path: Path, rank: int) -> None:
+    one = vision(tmp_path, **SETTINGS, name="one")
+    run(one, "tune")
+    two = vision(tmp_path, **SETTINGS, name="two", log_every=3)
+    with pytest.raises(ProcessExitedException):
+        on_two_processes(two, dies=(rank, 1))
+    seconds = time.time() - float((two.folder / KILLED).read_text())
+    assert seconds < 30  # gloo itself would wait for half an hour
+    assert [path.name for path in (two.folder / "checkpoints").iterdir()] == ["step-00000001"]
+    run(two, "tune", resume=True)
     assert_same(two, one)
 
 

@@ -12,18 +12,21 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import load
 from safetensors.torch import load_file
 
 from tests.training.settings import language, losses, vision
 from toast.training.checkpoints import newest_checkpoint, save_checkpoint
 from toast.training.config import RunConfig
-from toast.training.interrupts import Interrupted
+from toast.training.interrupts import Interrupted, listening
 from toast.training.loading import to_yaml
+from toast.training.resuming import MAY_CHANGE, flat
 from toast.training.run import run
 
 #: Dropout, augmentation, several micro-batches: all that could differ after a resumption.
@@ -89,12 +92,47 @@ def test_a_signal_writes_a_checkpoint(tmp_path: Path, number: int) -> None:
     handler = signal.getsignal(number)
     with pytest.raises(Interrupted, match=r"interrupted after \d+ of 8 steps; .*--resume") as caught:
         run(stopped, "tune")
-    assert caught.value.number == number
+    assert caught.value.signal_number == number
     assert signal.getsignal(number) is handler
     assert newest_checkpoint(stopped.folder / "checkpoints") is not None
     assert not (stopped.folder / "result.json").exists()
     run(stopped, "tune", resume=True)
     _assert_same(stopped, whole)
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once(first: int, second: int) -> None:
+    class Ended(BaseException):
+        pass
+
+    def end(number: int, frame: object) -> None:
+        raise Ended
+
+    before = {number: signal.signal(number, end) for number in {first, second}}
+    try:
+        with pytest.raises(Ended), listening(Accelerator()) as wish:
+            os.kill(os.getpid(), first)
+            assert wish() == first
+            os.kill(os.getpid(), second)
+            pytest.fail("went on")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_signal_that_a_launcher_hands_on_is_the_same_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = SimpleNamespace(num_processes=2)
+    # Shells let what they put into the background ignore it.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with listening(launch) as wish:  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert wish.signal == signal.SIGINT
+        monkeypatch.setattr("toast.training.interrupts._HANDED_ON", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, handler)
 
 
 def test_language_is_resumed_too(tmp_path: Path) -> None:
@@ -126,10 +164,91 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         run(config, "tune")
     assert run(config, "tune", resume=True) == json.loads((config.folder / "result.json").read_text())
     (config.folder / "result.json").unlink()
-    with pytest.raises(ValueError, match="is of a run of 8 steps, this one has 12"):
+    with pytest.raises(ValueError, match=r"holds a run of other settings: epochs was 4, now 6\. Go on with"):
         run(_config(tmp_path, "run", epochs=6), "tune", resume=True)
-    with pytest.raises(ValueError, match="trained tensors differ in name or shape"):
-        run(_config(tmp_path, "run", method="lora"), "tune", resume=True)
+
+
+def _files(config: RunConfig) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(config.folder)): path.read_bytes()
+        for path in config.folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"method": "toast-lite"}, {"seed": 1}, {"optimizer.learning_rate": 1e-3}, {"data.limit": 16},
+        {"method.options": {"select_from": 0}}, {"model.options.num_heads": 2}, {"label_smoothing": 0.1},
+        {"method.options": {"value_bias": "twice"}}, {"batch_size": 4}, {"data.test": None},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)  # fmt: skip
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_refused_resume_changes_nothing(
+    finished: Path, tmp_path: Path, setting: dict[str, object], ended: bool
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    pictures = {"data.root": str(finished / "pictures")}
+    config = _config(tmp_path, "run", **pictures)
+    if not ended:
+        (config.folder / "result.json").unlink()
+    before = _files(config)
+    with pytest.raises(ValueError, match=f"holds a run of other settings: .*{next(iter(setting))}"):
+        run(_config(tmp_path, "run", **{**pictures, **setting}), "tune", resume=True)
+    assert _files(config) == before
+    run(config, "tune", resume=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("finished")
+    run(_config(place, "run"), "tune")
+    return place
+
+
+def test_what_changes_no_result_may_change(tmp_path: Path) -> None:
+    config = _config(tmp_path, "run")
+    run(config, "tune")
+    wanted = losses(config.folder)
+    (config.folder / "result.json").unlink()
+    free = {
+        "workers": 1, "log_every": 3, "trackers": ["tensorboard"], "checkpoint.every": 3,
+        "evaluation.every": 2, "first_pass.limit": 1.0, "data.bad_share": 0.5, "checkpointing": True,
+        "evaluation.batch_size": 3,
+    }  # fmt: skip
+    moved = config.model_copy(update={"name": "moved"})
+    config.folder.rename(moved.folder)
+    run(_config(tmp_path, "moved", **free), "tune", resume=True)
+    assert losses(moved.folder) == wanted
+
+
+def test_every_setting_that_may_change_is_one() -> None:
+    names = set(flat(_config(Path("x"), "x").model_dump(mode="json")))
+    assert [name for name in MAY_CHANGE if not any(f"{each}.".startswith(f"{name}.") for each in names)] == []
+
+
+def test_what_no_setting_says_is_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _config(tmp_path, "run", epochs=1)
+    run(config, "tune")
+    with pytest.raises(ValueError, match="is of another run: stage was tune, now pretune"):
+        run(config, "pretune", resume=True)
+    (config.folder / "result.json").unlink()
+    before = _files(config)
+    with pytest.raises(ValueError, match="is of another run: stage was tune, now pretune"):
+        run(config, "pretune", resume=True)
+    with monkeypatch.context() as changed:
+        changed.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        AcceleratorState._reset_state()  # as in a new process
+        with pytest.raises(ValueError, match="precision was no, now bf16"):
+            run(config, "tune", resume=True)
+    AcceleratorState._reset_state()
+    for split in ("train", "test"):
+        (tmp_path / "pictures" / split / "class0").rename(tmp_path / "pictures" / split / "first")
+    with pytest.raises(ValueError, match="names other classes than the data, first 'class0', now 'class1'"):
+        run(config, "tune", resume=True)
+    assert _files(config) == before
 
 
 def test_a_half_written_checkpoint_is_not_taken(tmp_path: Path) -> None:

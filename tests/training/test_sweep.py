@@ -77,7 +77,7 @@ def test_results_of_other_settings_are_not_taken(tmp_path: Path) -> None:
     config.sweep.rows, config.sweep.seeds, config.sweep.pretune = {"linear": ROWS["linear"]}, 1, None
     sweep(config)
     other = config.model_copy(update={"batch_size": 4})
-    with pytest.raises(ValueError, match=r"holds a run of other settings: batch_size differ\."):
+    with pytest.raises(ValueError, match=r"holds a run of other settings: batch_size was 8, now 4"):
         sweep(other)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from toast.baselines import adaptformer, attentive, vpt
-from toast.files import replace_all
+from toast.files import named, replace_all
 from toast.reading import checksum, read_json, read_safetensors, refuse_values
 
 WEIGHTS = "trained.safetensors"
@@ -55,7 +55,7 @@ def save_trained(model: nn.Module, folder: str | Path, meta: dict[str, Any]) -> 
         raise ValueError(  # noqa: TRY004 - an entry is wrong, not the type of the argument
             f"meta: needs the method's name at 'method'; got {meta.get('method')!r}."
         )
-    folder = Path(folder)
+    folder = named(folder)
     base = _base(model)
     tensors = _trained(base, _of_peft(model))
     if not tensors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from toast.benchmark import measures
 from toast.benchmark.contenders import FULL, SMALL, Size
 from toast.benchmark.picture import draw
 from toast.benchmark.timing import Ratio
-from toast.files import beside
+from toast.files import beside, strict_json, try_folder
 
 Results = dict[str, dict[str, Ratio]]
 _STEPS = [
@@ -98,6 +97,7 @@ def run(out: Path, only: list[str], rounds: int, threads: int | None, small: boo
     unknown = sorted(set(only) - MEASURES.keys())
     if unknown:
         raise ValueError(f"only: needs some of {', '.join(MEASURES)}; got {', '.join(unknown)}.")
+    try_folder(out, "out")
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -126,4 +126,4 @@ def _write(path: Path, found: Results) -> None:
     }  # fmt: skip
     ratios = {name: {who: ratio.as_dict() for who, ratio in each.items()} for name, each in found.items()}
     with beside(path) as new:
-        new.write_text(json.dumps({"machine": machine, "ratios": ratios}, indent=1))
+        new.write_text(strict_json({"machine": machine, "ratios": ratios}, indent=1))

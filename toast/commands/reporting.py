@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from toast.commands.training import told
-
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, ended or not.")],
@@ -20,8 +18,7 @@ def report(
     """Write a run as one HTML page: what was trained, what came out, where it looks, how to load it."""
     from toast.report.writing import write_report
 
-    with told():
-        page = write_report(run, out, pictures=pictures)
+    page = write_report(run, out, pictures=pictures)
     typer.echo(f"{page}, {page.stat().st_size / 1e6:.2f} MB")
 
 

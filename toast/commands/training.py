@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from toast.commands.errors import Command
+from toast.files import strict_json
 
 if TYPE_CHECKING:
     from toast.training.preparing import Stage
@@ -23,32 +24,16 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
 
 
-@contextmanager
-def told() -> Iterator[None]:
-    """Ends the command with a message where a run cannot go on: 2 for a fault, 128 + n for a signal."""
-    from toast.training.interrupts import Interrupted
-
-    try:
-        yield
-    except ValueError as error:
-        typer.secho(f"toast: {error}", err=True, fg="red")
-        raise typer.Exit(2) from None
-    except Interrupted as stopped:
-        typer.secho(f"toast: {stopped}", err=True, fg="yellow")
-        raise typer.Exit(128 + stopped.number) from None
-
-
 def _train(stage: Stage, config: Path, overrides: list[str] | None, dry_run: bool, resume: bool) -> None:
     from toast.training.dry_run import dry_run as show
     from toast.training.loading import load_config
     from toast.training.run import run
 
-    with told():
-        loaded = load_config(config, overrides or ())
-        if dry_run:
-            show(loaded, stage)
-            return
-        result = run(loaded, stage, resume)
+    loaded = load_config(config, overrides or ())
+    if dry_run:
+        show(loaded, stage)
+        return
+    result = run(loaded, stage, resume)
     _say(_summary(result, loaded.folder))
 
 
@@ -60,17 +45,22 @@ def _say(text: str) -> None:
 
 
 def _summary(result: dict[str, Any], place: Path) -> str:
-    lines = []
+    lines = [
+        f"before training, {name}: {_figures(found)}" for name, found in result.get("before", {}).items()
+    ]
     measured: dict[str, Any] = {name: result[name] for name in ("validation", "test")}
     measured |= result.get("splits", {})
     for name, by_severity in result.get("corrupted", {}).items():
         measured |= {f"test, {name} {severity}": found for severity, found in by_severity.items()}
     for name, found in measured.items():
         if found is not None:
-            figures = ", ".join(f"{n} {v:.4f}" for n, v in found.items() if isinstance(v, float))
-            lines.append(f"{name}: {figures}")
+            lines.append(f"{name}: {_figures(found)}")
     lines.append(f"{result['seconds']} s; results are in {place}/ (result.json, adapter/, metrics.jsonl)")
     return "\n".join(lines)
+
+
+def _figures(found: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, float))
 
 
 def pretune(
@@ -104,9 +94,8 @@ def evaluate(
     """Measure a finished run, or the untrained model of a configuration."""
     from toast.training.measuring import measure
 
-    with told():
-        figures = measure(config, overrides or (), split, predictions, lm_eval or (), tasks_at)
-    _say(json.dumps(figures, indent=2))
+    figures = measure(config, overrides or (), split, predictions, lm_eval or (), tasks_at)
+    _say(strict_json(figures, indent=2))
 
 
 def sweep(
@@ -121,8 +110,7 @@ def sweep(
     from toast.training.loading import load_config
     from toast.training.sweep import sweep as run_sweep
 
-    with told():
-        run_sweep(load_config(config, overrides or ()), dry_run)
+    run_sweep(load_config(config, overrides or ()), dry_run)
 
 
 def register(app: typer.Typer) -> None:
@@ -138,7 +126,7 @@ def script(command: Callable[..., None]) -> None:
         place = arguments.index("--config")
         arguments = [*arguments[place + 1 : place + 2], *arguments[:place], *arguments[place + 2 :]]
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
+    app.command(cls=Command)(command)
     try:
         app(arguments)
     finally:

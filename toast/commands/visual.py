@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from toast.commands.training import told
+from toast.files import try_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,20 +76,20 @@ def visualize(
     """
     from toast.visual.opening import open_model
 
-    with told():
-        opened = open_model(place, base, weights, demo)
-        options: dict[str, Any] = {"block": block, "head": _head(head)}
-        if opened.is_language:
-            for_pictures = {"--query": query, "--method": method, "--format": formats, "--smooth": smooth}
-            given = [name for name, value in for_pictures.items() if value]
-            if given:
-                raise ValueError(f"{', '.join(given)}: for pictures; {opened.name} is a language model.")
-            _show_texts(opened, what or [], out, {**options, "max_new_tokens": tokens, "chat": chat})
-            return
-        samples = _samples(opened, what or [], split, count)
-        _show_pictures(
-            opened, samples, out, formats or ["png"], smooth, {**options, "query": query, "method": method}
-        )
+    try_folder(out, "--out")
+    opened = open_model(place, base, weights, demo)
+    options: dict[str, Any] = {"block": block, "head": _head(head)}
+    if opened.is_language:
+        for_pictures = {"--query": query, "--method": method, "--format": formats, "--smooth": smooth}
+        given = [name for name, value in for_pictures.items() if value]
+        if given:
+            raise ValueError(f"{', '.join(given)}: for pictures; {opened.name} is a language model.")
+        _show_texts(opened, what or [], out, {**options, "max_new_tokens": tokens, "chat": chat})
+        return
+    samples = _samples(opened, what or [], split, count)
+    _show_pictures(
+        opened, samples, out, formats or ["png"], smooth, {**options, "query": query, "method": method}
+    )
 
 
 def _show_pictures(
@@ -197,20 +197,20 @@ def compare(
     from toast.visual.samples import Counted, batches
 
     counted = Counted()
-    with told():
-        opened = [open_model(place, base, weights, demo) for place in places]
-        check_same_backbone(opened)
-        models = {name: each.model for name, each in zip(_names(places), opened, strict=True)}
-        frozen = frozen_model(opened)
-        if frozen is not None:
-            models[comparing.FROZEN] = frozen
-        samples = _samples(opened[0], [] if images is None else [str(images)], split, limit)
-        comparison = comparing.compare(
-            models, batches(samples, batch_size, counted),
-            classifiers=_classifiers(models, opened),
-            block=block, head=_head(head), query=query, method=method,
-        )  # fmt: skip
-        files = [comparison.save(out / f"comparison.{kind}") for kind in ("json", "csv")]
+    try_folder(out, "--out")
+    opened = [open_model(place, base, weights, demo) for place in places]
+    check_same_backbone(opened)
+    models = {name: each.model for name, each in zip(_names(places), opened, strict=True)}
+    frozen = frozen_model(opened)
+    if frozen is not None:
+        models[comparing.FROZEN] = frozen
+    samples = _samples(opened[0], [] if images is None else [str(images)], split, limit)
+    comparison = comparing.compare(
+        models, batches(samples, batch_size, counted),
+        classifiers=_classifiers(models, opened),
+        block=block, head=_head(head), query=query, method=method,
+    )  # fmt: skip
+    files = [comparison.save(out / f"comparison.{kind}") for kind in ("json", "csv")]
     _print(comparison.table())
     for names, said in ((counted.away, "a target that is cropped away"), (counted.without, "no target")):
         if names and comparison.in_sight + comparison.out_of_sight:

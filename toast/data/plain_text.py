@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+from toast.files import read_regular, refuse_special
 
 #: UTF-32's mark begins with that of UTF-16. Python's codecs of these names take the mark off.
 _MARKS: Final = (
@@ -47,21 +51,18 @@ def read_text(file: Path) -> str:
         ValueError: If it cannot be read, or is in another encoding than it says.
         FileNotFoundError: If it is not there.
     """
-    try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror or error}.") from error
-    return decode_text(content, str(file)).replace("\r\n", "\n").replace("\r", "\n")
+    if not file.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
+    return decode_text(read_regular(file, "text file"), str(file)).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_lines(file: Path) -> Iterator[tuple[str, str]]:
     """Yields each line of a text file behind its place, `FILE, line N`; of UTF-8 one at a time in memory.
 
     Raises:
-        ValueError: If the file is in another encoding than it says.
+        ValueError: If the file is not there, no regular file, or in another encoding than it says.
     """
+    refuse_special(file, "text file")
     with file.open("rb") as stream:
         encoding = encoding_of(stream.read(4))
         stream.seek(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 from pathlib import Path
@@ -18,7 +17,7 @@ from toast.data.vision import transforms
 from toast.data.vision.demo_task import DemoSource
 from toast.demo.composing import SIDE
 from toast.demo.rows import PRETUNE, Size, runs
-from toast.files import beside
+from toast.files import beside, strict_json, try_folder
 from toast.training.config import RunConfig
 from toast.training.interrupts import Interrupted
 from toast.training.run import run as train
@@ -60,6 +59,7 @@ def run(out: Path, size: Size | None = None, seed: int = 0, console: Console | N
     """
     size, console = size or Size(), console or Console()
     require_matplotlib("demo")
+    try_folder(out, "out")
     pretune, rows = runs(out, size, seed)
     console.print(
         f"Fashion-MNIST items among clip-art: {size.train} pictures to train on, {size.test} held out. "
@@ -84,7 +84,7 @@ def run(out: Path, size: Size | None = None, seed: int = 0, console: Console | N
         },
     }
     with beside(out / "result.json") as new:
-        new.write_text(json.dumps(result, indent=2) + "\n")
+        new.write_text(strict_json(result, indent=2) + "\n")
     _draw(out, source)
     console.print(as_table(result))
     console.print(_remarks(out, result))
@@ -96,7 +96,7 @@ def _ended(config: RunConfig, stage: Any) -> dict[str, Any]:
         return train(config, stage, resume=True, quiet=True)
     except Interrupted as stopped:
         raise Interrupted(
-            stopped.number, f"interrupted in {config.folder}/; the same command goes on from there."
+            stopped.signal_number, f"interrupted in {config.folder}/; the same command goes on from there."
         ) from stopped
 
 

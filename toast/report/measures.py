@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from toast.evaluation.choosing import LESS_IS_BETTER
 from toast.evaluation.intervals import wilson
 from toast.evaluation.vision import BINS
 from toast.report.charts import Axis, Series, chart
@@ -29,8 +30,6 @@ _CALLED = {
 _COLUMNS = (
     "accuracy", "perplexity", "attention_on_target", "selection_ratio", "calibration_error", "loss",
 )  # fmt: skip
-#: Of these the least is the best.
-_LESS_IS_BETTER = ("loss", "perplexity", "calibration_error")
 #: Most classes whose confusion is shown whole, and that have a bar each.
 _MATRIX, _BARS = 20, 40
 
@@ -65,7 +64,7 @@ def _tiles(files: RunFiles, measured: dict[str, Any]) -> Markup:
     for key, (name, note) in _CALLED.items():
         # The others stand at the head of the page.
         if key in measured and note and not (key == "loss" and files.config.task == "language"):
-            figures.append((name, f"{measured[key]:.3f}", note.format(**_of_targets(measured))))
+            figures.append((name, files.from_before(key), note.format(**_of_targets(measured))))
     return tiles(figures)
 
 
@@ -85,7 +84,7 @@ def _beside(files: RunFiles) -> Markup:
     rows, seeds = files.sweep.rows, files.sweep.seeds
     shown = [key for key in _COLUMNS if any(key in line["test"] for line in rows.values())]
     best = {
-        key: (min if key in _LESS_IS_BETTER else max)(
+        key: (min if key in LESS_IS_BETTER else max)(
             line["test"][key]["mean"] for line in rows.values() if key in line["test"]
         )
         for key in shown

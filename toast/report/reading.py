@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -95,10 +94,25 @@ class RunFiles:
     def measured(self) -> tuple[str, dict[str, Any]]:
         """The split that counts, and its figures: the test split's, else the last of the validation split."""
         if self.result is not None and self.result["test"] is not None:
-            return "test", self.result["test"]
+            return "test", _known(self.result["test"])
         if self.result is not None and self.result["validation"] is not None:
-            return "validation", self.result["validation"]
+            return "validation", _known(self.result["validation"])
         return "validation", next(iter(self.split("validation")[::-1]), {})
+
+    @property
+    def before(self) -> dict[str, Any]:
+        """The figures of the split that counts before training; empty if they were not wanted."""
+        return _known((self.result or {}).get("before", {}).get(self.measured[0], {}))
+
+    def from_before(self, name: str) -> str:
+        """Returns a figure of the split that counts, behind that from before training if it is known."""
+        now = f"{self.measured[1][name]:.3f}"
+        return f"{self.before[name]:.3f} → {now}" if name in self.before else now
+
+
+def _known(measured: dict[str, Any]) -> dict[str, Any]:
+    """Returns the figures that are numbers; those that were not finite are null."""
+    return {name: value for name, value in measured.items() if value is not None}
 
 
 def read_run(place: Path) -> RunFiles:
@@ -153,18 +167,33 @@ def remarks(files: RunFiles) -> list[str]:
             f"Go on with: toast {files.stage} {files.place} --resume"
         )
     train = files.split("train")
-    broken = [row["step"] for row in train if not math.isfinite(row["loss"])]
+    broken = [row["step"] for row in train if "loss" not in row]
     if broken:
         found.append(
             f"The training loss is no finite number in {len(broken):,} steps, first in {broken[0]:,}."
         )
+    skipped = (files.result or {}).get("skipped_steps") or {}
+    if skipped:
+        first = next(iter(skipped))
+        found.append(
+            f"{len(skipped):,} steps were left out, for their loss or gradient was no finite number; first "
+            f"step {first}, with {', '.join(skipped[first][:3])}."
+        )
+    best = (files.result or {}).get("best")
+    if best is not None:
+        early = ", and training ended early" if best["stopped_early"] else ""
+        found.append(
+            f"The adapter is that of step {best['step']:,} of {files.done:,}, where {best['measure']} of the "
+            f"validation split was best ({best['value']:.3f}){early}."
+        )
     losses = [(row["loss"], row["epoch"]) for row in files.split("validation") if "loss" in row]
-    if len(losses) > 1:
-        best, last = min(losses), losses[-1]
-        if last[0] > 1.05 * best[0]:
+    if len(losses) > 1 and best is None:
+        least, last = min(losses), losses[-1]
+        if last[0] > 1.05 * least[0]:
             found.append(
-                f"The validation loss was least after epoch {best[1]:g} ({best[0]:.3f}) and is {last[0]:.3f} "
-                "at the end: the adapter is that of the last step."
+                f"The validation loss was least after epoch {least[1]:g} ({least[0]:.3f}) and is "
+                f"{last[0]:.3f} at the end: the adapter is that of the last step (checkpoint.best=loss keeps "
+                "the best)."
             )
     split, measured = files.measured
     if files.result is not None and not measured and files.stage == "tune":

@@ -10,7 +10,7 @@ import torch
 from markupsafe import Markup
 
 import toast
-from toast.files import beside
+from toast.files import beside, try_file
 from toast.report import measures, setting, views
 from toast.report.loading import loading
 from toast.report.looking import Looks, look_at_split
@@ -64,6 +64,7 @@ def write_report(run: Path, out: Path, *, pictures: int = 8) -> Path:
         ValueError: If the folder holds no run, or a file in it is damaged.
     """
     require_matplotlib("train")
+    try_file(out, "out")
     if pictures < 0:
         raise ValueError(f"pictures: needs 0 or more; got {pictures}.")
     files = read_run(run)
@@ -154,18 +155,22 @@ def _lead(files: RunFiles, opened: _Opened) -> str:
     said = [trains]
     if "accuracy" in measured:
         interval = measures.interval(measured)
+        before = files.before.get("accuracy")
+        grown = "" if before is None else f"; before training it was {before:.1%}"
         within = f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval is not None else ""
         said.append(
             f"It names {measured['accuracy']:.1%}{within} of {measured['samples']:,} pictures of the {split} "
-            "split rightly."
+            f"split rightly{grown}."
         )
     if "perplexity" in measured:
-        said.append(f"Its perplexity on the {split} split is {measured['perplexity']:.2f}.")
+        before = files.before.get("perplexity")
+        grown = "" if before is None else f", {before:.2f} before training"
+        said.append(f"Its perplexity on the {split} split is {measured['perplexity']:.2f}{grown}.")
     shares = views.on_target(opened.looks) if opened.looks is not None else None
     if shares is not None and shares[0] is not None:
-        before, after, area, _ = shares
+        frozen, after, area, _ = shares
         said.append(
-            f"Attention on what the label names went from {before:.2f} to {after:.2f}; that "
+            f"Attention on what the label names went from {frozen:.2f} to {after:.2f}; that "
             f"covers {area:.2f} of the area."
         )
     return " ".join(said)
@@ -187,7 +192,8 @@ def _tiles(files: RunFiles, opened: _Opened) -> Markup:
             called = name.replace("_", " ").capitalize()
             interval = measures.interval(measured) if name == "accuracy" else None
             note = f"{split} split" if interval is None else "{:.3f} to {:.3f}, 95%".format(*interval)
-            figures.append((called, f"{measured[name]:.3f}", note))
+            note += ", before training → now" if name in files.before else ""
+            figures.append((called, files.from_before(name), note))
     shares = views.on_target(opened.looks) if opened.looks is not None else None
     if shares is not None:
         before, after, _, count = shares

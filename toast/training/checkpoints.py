@@ -6,21 +6,24 @@ import json
 import logging
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils.constants import OPTIMIZER_NAME, SCALER_NAME
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from toast.files import flush, flush_all
-from toast.reading import NUMBER, Kinds, checksum_file, read_json, refuse_values
+from toast.reading import NUMBER, Kinds, checksum_file, read_json, read_safetensors, refuse_values
 from toast.training.folder import write_json
 
 _TRAINED = "trained.safetensors"
+#: What was trained when the run measured best, if that is kept.
+_BEST = "best.safetensors"
 _PROGRESS = "progress.json"
 #: In the progress: the checksum of every file by its name, and that of the progress itself.
 _FILES, _CHECKSUM = "files", "checksum"
@@ -33,7 +36,12 @@ logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(
-    accelerator: Accelerator, folder: Path, step: int, progress: dict[str, Any], keep: int = 1
+    accelerator: Accelerator,
+    folder: Path,
+    step: int,
+    progress: dict[str, Any],
+    keep: int = 1,
+    best: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Writes a checkpoint beside, and renames it when every process has written its part.
 
@@ -45,6 +53,7 @@ def save_checkpoint(
         step: Optimiser steps that were made.
         progress: What else has to be known to go on; JSON.
         keep: How many of the newest stay.
+        best: What was trained when the run measured best, if that is kept.
 
     Returns:
         The checkpoint's folder.
@@ -63,21 +72,65 @@ def save_checkpoint(
         accelerator.save_state(str(unfinished))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        files = {path.relative_to(unfinished).as_posix(): checksum_file(path) for path in _files(unfinished)}
-        write_json(unfinished / _PROGRESS, {"step": step, **progress, _FILES: files})
-        held = read_json(unfinished / _PROGRESS)  # as it will be read again
-        write_json(unfinished / _PROGRESS, held | {_CHECKSUM: _checksum(held)})
-        flush_all(unfinished)
-        # An earlier one of the step goes when the new one is whole, which `_whole` finds under either name.
-        _remove(final)
-        unfinished.rename(final)
-        flush(folder)
+        _complete(unfinished, final, step, progress, best)
         # Later ones are damaged, for the run would have gone on from them.
         before = [path for path in _whole(folder) if (_step(path) or 0) <= step]
         for old in {*_whole(folder)} - {*before[-keep:]}:
             _remove(old)
     accelerator.wait_for_everyone()
     return final
+
+
+def save_alone(
+    accelerator: Accelerator,
+    folder: Path,
+    step: int,
+    progress: dict[str, Any],
+    best: Mapping[str, Tensor] | None = None,
+) -> Path | None:
+    """Writes a checkpoint without the other processes, one of which has ended.
+
+    Every process of a data-parallel run holds all of it, so whichever is left can write it.
+
+    Returns:
+        The checkpoint's folder; None where each process holds a part, as it does under FSDP and DeepSpeed.
+    """
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return None
+    final = folder / f"step-{step:08d}"
+    unfinished = folder / f".{accelerator.process_index}-step-{step:08d}"
+    if final in _whole(folder):
+        return final
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    save_file(trained_state(accelerator, accelerator._models[0]), unfinished / _TRAINED)
+    torch.save(accelerator._optimizers[0].state_dict(), unfinished / f"{OPTIMIZER_NAME}.bin")
+    if accelerator.scaler is not None:
+        torch.save(accelerator.scaler.state_dict(), unfinished / SCALER_NAME)
+    try:
+        _complete(unfinished, final, step, progress, best)
+    except OSError:
+        if final not in _whole(folder):  # else another process that is left was faster
+            raise
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return final
+
+
+def _complete(
+    unfinished: Path, final: Path, step: int, progress: dict[str, Any], best: Mapping[str, Tensor] | None
+) -> None:
+    """Writes the progress, which makes a checkpoint whole, and lets it take its place."""
+    if best:
+        save_file(dict(best), unfinished / _BEST)
+    files = {path.relative_to(unfinished).as_posix(): checksum_file(path) for path in _files(unfinished)}
+    write_json(unfinished / _PROGRESS, {"step": step, **progress, _FILES: files})
+    held = read_json(unfinished / _PROGRESS)  # as it will be read again
+    write_json(unfinished / _PROGRESS, held | {_CHECKSUM: _checksum(held)})
+    flush_all(unfinished)
+    # An earlier one of the step goes when the new one is whole, which `_whole` finds under either name.
+    _remove(final)
+    unfinished.rename(final)
+    flush(final.parent)
 
 
 def _remove(checkpoint: Path) -> None:
@@ -132,6 +185,25 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> dict[str, Any
     except Exception as error:  # Accelerate and torch raise many kinds for files that are foreign or cut off
         raise ValueError(f"{checkpoint} cannot be read into this run: {error}") from error
     return progress
+
+
+def load_best(checkpoint: Path) -> dict[str, Tensor]:
+    """Returns what was trained when the run had measured best; empty if that was not kept."""
+    return read_safetensors(checkpoint / _BEST) if (checkpoint / _BEST).is_file() else {}
+
+
+def put_back(accelerator: Accelerator, model: nn.Module, held: Mapping[str, Tensor]) -> None:
+    """Puts what `trained_state` returned into the model.
+
+    Raises:
+        ValueError: If the model trains something else.
+    """
+    wanted = {name: value.shape for name, value in trained_state(accelerator, model).items()}
+    given = {name: value.shape for name, value in held.items()}
+    if wanted != given:
+        wrong = sorted(n for n in wanted.keys() | given.keys() if wanted.get(n) != given.get(n))
+        raise ValueError(f"{len(wrong)} trained tensors differ in name or shape, first {wrong[0]!r}")
+    accelerator.unwrap_model(model).load_state_dict(held, strict=False)
 
 
 def _read_progress(checkpoint: Path) -> dict[str, Any]:
@@ -197,7 +269,7 @@ def _trained_alone(accelerator: Accelerator) -> Iterator[None]:
         if weights:
             weights.clear()
             if accelerator.is_main_process:
-                save_file(_state(accelerator, models[0]), Path(output) / _TRAINED)
+                save_file(trained_state(accelerator, models[0]), Path(output) / _TRAINED)
 
     def load(models: list[nn.Module], source: str) -> None:
         if not (Path(source) / _TRAINED).is_file():
@@ -205,12 +277,7 @@ def _trained_alone(accelerator: Accelerator) -> Iterator[None]:
         model = models.pop()
         held = load_file(Path(source) / _TRAINED)
         refuse_values(str(Path(source) / _TRAINED), held.items(), lambda _: False)
-        wanted = {name: value.shape for name, value in _state(accelerator, model).items()}
-        given = {name: value.shape for name, value in held.items()}
-        if wanted != given:
-            wrong = sorted(n for n in wanted.keys() | given.keys() if wanted.get(n) != given.get(n))
-            raise ValueError(f"{len(wrong)} trained tensors differ in name or shape, first {wrong[0]!r}")
-        accelerator.unwrap_model(model).load_state_dict(held, strict=False)
+        put_back(accelerator, model, held)
 
     hooks = [accelerator.register_save_state_pre_hook(save), accelerator.register_load_state_pre_hook(load)]
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
@@ -222,7 +289,7 @@ def _trained_alone(accelerator: Accelerator) -> Iterator[None]:
             hook.remove()
 
 
-def _state(accelerator: Accelerator, model: nn.Module) -> dict[str, torch.Tensor]:
+def trained_state(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
     """Returns what training changes: trained parameters, and buffers such as batch statistics."""
     module = accelerator.unwrap_model(model)
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from toast.config import OFFICIAL
-
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from toast.evaluation.choosing import CHOOSING
+from toast.training.settings import SECTION, Integer, Name, Number, Positive, Share, as_precision
+from toast.training.sweep_config import StudyConfig, SweepConfig
 
 #: What can be trained. `adapter` is AdaptFormer's parallel bottleneck, `attentive` a probe whose queries pool
 #: the final tokens.
@@ -30,9 +30,9 @@ MethodName = Literal[
 
 
 class _Section(BaseModel):
-    """Settings that belong together; a name that is not there is an error."""
+    """Settings that belong together."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = SECTION
 
 
 class ModelConfig(_Section):
@@ -92,14 +92,14 @@ class DataConfig(_Section):
     name: str | None = None
     train: str = "train"
     validation: str | None = None
-    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    validation_share: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     test: str | None = None
-    test_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    test_share: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     options: dict[str, Any] = {}
-    block: Annotated[int, Field(gt=1)] = 512
+    block: Annotated[Integer, Field(gt=1)] = 512
     packing: Literal["blocks", "documents", "none"] = "blocks"
     template: str | None = None
-    limit: Annotated[int, Field(gt=0)] | None = None
+    limit: Annotated[Integer, Field(gt=0)] | None = None
     streaming: bool = False
     bad_share: Share = 0.01
 
@@ -115,7 +115,7 @@ class AugmentConfig(_Section):
 
     preset: Literal["none", "flip", "crop-flip", "randaugment"] = "none"
     options: dict[str, Any] = {}
-    views: Annotated[int, Field(gt=0)] | None = None
+    views: Annotated[Integer, Field(gt=0)] | None = None
 
 
 class MethodConfig(_Section):
@@ -142,11 +142,11 @@ class MethodConfig(_Section):
     start: Path | None = None
     preset: str | None = None
     train: list[str] | Literal["all"] | None = None
-    rank: Annotated[int, Field(gt=0)] | None = None
-    prompts: Annotated[int, Field(gt=0)] = 10
-    freeze: Annotated[int, Field(ge=0)] = 0
+    rank: Annotated[Integer, Field(gt=0)] | None = None
+    prompts: Annotated[Integer, Field(gt=0)] = 10
+    freeze: Annotated[Integer, Field(ge=0)] = 0
     head: bool | None = None
-    head_bias: float | None = None
+    head_bias: Number | None = None
     calibrate: bool = True
     options: dict[str, Any] = {}
 
@@ -199,11 +199,11 @@ class OptimizerConfig(_Section):
     learning_rate: Positive = 1e-3
     rates: dict[str, Positive] = {}
     scaled: bool | None = None
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.01
     momentum: Share = 0.9
     options: dict[str, Any] = {}
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    warm_up: Annotated[Number, Field(ge=0, lt=1)] = 0.1
     least: Share = 0.0
     clip: Positive | None = 1.0
 
@@ -233,6 +233,7 @@ class EvaluationConfig(_Section):
 
     Args:
         every: Epochs between measurements on the validation split; 0 measures at the end only.
+        before: Measure validation and test split, of which there are, once more before the first step.
         batch_size: Samples at a time over all processes; None is twice the training batch.
         attention_on_target: Vision with boxes: measure how much attention falls into them.
         predictions: Write each test sample's prediction.
@@ -244,14 +245,15 @@ class EvaluationConfig(_Section):
         limit: Only so many samples of each split.
     """
 
-    every: Annotated[int, Field(ge=0)] = 1
-    batch_size: Annotated[int, Field(gt=0)] | None = None
+    every: Annotated[Integer, Field(ge=0)] = 1
+    before: bool = False
+    batch_size: Annotated[Integer, Field(gt=0)] | None = None
     attention_on_target: bool = True
     predictions: bool = False
     splits: list[str] = []
     corruption: Annotated[str, Field(pattern=r"^\w+:\d$")] | None = None
-    corruptions: dict[str, list[int]] = {}
-    limit: Annotated[int, Field(gt=0)] | None = None
+    corruptions: dict[str, list[Integer]] = {}
+    limit: Annotated[Integer, Field(gt=0)] | None = None
 
 
 class CheckpointConfig(_Section):
@@ -260,56 +262,22 @@ class CheckpointConfig(_Section):
     Args:
         every: Steps between checkpoints; None writes one at the end of each epoch.
         keep: How many of the newest are kept.
+        best: Measure of the validation split; what was trained when it was best (of `loss`, `perplexity` and
+            `calibration_error` the least, of others the greatest) is measured and saved at the end, instead
+            of the last. It is held in memory and in each checkpoint.
+        patience: Measurements without a better `best` after which training is over.
     """
 
-    every: Annotated[int, Field(gt=0)] | None = None
-    keep: Annotated[int, Field(gt=0)] = 1
+    every: Annotated[Integer, Field(gt=0)] | None = None
+    keep: Annotated[Integer, Field(gt=0)] = 1
+    best: str | None = None
+    patience: Annotated[Integer, Field(gt=0)] | None = None
 
-
-class SweepConfig(_Section):
-    """A grid, searched on the validation split, for several rows of settings.
-
-    Args:
-        rows: Name of a row -> settings that make it, as dotted names; `grid` in a row replaces the grid.
-        grid: Dotted name -> values, such as `optimizer.learning_rate: [1e-3, 3e-3]`.
-        seeds: How often the chosen settings are trained on training and validation split together, and
-            measured on the test split.
-        final: Settings of the runs that are measured, such as `data.train: trainval`. They train on what
-            was held out, too, if these say so; `data.validation` and `data.validation_share` are taken out.
-        pretune: Configuration of the pre-tuning whose adapter rows name as `method.start: pretune`. Several:
-            name -> configuration, or `{config: FILE, …}` with settings on top by dotted name; rows name one
-            as `method.start: pretune/NAME`.
-        shared: Folder of pre-tunings and stored first passes, where several sweeps share them; None is the
-            sweep's own.
-        select_by: Measure of the validation split; the greatest wins, of `loss` and `perplexity` the least.
-    """
-
-    rows: dict[str, dict[str, Any]]
-    grid: dict[str, list[Any]] = {}
-    seeds: Annotated[int, Field(gt=0)] = 3
-    final: dict[str, Any] = {}
-    pretune: Path | dict[str, Path | dict[str, Any]] | None = None
-    shared: Path | None = None
-    select_by: str | None = None
-
-
-class StudyConfig(_Section):
-    """A sweep on several tasks and along a curve, with tables that compare its rows.
-
-    Args:
-        tasks: Name -> settings that make the task, by dotted name; none is one task, that of the file.
-        curve: One setting by dotted name, with its values, such as `data.options.train: [50, 200, 1000]`.
-        choose_at: Value of the curve at which the grid is searched for all values; None searches at each.
-        reference: Row that the others are compared with; None is the first.
-        evaluations: Further measurements of every finished model on the test split: name -> settings on top,
-            such as `{data.options.distractors: 8}`.
-    """
-
-    tasks: dict[str, dict[str, Any]] = {}
-    curve: Annotated[dict[str, list[Any]], Field(max_length=1)] = {}
-    choose_at: Any = None
-    reference: str | None = None
-    evaluations: dict[str, dict[str, Any]] = {}
+    @model_validator(mode="after")
+    def _goes_together(self) -> CheckpointConfig:
+        if self.patience is not None and self.best is None:
+            raise ValueError("patience: needs best, the measure that has to get better, such as accuracy")
+        return self
 
 
 class RunConfig(_Section):
@@ -332,10 +300,12 @@ class RunConfig(_Section):
         log_every: Steps between logged losses.
         trackers: Of Accelerate; `tensorboard` writes into the run folder, `wandb` and `trackio` if installed.
         label_smoothing: Of the cross-entropy (vision).
+        on_nonfinite: What a loss or gradient that is not finite does: `stop` ends the run with a checkpoint
+            from before; `skip` leaves such steps out, counts and names them.
         reconstruction_weight: Pre-tuning: factor of the reconstruction loss; None is the adapter's.
     """
 
-    name: str = "run"
+    name: Name = "run"
     task: Literal["vision", "language"] = "vision"
     stage: Literal["pretune", "tune"] | None = None
     out: Path = Path("runs")
@@ -349,18 +319,19 @@ class RunConfig(_Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     sweep: SweepConfig | None = None
     study: StudyConfig | None = None
-    epochs: Annotated[int, Field(gt=0)] | None = None
-    steps: Annotated[int, Field(gt=0)] | None = None
-    batch_size: Annotated[int, Field(gt=0)] = 32
-    micro_batches: Annotated[int, Field(gt=0)] = 1
-    seed: Annotated[int, Field(ge=0)] = 0
-    precision: Literal["no", "bf16", "fp16"] | None = None
+    epochs: Annotated[Integer, Field(gt=0)] | None = None
+    steps: Annotated[Integer, Field(gt=0)] | None = None
+    batch_size: Annotated[Integer, Field(gt=0)] = 32
+    micro_batches: Annotated[Integer, Field(gt=0)] = 1
+    seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
+    precision: Annotated[Literal["no", "bf16", "fp16"] | None, BeforeValidator(as_precision)] = None
     checkpointing: bool = False
-    workers: Annotated[int, Field(ge=0)] = 0
-    log_every: Annotated[int, Field(gt=0)] = 10
+    workers: Annotated[Integer, Field(ge=0)] = 0
+    log_every: Annotated[Integer, Field(gt=0)] = 10
     trackers: list[str] = ["tensorboard"]
     label_smoothing: Share = 0.0
-    reconstruction_weight: Annotated[float, Field(ge=0)] | None = None
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    reconstruction_weight: Annotated[Number, Field(ge=0)] | None = None
 
     @property
     def folder(self) -> Path:
@@ -381,6 +352,7 @@ class RunConfig(_Section):
             )
         if held_out.corruptions and held_out.corruption:
             raise ValueError("evaluation.corruption, evaluation.corruptions: needs at most one of the two")
+        self._chooses_well()
         if self.batch_size % self.micro_batches:
             raise ValueError(
                 f"batch_size: needs a multiple of micro_batches ({self.micro_batches}); got {self.batch_size}"
@@ -393,3 +365,16 @@ class RunConfig(_Section):
                 "linear or attentive, or mode: computed"
             )
         return self
+
+    def _chooses_well(self) -> None:
+        best, known = self.checkpoint.best, CHOOSING[self.task]
+        if best is None:
+            return
+        if best not in known:
+            raise ValueError(f"checkpoint.best: needs one of {', '.join(known)}; got {best!r}")
+        if self.data.validation is None and not self.data.validation_share:
+            raise ValueError(
+                "checkpoint.best: needs a validation split; set data.validation or data.validation_share"
+            )
+        if not self.evaluation.every:
+            raise ValueError("checkpoint.best: needs measurements on the way; evaluation.every is 0")

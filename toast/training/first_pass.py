@@ -23,6 +23,7 @@ from toast.baselines.attentive import AttentivePool, find_probe
 from toast.model import find_steering
 from toast.stored import FirstPass
 from toast.training.backbones import Backbone
+from toast.training.locking import in_turn
 from toast.training.store import Rows, Store
 
 #: Layers that update statistics in training, so that what they give depends on the order of samples.
@@ -146,7 +147,7 @@ def build(
     say: Callable[[str], None],
     limit: float | None = None,
 ) -> Store | None:
-    """Computes and stores what is missing or damaged; processes share the parts.
+    """Computes and stores what is missing or damaged; processes share the parts, other runs wait.
 
     Args:
         store_at: The folder.
@@ -185,6 +186,24 @@ def build(
         return None
     say(f"first pass: {count:,} samples, {store.size / 2**30:.3f} GiB, in {store_at}")
     if accelerator.is_main_process:
+        store.make_folder()
+    with in_turn(accelerator, store_at, say):
+        _fill(store, compute, samples, accelerator, say)
+    return store
+
+
+def _fill(
+    store: Store,
+    compute: Computer,
+    samples: Callable[[range], tuple[dict[str, Any] | None, list[int]]],
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+) -> None:
+    """Computes and stores what is missing or damaged, and what lies in a part with samples that are unread.
+
+    A part with samples that cannot be read does not count as written: they may be readable the next time.
+    """
+    if accelerator.is_main_process:
         for remark in store.create():
             say(f"first pass: {remark}")
     accelerator.wait_for_everyone()
@@ -192,25 +211,29 @@ def build(
     missing = store.missing()
     accelerator.wait_for_everyone()
     mine = missing[accelerator.process_index :: accelerator.num_processes]
+    unread: list[int] = []
     for part in tqdm(
         mine, "first pass", unit="part", leave=False, disable=not accelerator.is_main_process or not mine
     ):
         rows = store.parts[part]
         batch, good = samples(rows)
-        held = {name: [torch.zeros(0)] * len(rows) for name in tensors}
-        for name, row in tensors.items():
+        bad = [sample for place, sample in enumerate(rows) if place not in good]
+        unread += bad
+        held = {}
+        for name, row in store.tensors.items():
             empty = torch.zeros(1, dtype=getattr(torch, row.dtype))
-            held[name] = [empty.expand(tokens[sample], row.width) for sample in rows]
+            held[name] = [empty.expand(store.tokens(sample), row.width) for sample in rows]
         if batch is not None:
             with accelerator.autocast() if accelerator.mixed_precision != "no" else nullcontext():
                 computed = compute(_on(accelerator, batch))
             for name, tensor in computed.items():
                 for place, values in zip(good, tensor, strict=True):
-                    flat = values.reshape(-1, tensors[name].width)
-                    held[name][place] = flat[: tokens[rows[place]]]
-        store.write(part, held)
+                    flat = values.reshape(-1, store.tensors[name].width)
+                    held[name][place] = flat[: store.tokens(rows[place])]
+        store.write(part, held, is_whole=not bad)
+    unread = gather_object(unread) if accelerator.num_processes > 1 else unread
+    store.unread = frozenset(unread)
     accelerator.wait_for_everyone()
-    return store
 
 
 def _verify(store: Store, accelerator: Accelerator, say: Callable[[str], None]) -> None:

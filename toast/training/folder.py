@@ -8,20 +8,21 @@ adapter/           what was trained, in PEFT's format where PEFT has it
 predictions.jsonl  the test samples' predictions, if wanted
 labels.json        names of the classes
 result.json        what came out; there when the run has ended
+.lock              held by the process that writes here, which .writer.json names (`toast.training.locking`)
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import toast
 from toast import reading
-from toast.files import beside
+from toast.files import beside, finite, strict_json
 from toast.reading import NUMBER, OTHERS, Kinds, read_json_lines, read_json_list
 
 CONFIG = "config.yaml"
@@ -42,8 +43,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, held: Any) -> None:
-    """Writes a JSON file, whole or not at all."""
-    write_text(path, json.dumps(held, indent=2, default=str) + "\n")
+    """Writes a JSON file, whole or not at all; numbers that are not finite are null."""
+    write_text(path, strict_json(held, indent=2, default=str) + "\n")
 
 
 #: What the files of a run and of a sweep hold, by key.
@@ -78,25 +79,45 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
     return read_json_lines(path, _KEYS[PREDICTIONS]) if path.exists() else []
 
 
+def begin(folder: Path, step: int, config: str, classes: Sequence[str]) -> None:
+    """Writes what a run is, before its first step or the first that it makes again.
+
+    Args:
+        folder: The run's folder.
+        step: Steps that were made; measurements after them are taken back.
+        config: The resolved configuration, as YAML.
+        classes: Names of the classes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / METRICS).is_file():
+        cut_metrics(folder, step)
+    write_text(folder / CONFIG, config)
+    write_json(folder / ENVIRONMENT, environment())
+    write_json(folder / LABELS, list(classes))
+
+
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:
     """Adds a line of measurements; a line is written in one piece."""
     with (folder / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(strict_json(row) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Reads all measurements of a run; a last line that an interruption cut off is left out.
+    """Reads all measurements of a run, without those that are no finite numbers.
+
+    A last line that an interruption cut off is left out.
 
     Raises:
         ValueError: If another line is damaged.
     """
     path = folder / METRICS
-    return read_json_lines(path, _KEYS[METRICS], may_be_cut=True) if path.exists() else []
+    rows = read_json_lines(path, _KEYS[METRICS], may_be_cut=True) if path.exists() else []
+    return [{name: value for name, value in finite(row).items() if value is not None} for row in rows]
 
 
 def cut_metrics(folder: Path, step: int) -> None:
     """Takes back the measurements after a step, which a resumed run makes again."""
-    kept = [json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= step]
+    kept = [strict_json(row) + "\n" for row in read_metrics(folder) if row["step"] <= step]
     write_text(folder / METRICS, "".join(kept))
 
 

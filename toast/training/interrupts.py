@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import os
+import re
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+
+#: Seconds in which a launcher hands a signal on.
+_HANDED_ON = 3.0
 
 
 class Interrupted(Exception):
@@ -21,7 +30,34 @@ class Interrupted(Exception):
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
-        self.number = number
+        self.signal_number = number
+
+
+class Lost(ValueError):
+    """Another process of the launch has ended, so that this one cannot go on either.
+
+    Args:
+        step: Steps that were made.
+        total: Steps of the run.
+        error: What told so.
+        checkpoint: What can be resumed from; None if nothing.
+    """
+
+    def __init__(self, step: int, total: int, error: Exception, checkpoint: Path | None) -> None:
+        held = "There is no checkpoint yet" if checkpoint is None else f"{checkpoint} is the newest"
+        super().__init__(
+            f"another process of this run has ended after {step} of {total} steps: {error}. {held}. "
+            "Go on with --resume."
+        )
+
+
+#: What gloo and NCCL say of a process that has gone.
+_GONE = re.compile(r"[Cc]onnection (closed|reset|refused)|peer|[Bb]roken pipe|NCCL|gloo")
+
+
+def is_lost(accelerator: Accelerator, error: RuntimeError) -> bool:
+    """Whether an error says that another process of the launch has gone."""
+    return accelerator.num_processes > 1 and _GONE.search(str(error)) is not None
 
 
 class Wish:
@@ -41,21 +77,32 @@ class Wish:
 
 @contextmanager
 def listening(accelerator: Accelerator) -> Iterator[Wish]:
-    """Turns SIGINT and SIGTERM into a wish; a second SIGINT stops at once."""
+    """Turns SIGINT and SIGTERM into a wish; a second one of either ends at once, as if nobody listened.
+
+    A launcher hands its own signal on to the processes of a launch, which a terminal has told already: to
+    them, signals that come within seconds of the first are the same one.
+    """
     wish = Wish(accelerator)
+    before: dict[int, Any] = {}
+    came = -math.inf
 
     def note(number: int, frame: FrameType | None) -> None:
-        if wish.signal == signal.SIGINT == number:
-            raise KeyboardInterrupt
-        wish.signal = number
+        nonlocal came
+        if wish.signal and (accelerator.num_processes == 1 or time.monotonic() - came > _HANDED_ON):
+            ignored = before[number] == signal.SIG_IGN  # as in what a shell has put into the background
+            signal.signal(number, signal.SIG_DFL if ignored else before[number])
+            os.kill(os.getpid(), number)
+            return
+        if not wish.signal:
+            wish.signal, came = number, time.monotonic()
 
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before |= {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread, where signals cannot be caught
         yield wish
         return
     try:
         yield wish
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -9,30 +9,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from toast.data.plain_text import read_text
 from toast.training.config import RunConfig
+from toast.training.yaml_text import dump_yaml, parse_yaml, read_yaml_file
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` as text; this loader reads it as the number that it is."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in pairs if tag != "tag:yaml.org,2002:float"]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d+(?:[eE][-+]?\d+)?|\.inf|\.nan)$"
-    ),
-    list("-+0123456789."),
-)
-
-
+#: `~`, `~/x` and `~user/x`; a name may begin otherwise with a tilde.
+_HOME = re.compile(r"~(?:$|[\w.-]*/)")
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
 
 
@@ -48,7 +31,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
             not fit; all faults at once.
     """
     place = path / "config.yaml" if path.is_dir() else path
-    if not place.is_file():
+    if not place.exists():
         raise ValueError(f"{place} is not there; needs a YAML file, or a run folder with its config.yaml.")
     return make_config(read_yaml(place), [parse_override(text) for text in overrides], str(place))
 
@@ -57,30 +40,31 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML file that holds settings by name.
 
     Raises:
-        ValueError: If it is no YAML, something else than settings, or names an environment variable that is
-            not set.
+        ValueError: If it is no YAML, or something else than settings.
     """
-    try:
-        held = yaml.load(read_text(path), _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+    held = read_yaml_file(path)
     if not isinstance(held, dict):
         raise ValueError(  # noqa: TRY004 - a fault of the file
             f"{path}: needs settings by name (a YAML mapping); got {type(held).__name__}."
         )
-    return {key: _expanded(value, f"{path}: {key}") for key, value in held.items()}
+    return held
 
 
 def _expanded(value: Any, place: str) -> Any:
-    """Fills environment variables, `$NAME` or `${NAME}`, into text.
+    """Fills environment variables, `$NAME` or `${NAME}`, and the home folder, `~/…`, into text.
 
     Raises:
-        ValueError: If one is not set.
+        ValueError: If a variable is not set, or there is no such home folder.
     """
     if isinstance(value, dict):
-        return {key: _expanded(held, f"{place}.{key}") for key, held in value.items()}
+        return {key: _expanded(held, f"{place}.{key}" if place else str(key)) for key, held in value.items()}
     if isinstance(value, list):
         return [_expanded(held, place) for held in value]
+    if isinstance(value, str) and _HOME.match(value):
+        filled = os.path.expanduser(value)  # noqa: PTH111 - Path would take a slash at the end away
+        if filled == value:
+            raise ValueError(f"{place}: there is no such home folder; got {value!r}.")
+        return _expanded(filled, place)
     if not isinstance(value, str) or "$" not in value:
         return value
     filled = os.path.expandvars(value)
@@ -102,9 +86,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ValueError(f"needs key=value, such as optimizer.learning_rate=1e-3; got {text!r}.")
     try:
-        return key.strip(), yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{key}: the value is no YAML: {value!r}.") from error
+        return key.strip(), parse_yaml(value)
+    except ValueError as error:
+        raise ValueError(f"{key}: the value {error}; got {value!r}.") from error
 
 
 def make_config(
@@ -123,6 +107,10 @@ def make_config(
     merged: dict[str, Any] = _copied(settings)
     for key, value in overrides:
         _set(merged, key, value)
+    try:
+        merged = _expanded(merged, "")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
@@ -153,6 +141,8 @@ def _fault(error: Any) -> str:
         guess = f"; did you mean {near[0]}?" if near else ""
         return f"{place}: there is no such setting{guess} Known here: {', '.join(known)}."
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "string_type" and isinstance(error["input"], bool | int | float):
+        message = "needs text; put it in quotes"
     got = "" if error["type"] in ("value_error", "missing") else f"; got {error['input']!r}"
     return f"{place}: {message}{got}." if place else f"{message}{got}."
 
@@ -168,5 +158,4 @@ def _fields(place: tuple[Any, ...]) -> list[str]:
 
 def to_yaml(config: RunConfig) -> str:
     """Returns a configuration as YAML, defaults included; reading it gives the same configuration."""
-    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return text
+    return dump_yaml(config.model_dump(mode="json"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toast.data.vision.noting import Notes
+from toast.files import try_file
 from toast.training import folder
 from toast.training.accelerating import make_accelerator
 from toast.training.at_end import under_corruption
@@ -44,6 +45,8 @@ def measure(
     Raises:
         ValueError: If there is no such split, or something does not fit.
     """
+    if predictions is not None:
+        try_file(predictions, "predictions")
     config = load_config(place, overrides)
     names = ("validation", "test", *config.evaluation.splits)
     if split not in names:

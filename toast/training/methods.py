@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,10 @@ def _as_adapter(start: Path, folder: Path | None) -> Path:
         )
     from toast.importing import convert
 
-    imported = folder / "official"
+    # Under a name of its own: a run that was refused before it began may have imported another one.
+    files = [start] if start.is_file() else sorted(path for path in start.rglob("*") if path.is_file())
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    imported = folder / f"official-{zlib.crc32(repr((str(start.resolve()), states)).encode()):08x}"
     if not (imported / ADAPTER_CONFIG).is_file():
         convert(start, imported, head=False)
     return imported

@@ -47,14 +47,23 @@ class EpochBatches(Sampler[list[Key]]):
         self.epoch = epoch
         self.start = start
 
+    def keys(self, step: int) -> list[Key]:
+        """Returns the keys of all samples of a step of the run, over all micro-batches and processes."""
+        epoch, at = divmod(step, self.steps)
+        size = self.batch_size * self.micro_batches
+        return [(epoch, row) for row in self._shuffled(epoch)[at * size : (at + 1) * size]]
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(hash((self.seed, epoch)) % 2**63)
+        return torch.randperm(self.count, generator=generator).tolist()
+
     def __len__(self) -> int:
         """Micro-batches of the epoch that are still to come."""
         return (self.steps - self.start) * self.micro_batches
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Yields a micro-batch's keys."""
-        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
-        order = torch.randperm(self.count, generator=generator).tolist()
+        order = self._shuffled(self.epoch)
         for batch in range(self.start * self.micro_batches, self.steps * self.micro_batches):
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [(self.epoch, row) for row in rows]

@@ -13,19 +13,25 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from toast.data.vision.noting import Notes
+from toast.files import finite, try_folder
 from toast.training import checkpoints, folder
 from toast.training.accelerating import make_accelerator, replicate_trained
 from toast.training.at_end import beside_test
 from toast.training.config import RunConfig
-from toast.training.evaluate import Measured, evaluate, refuse_bad
-from toast.training.interrupts import Interrupted, listening
-from toast.training.loading import load_config, to_yaml
+from toast.training.evaluate import Measured, refuse_bad
+from toast.training.finite import Diverged, all_finite, listed, named_samples
+from toast.training.interrupts import Interrupted, Lost, is_lost, listening
+from toast.training.loading import to_yaml
+from toast.training.locking import by_main, locked
+from toast.training.log import Log
 from toast.training.loop import Batch, Loop
+from toast.training.measurements import Measurements
 from toast.training.methods import save_method
 from toast.training.optimizers import make_optimizer, make_schedule
 from toast.training.order import EpochBatches
 from toast.training.pace import Pace
 from toast.training.preparing import Stage, prepare
+from toast.training.resuming import ended_run, flat, refuse_changed, refuse_other_classes
 from toast.training.storing import stored_first_pass
 from toast.training.workers import as_messages
 
@@ -46,18 +52,16 @@ def run(config: RunConfig, stage: Stage, resume: bool = False, quiet: bool = Fal
         What `result.json` holds.
 
     Raises:
-        ValueError: If something is missing or does not fit, or the folder holds another run.
+        ValueError: If something is missing or does not fit, or the folder holds another run, or another
+            process writes into it.
+        Diverged: If a loss, gradient or weight was not finite; the checkpoint from before stays.
         Interrupted: If a signal came; a checkpoint was written.
     """
-    place = config.folder
-    if resume and (place / folder.RESULT).is_file():
-        _refuse_others(config, place)
-        return dict(folder.read_json(place / folder.RESULT))
-    if not resume and (place / folder.METRICS).is_file():
-        raise ValueError(
-            f"{place} holds a run already. Go on with it by --resume, or choose another name=… or out=…."
-        )
-    return Run(config, stage, quiet).execute(resume)
+    accelerator = make_accelerator(config)
+    by_main(accelerator, lambda: _try_paths(config))
+    with locked(accelerator, config.folder):
+        ended = by_main(accelerator, lambda: ended_run(config, stage, resume))
+        return Run(config, stage, quiet, accelerator).execute(resume) if ended is None else ended
 
 
 class Run:
@@ -67,16 +71,19 @@ class Run:
         config: Its configuration.
         stage: `pretune` or `tune`.
         quiet: Show progress only; what would be said is logged.
+        accelerator: Devices, processes and precision; None makes it.
 
     Raises:
         ValueError: If something is missing or does not fit.
     """
 
-    def __init__(self, config: RunConfig, stage: Stage, quiet: bool = False) -> None:
+    def __init__(
+        self, config: RunConfig, stage: Stage, quiet: bool = False, accelerator: Accelerator | None = None
+    ) -> None:
         self.began = time.perf_counter()
         self.quiet = quiet
         self.config, self.stage, self.place = config, stage, config.folder
-        self.accelerator: Accelerator = make_accelerator(config)
+        self.accelerator: Accelerator = accelerator or make_accelerator(config)
         self.prepared = prepare(config, stage)
         self.splits = self.prepared.splits
         self.notes = Notes()
@@ -112,14 +119,16 @@ class Run:
         self.groups = {group: {name: live[name] for name in held} for group, held in groups.items()}
         self.loop = Loop(
             self.accelerator, self.objective, self.optimizer, schedule, loader, self.order, self.groups,
-            config.task, self.total, config.seed, config.optimizer.clip, self.complete, self.on_step,
-            self.on_epoch,
+            config.task, self.total, config.seed, config.optimizer.clip, self.is_watched, self.complete,
+            self.on_step, self.on_nonfinite, self.on_epoch, lambda: self.measurements.best.is_over,
         )  # fmt: skip
-        self.pending: list[tuple[int, dict[str, Tensor | float]]] = []
-        self.validation: dict[str, Any] | None = None
-        self.validated = -1
-        self.bad: dict[str, str] = {}  # of the training split; `unread` of those that are measured
-        self.unread: dict[str, str] = {}
+        self.log = Log(self.accelerator, self.place, self.order.steps)
+        self.measurements = Measurements(
+            self.accelerator, self.objective, self.splits, config, self.order.steps, self.total, self.notes,
+            self.say, lambda: self.loop.wish(),
+        )  # fmt: skip
+        self.bad: dict[str, str] = {}  # of the training split; the measurements count theirs
+        self.skipped: dict[str, list[str]] = {}
         self.pace = Pace()
         self.bar: Any = None
 
@@ -127,6 +136,11 @@ class Run:
     def is_main(self) -> bool:
         """Whether this process is the one that writes."""
         return bool(self.accelerator.is_main_process)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether each step's loss is looked at before its update: if asked for, or if it costs no wait."""
+        return self.config.on_nonfinite == "skip" or self.accelerator.device.type == "cpu"
 
     def say(self, text: str) -> None:
         """Shows a line, once for all processes."""
@@ -146,36 +160,46 @@ class Run:
     def execute(self, resume: bool) -> dict[str, Any]:
         """Does all of it; see `run`."""
         trained = {group: sum(p.numel() for p in held.values()) for group, held in self.groups.items()}
-        self.say(f"{self.config.name}: {self.config.method.name}, {_counts(trained)} trained; {self.place}/")
-        if self.is_main:
-            self.place.mkdir(parents=True, exist_ok=True)
-            folder.write_text(self.place / folder.CONFIG, to_yaml(self.config))
-            folder.write_json(self.place / folder.ENVIRONMENT, folder.environment())
-            folder.write_json(self.place / folder.LABELS, list(self.splits.classes))
-        self.accelerator.init_trackers("tensorboard", config=_flat(self.config.model_dump(mode="json")))
+        counts = ", ".join(f"{group} {count:,}" for group, count in trained.items())
+        self.say(f"{self.config.name}: {self.config.method.name}, {counts} trained; {self.place}/")
         with listening(self.accelerator) as self.loop.wish:
-            step = self.resume() if resume else 0
-            self.validate_if_due(step)  # a signal may have come before
-            with tqdm(
-                total=self.total, initial=step, desc=self.config.name, unit="step", disable=not self.is_main
-            ) as self.bar:
-                step = self.loop.run(step)
-                self.flush()
-            if step == self.total:
-                self.validate_if_due(step)
-            predictions = self.config.evaluation.predictions
-            test = None if self.loop.wish() else self.measure(self.splits.test, "test", predictions)
-            beside = {} if self.loop.wish() else beside_test(self.splits, self.measure)
-            if step < self.total or self.loop.wish():
-                self.interrupted(step)
+            try:
+                test, beside = self.train_and_measure(resume)
+            except RuntimeError as error:
+                if not is_lost(self.accelerator, error):
+                    raise
+                self.lost(error)
         return self.finish(trained, test, beside)
+
+    def train_and_measure(self, resume: bool) -> tuple[Measured | None, dict[str, Any]]:
+        """Makes the steps and measures; returns what the test split gave, and what is measured beside it."""
+        step = self.resume() if resume else 0
+        self.describe(step)
+        if not step:
+            self.measurements.measure_before()
+        self.measurements.validate_if_due(step)  # a signal may have come before
+        shown = {"desc": self.config.name, "unit": "step", "disable": not self.is_main}
+        with tqdm(total=self.total, initial=step, **shown) as self.bar:
+            step = self.loop.run(step)
+            self.flush()
+        is_done = step == self.total or self.measurements.best.is_over
+        if is_done:
+            self.measurements.validate_if_due(step)
+        if is_done and not self.loop.wish():
+            self.measurements.take_best()
+        measure, predictions = self.measurements.measure, self.config.evaluation.predictions
+        test = None if self.loop.wish() else measure(self.splits.test, "test", predictions)
+        beside = {} if self.loop.wish() else beside_test(self.splits, measure)
+        if not is_done or self.loop.wish():
+            self.interrupted(step)
+        return test, beside
 
     def finish(
         self, trained: dict[str, int], test: Measured | None, beside: dict[str, Any]
     ) -> dict[str, Any]:
         """Writes what was trained, and what came out."""
         model = self.accelerator.unwrap_model(self.objective).model
-        result = {
+        result: dict[str, Any] = {
             "name": self.config.name,
             "stage": self.stage,
             "task": self.config.task,
@@ -183,12 +207,15 @@ class Run:
             "trained": trained,
             "trainable_parameters": sum(trained.values()),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "steps": self.total,
+            "steps": self.loop.made,
             "samples": self.splits.summary,
-            "validation": self.validation,
+            "validation": self.measurements.figures,
             "test": None if test is None else test.metrics,
+            **({"before": self.measurements.before} if self.measurements.before else {}),
+            **self.measurements.best.summary(),
             **beside,
-            "bad_samples": self.bad | self.unread,
+            "bad_samples": self.bad | self.measurements.unread,
+            "skipped_steps": self.skipped,
             "remarks": [*self.splits.remarks, *self.notes.summary()],
             "step_seconds": round(self.loop.seconds, 2),
             "median_step_seconds": self.pace.median,
@@ -199,7 +226,7 @@ class Run:
             folder.write_json(self.place / folder.RESULT, result)
         self.end_trackers()
         self.accelerator.wait_for_everyone()
-        return result
+        return dict(finite(result))
 
     def complete(self, batch: Batch, step: int) -> Batch:
         """Counts what could not be read, and adds what is stored of a batch's samples."""
@@ -222,7 +249,7 @@ class Run:
 
     def on_step(self, step: int, parts: dict[str, Tensor | float]) -> None:
         """Notes the losses of a step; they are read from the device every few steps."""
-        self.pending.append((step, parts))
+        self.log.note(step, parts)
         self.bar.update()
         if step % self.config.log_every == 0:
             self.flush()
@@ -231,77 +258,42 @@ class Run:
             self.checkpoint(step)
 
     def flush(self) -> None:
-        """Writes the losses that were noted."""
-        began, steps = time.perf_counter(), len(self.pending)
-        for step, parts in self.pending:
-            values = {
-                name: float(self.accelerator.reduce(value.float(), "mean"))
-                if isinstance(value, Tensor)
-                else value
-                for name, value in parts.items()
-            }
-            if self.is_main:
-                row = {"step": step, "epoch": round(step / self.order.steps, 4), "split": "train", **values}
-                folder.append_metrics(self.place, row)
-                self.bar.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
-            self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
-        self.pending.clear()
+        """Writes the losses that were noted; the first that is not finite ends the run."""
+        began, steps = time.perf_counter(), len(self.log.pending)
+        found = self.log.flush()
         if steps:  # reading the first loss has waited for the device
             self.loop.seconds += time.perf_counter() - began
             self.pace.note(self.loop.seconds, steps)
+        if self.bar is not None and self.log.loss is not None:
+            self.bar.set_postfix_str(f"loss {self.log.loss:.4f}", refresh=False)
+        if found is not None:
+            step, bad = found
+            self.diverged(step, f"the {' and the '.join(bad)} of the step is not finite", None)
+
+    def on_nonfinite(self, step: int, bad: list[str]) -> None:
+        """Leaves a step out whose numbers are not finite, or ends the run with a checkpoint from before."""
+        self.flush()
+        what = f"the {' and the '.join(bad)} of the step is not finite"
+        if self.config.on_nonfinite == "stop":
+            self.diverged(step + 1, what, self.checkpoint(step, more=1))
+        names = named_samples(self.splits.train, self.order.keys(step))
+        self.skipped[str(step + 1)] = names
+        self.say(f"left out step {step + 1}: {what}; its samples: {listed(names)}")
+        self.bar.update()
+
+    def diverged(self, step: int, what: str, before: Path | None) -> NoReturn:
+        """Ends the run; names the step, its samples, and the checkpoint from before."""
+        before = before or checkpoints.newest_checkpoint(self.place / folder.CHECKPOINTS)
+        names = named_samples(self.splits.train, self.order.keys(step - 1))
+        self.end_trackers()
+        raise Diverged(step, self.total, what, names, before)
 
     def on_epoch(self, step: int) -> None:
         """Measures and writes a checkpoint."""
         self.flush()
-        self.validate_if_due(step)
+        self.measurements.validate_if_due(step)
         if not self.loop.wish():  # else one is written on the way out
             self.checkpoint(step)
-
-    def validate_if_due(self, step: int) -> None:
-        """Measures at the end of a run, and of every so many epochs; once."""
-        epochs, rest = divmod(step, self.order.steps)
-        every = self.config.evaluation.every
-        if self.validated != step and (
-            step == self.total or (step and not rest and every and epochs % every == 0)
-        ):
-            self.validate(step)
-
-    def validate(self, step: int) -> None:
-        """Measures on the validation split, if there is one."""
-        self.validated = step
-        measured = self.measure(self.splits.validation, "validation")
-        if measured is None:
-            return
-        self.validation = measured.metrics
-        scalars = {name: value for name, value in measured.metrics.items() if isinstance(value, float)}
-        epoch = round(step / self.order.steps, 4)
-        if self.is_main:
-            row = {"step": step, "epoch": epoch, "split": "validation", **scalars}
-            folder.append_metrics(self.place, row)
-        self.accelerator.log({f"validation/{name}": value for name, value in scalars.items()}, step=step)
-        self.say(f"epoch {epoch:g}: " + ", ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
-
-    def measure(self, data: Any | None, name: str, predictions: bool = False) -> Measured | None:
-        """Measures on a split; None if there is none, or a signal came."""
-        if data is None:
-            return None
-        config = self.config
-        measured = evaluate(
-            self.accelerator, self.objective, data, self.splits.collate, task=config.task,
-            classes=self.splits.classes, batch_size=config.evaluation.batch_size or 2 * config.batch_size,
-            workers=config.workers, name=name, predictions=predictions,
-            on_target=config.evaluation.attention_on_target, bad_share=config.data.bad_share,
-            stop=self.loop.wish,
-        )  # fmt: skip
-        for bad, reason in measured.bad if measured is not None else ():
-            if bad not in self.unread:
-                self.unread[bad] = reason
-                self.say(f"left out of {name}: {bad}: {reason}")
-        for line in self.notes.add([] if measured is None else measured.notes):
-            self.say(line)
-        if measured is not None and predictions and self.is_main:
-            measured.write_predictions(self.place / folder.PREDICTIONS)
-        return measured
 
     def end_trackers(self) -> None:
         """Lets trackers write. Accelerate's own end would take the processes from the next run of a sweep."""
@@ -309,19 +301,35 @@ class Run:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
 
-    def checkpoint(self, step: int) -> Path:
-        """Writes a checkpoint."""
+    def checkpoint(self, step: int, more: int = 0) -> Path:
+        """Writes a checkpoint.
+
+        Args:
+            step: Steps that were made.
+            more: How many more earlier ones stay than usual.
+
+        Raises:
+            Diverged: If what was trained is not finite; the checkpoints from before stay.
+        """
         self.flush()
-        progress = {
-            "validation": self.validation,
-            "validated": self.validated,
+        if not all_finite(self.accelerator, (p for held in self.groups.values() for p in held.values())):
+            self.diverged(step, "the weights after the step are not finite", None)
+        at, keep = self.place / folder.CHECKPOINTS, self.config.checkpoint.keep + more
+        return checkpoints.save_checkpoint(
+            self.accelerator, at, step, self.progress(), keep, self.measurements.best.weights
+        )
+
+    def progress(self) -> dict[str, Any]:
+        """Returns what has to be known to go on, beside weights and optimiser."""
+        return {
+            **self.measurements.progress(),
             "bad": self.bad,
+            "skipped": self.skipped,
             "step_seconds": self.loop.seconds,
             "seconds": time.perf_counter() - self.began,
-            "total": self.total,
+            "data": self.splits.fingerprint,
+            **self.identity(),
         }
-        at, keep = self.place / folder.CHECKPOINTS, self.config.checkpoint.keep
-        return checkpoints.save_checkpoint(self.accelerator, at, step, progress, keep)
 
     def resume(self) -> int:
         """Goes to the newest checkpoint; returns the steps that were made."""
@@ -329,25 +337,50 @@ class Run:
         if newest is None:
             if (self.place / folder.METRICS).is_file():
                 self.say(f"{self.place} has no checkpoint yet; starting from the beginning")
-                if self.is_main:
-                    folder.cut_metrics(self.place, 0)
-            self.accelerator.wait_for_everyone()
             return 0
+        refuse_other_classes(self.place / folder.LABELS, self.splits.classes)
         progress = checkpoints.load_checkpoint(self.accelerator, newest)
-        if progress["total"] != self.total:
-            raise ValueError(
-                f"{newest} is of a run of {progress['total']} steps, this one has {self.total}: rates would "
-                "jump. Resume with the run's own configuration, or start another run."
-            )
+        refuse_changed(self.identity(), progress, str(newest))
         step = int(progress["step"])
-        self.validation, self.validated = progress["validation"], progress["validated"]
+        self.measurements.restore(progress, checkpoints.load_best(newest))
         self.bad, self.loop.seconds = progress["bad"], progress["step_seconds"]
         self.pace.start(self.loop.seconds)
         self.began -= progress.get("seconds", 0.0)  # a checkpoint of an earlier version has none
-        if self.is_main:
-            folder.cut_metrics(self.place, step)
+        self.skipped = progress.get("skipped", {})
+        held = progress.get("data", self.splits.fingerprint)
+        if held != self.splits.fingerprint and not self.config.data.streaming:
+            self.say("the training data have changed since the run began (names, sizes or times of change)")
         self.say(f"resumed from {newest}")
         return step
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what the results depend on beside the settings; a checkpoint of another one is refused."""
+        return {
+            "stage": self.stage,
+            "total": self.total,
+            "precision": str(self.accelerator.mixed_precision),
+            "samples": len(self.splits.train),
+        }
+
+    def describe(self, step: int) -> None:
+        """Writes what the run is; all has been checked by now."""
+        if self.is_main:
+            folder.begin(self.place, step, to_yaml(self.config), self.splits.classes)
+        self.accelerator.init_trackers("tensorboard", config=flat(self.config.model_dump(mode="json")))
+        self.accelerator.wait_for_everyone()
+
+    def lost(self, error: RuntimeError) -> NoReturn:
+        """Writes a checkpoint without the process that has ended, if this one holds all that it needs."""
+        step = self.loop.made
+        at = checkpoints.save_alone(
+            self.accelerator,
+            self.place / folder.CHECKPOINTS,
+            step,
+            self.progress(),
+            self.measurements.best.weights,
+        ) or checkpoints.newest_checkpoint(self.place / folder.CHECKPOINTS)
+        self.log.write_alone(step)
+        raise Lost(step, self.total, error, at) from error
 
     def interrupted(self, step: int) -> NoReturn:
         """Writes a checkpoint and says how to go on."""
@@ -359,33 +392,7 @@ class Run:
         )
 
 
-#: Settings that do not affect results.
-_NO_MATTER = ("name", "out", "sweep", "stage", "checkpoint", "first_pass", "log_every", "trackers", "workers")
-
-
-def _refuse_others(config: RunConfig, place: Path) -> None:
-    """Refuses to take the result of other settings for that of these."""
-    wanted, found = (
-        _flat(c.model_dump(mode="json", exclude=set(_NO_MATTER))) for c in (config, load_config(place))
-    )
-    differ = [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]
-    if differ:
-        raise ValueError(
-            f"{place} holds a run of other settings: {', '.join(sorted(differ))} differ. Choose another "
-            "name=… or out=…, or delete that folder."
-        )
-
-
-def _counts(trained: dict[str, int]) -> str:
-    return ", ".join(f"{group} {count:,}" for group, count in trained.items())
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns settings by dotted name, as trackers want them."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value if isinstance(value, (int, float, bool, str)) else str(value)
-    return flat
+def _try_paths(config: RunConfig) -> None:
+    try_folder(config.folder, "out")
+    if config.first_pass.mode != "computed" and config.first_pass.folder is not None:
+        try_folder(config.first_pass.folder, "first_pass.folder")

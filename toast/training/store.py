@@ -71,6 +71,9 @@ class Store:
         fingerprint: What the tensors are a function of; another one is refused.
         lengths: Tokens of each sample; a sample of fixed shape has as many as its first dimension.
         tensors: Shapes by name.
+
+    Attributes:
+        unread: Samples that could not be read when they were to be computed; their rows hold zeros.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Store:
         self.fingerprint = fingerprint
         self.tensors = tensors
         self.offsets = [0, *itertools.accumulate(lengths)]
+        self.unread: frozenset[int] = frozenset()
         self.records = Records(folder / _RECORDS, len(self.parts), len(tensors))
 
     @property
@@ -92,6 +96,19 @@ class Store:
         """Samples of each part that is written at a time."""
         count = len(self.offsets) - 1
         return [range(start, min(start + _PART, count)) for start in range(0, count, _PART)]
+
+    def tokens(self, sample: int) -> int:
+        """Returns the tokens of a sample."""
+        return self.offsets[sample + 1] - self.offsets[sample]
+
+    def make_folder(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            ValueError: If it cannot be made.
+        """
+        with self._explained():
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def header(self) -> dict[str, Any]:
         """Returns what the header holds."""
@@ -212,14 +229,19 @@ class Store:
             noted = self.records.read()
         return [part for part in range(self.records.parts) if noted.get(part) is None]
 
-    def write(self, part: int, samples: dict[str, list[Tensor]]) -> None:
-        """Writes the tensors of a part's samples, each of its row's shape, and marks the part as written.
+    def write(self, part: int, samples: dict[str, list[Tensor]], is_whole: bool = True) -> None:
+        """Writes the tensors of a part's samples, each of its row's shape.
+
+        Args:
+            part: Number of the part.
+            samples: By tensor, one a sample.
+            is_whole: Whether the part is marked as written; else it is missing the next time.
 
         Raises:
             ValueError: If it cannot be written.
         """
         sums = []
-        lengths = [self.offsets[sample + 1] - self.offsets[sample] for sample in self.parts[part]]
+        lengths = [self.tokens(sample) for sample in self.parts[part]]
         for name, rows in self.tensors.items():
             dtype = getattr(torch, rows.dtype)
             held = [
@@ -231,8 +253,9 @@ class Store:
                 file.seek(self._span(name, part)[0])
                 file.write(data)
             sums.append(zlib.crc32(data))
-        with self._explained():
-            self.records.write(part, sums)
+        if is_whole:
+            with self._explained():
+                self.records.write(part, sums)
 
     def read(self, samples: Sequence[int]) -> dict[str, Tensor]:
         """Returns the tensors of some samples as batches; samples that are shorter are padded with zeros.
@@ -240,7 +263,7 @@ class Store:
         Raises:
             ValueError: If they cannot be read.
         """
-        lengths = [self.offsets[sample + 1] - self.offsets[sample] for sample in samples]
+        lengths = [self.tokens(sample) for sample in samples]
         batch: dict[str, Tensor] = {}
         for name, rows in self.tensors.items():
             out = torch.zeros(len(samples), max(lengths), rows.width, dtype=getattr(torch, rows.dtype))

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from toast.data.vision.dataset import IGNORED
 from toast.training.config import RunConfig
 from toast.training.first_pass import Computer, build, settings_of, weights_of, why_not
 from toast.training.preparing import Prepared, Stage
@@ -40,9 +41,22 @@ class Stored:
         self.device = device
 
     def complete(self, batch: Batch, epoch: int) -> Batch:
-        """Returns a batch with the tensors of its samples."""
+        """Returns a batch with the tensors of its samples.
+
+        Raises:
+            ValueError: If one of them could not be read while they were stored, and can be by now.
+        """
         view = epoch % self.views
         rows = [view * self.count + index for index in batch["index"].tolist()]
+        if self.store.unread:
+            counted = batch["labels"] != IGNORED  # one that is not stands in for a batch without a sample
+            late = [row for row, counts in zip(rows, counted.tolist(), strict=True) if counts]
+            late = sorted(self.store.unread.intersection(late))
+            if late:
+                raise ValueError(
+                    f"first_pass: training sample {late[0] % self.count} could not be read while the first "
+                    "pass was stored, and can be now. Go on with --resume, which computes it."
+                )
         tensors: dict[str, Tensor] = self.store.read(rows)
         return self.compute.complete(
             batch, {n: t.to(self.device, non_blocking=True) for n, t in tensors.items()}

@@ -9,21 +9,29 @@ SWEEP/sweep.json               the table with all figures; SWEEP/table.md to rea
 from __future__ import annotations
 
 import itertools
+import math
+import re
 import statistics
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from tqdm import tqdm
 
+from toast.evaluation.choosing import best_of
+from toast.files import try_folder
 from toast.training import folder
-from toast.training.config import RunConfig, SweepConfig
+from toast.training.accelerating import make_accelerator
+from toast.training.config import RunConfig
+from toast.training.finite import Diverged
 from toast.training.loading import make_config, read_yaml
+from toast.training.locking import locked
 from toast.training.run import run
+from toast.training.sweep_config import SweepConfig
 
-#: Of these the least is the best.
-_LESS_IS_BETTER = ("loss", "perplexity", "calibration_error")
 #: Columns of the table, where they were measured.
 _SHOWN = (
     "accuracy", "attention_on_target", "selection_inside", "selection_outside", "selection_ratio",
@@ -31,6 +39,8 @@ _SHOWN = (
 )  # fmt: skip
 #: What a run measures once, beside its test split.
 _BESIDE = ("splits", "corrupted")
+#: What no folder's name may hold.
+_NO_NAME = re.compile(r"[/\\\x00\n]")
 Settings = dict[str, Any]
 
 
@@ -95,15 +105,30 @@ def sweep(config: RunConfig, dry_run: bool = False, console: Console | None = No
         for each in [*itertools.chain(*searches.values()), *itertools.chain(*finals.values())]:
             console.print(str(each.folder), highlight=False)
         return {}
+    try_folder(place, "out")
+    with locked(make_accelerator(config), place):
+        return _search_and_measure(config, spec, rows, console)
+
+
+def _search_and_measure(
+    config: RunConfig, spec: SweepConfig, rows: list[Row], console: Console
+) -> dict[str, Any]:
+    place = config.folder
     for name in pretunings(spec):
         pretune(config, name)
     table: dict[str, Any] = {}
+    failed: list[str] = []
     for row in rows:
-        choice = choose(config, row)
-        ended = [
-            run(make_final(config, row, choice.point, seed), "tune", resume=True)
-            for seed in range(spec.seeds)
-        ]
+        try:
+            choice = choose(config, row)
+        except NoChoice as error:
+            failed.append(str(error))
+            continue
+        finals = [make_final(config, row, choice.point, seed) for seed in range(spec.seeds)]
+        ended = [result for result in map(_tried, finals) if result is not None]
+        if not ended:
+            failed.append(f"sweep.rows.{row.name}: with every seed the choice diverged, {choice.point}")
+            continue
         table[row.name] = _line(choice, ended)
         folder.write_json(place / folder.SWEEP, {"name": config.name, "seeds": spec.seeds, "rows": table})
         folder.write_text(place / "table.md", as_markdown(table))
@@ -111,6 +136,8 @@ def sweep(config: RunConfig, dry_run: bool = False, console: Console | None = No
             f"{row.name}: {choice.point}, {choice.by} {choice.best:.4f} of the validation split",
             highlight=False,
         )
+    if failed:
+        raise ValueError("\n".join([*failed, f"The other rows are in {place}."]))
     console.print(as_markdown(table), highlight=False, markup=False)
     console.print(f"{place}/table.md, {place}/sweep.json", highlight=False)
     return {"name": config.name, "seeds": spec.seeds, "rows": table}
@@ -132,14 +159,36 @@ def checked(config: RunConfig) -> SweepConfig:
 
 
 def choose(config: RunConfig, row: Row) -> Choice:
-    """Runs a row's grid, as far as it is not done, and returns the point that the validation split chose."""
+    """Runs a row's grid, as far as it is not done, and returns the point that the validation split chose.
+
+    Raises:
+        NoChoice: If no point has a finite measure.
+    """
     assert config.sweep is not None
     points = list(row.points())
-    found = [run(_search(config, row, point), "tune", resume=True) for point in points]
+    found = [_tried(_search(config, row, point)) for point in points]
     by = config.sweep.select_by or ("accuracy" if config.task == "vision" else "loss")
-    values = [_measure(result, "validation", by) for result in found]
-    best = (min if by in _LESS_IS_BETTER else max)(range(len(values)), key=values.__getitem__)
+    values = [math.nan if result is None else _measure(result, "validation", by) for result in found]
+    best = best_of(values, by)
+    if best is None:
+        raise NoChoice(
+            f"sweep.rows.{row.name}: every run diverged, or measured no finite {by} on the validation split. "
+            "Give its grid lower learning rates"
+        )
     return Choice(points[best], by, values, values[best])
+
+
+class NoChoice(ValueError):
+    """No point of a row's grid can be chosen."""
+
+
+def _tried(config: RunConfig) -> dict[str, Any] | None:
+    """Returns a run's result; None if it diverged, which is said and ends no sweep."""
+    try:
+        return run(config, "tune", resume=True)
+    except Diverged as stopped:
+        tqdm.write(f"{config.folder} diverged: {stopped}")
+        return None
 
 
 def pretunings(spec: SweepConfig) -> dict[str, tuple[Path, Settings]]:
@@ -180,7 +229,10 @@ def make_row(name: str, settings: Settings, spec: SweepConfig) -> Row:
 
 
 def _named(point: Settings) -> str:
-    return ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
+    name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
+    name = _NO_NAME.sub("_", name)
+    # A file's name has at most 255 bytes on most systems, and the seed is still to come.
+    return name if len(name.encode()) <= 150 else f"{name[:60]}…{zlib.crc32(name.encode()):08x}"
 
 
 def _search(config: RunConfig, row: Row, point: Settings) -> RunConfig:
@@ -195,7 +247,10 @@ def _search(config: RunConfig, row: Row, point: Settings) -> RunConfig:
 def make_final(config: RunConfig, row: Row, point: Settings, seed: int) -> RunConfig:
     """Returns the run that trains a row with chosen settings and opens the test split."""
     assert config.sweep is not None
-    own = {"data.validation": None, "data.validation_share": 0.0, **config.sweep.final, "seed": seed}
+    own = {
+        "data.validation": None, "data.validation_share": 0.0, "checkpoint.best": None,
+        "checkpoint.patience": None, **config.sweep.final, "seed": seed,
+    }  # fmt: skip
     name = f"{_named(point)},seed-{seed}" if point else f"seed-{seed}"
     return _made(config, {**row.settings, **point, **own}, config.folder / "final" / row.name, name)
 
@@ -203,7 +258,7 @@ def make_final(config: RunConfig, row: Row, point: Settings, seed: int) -> RunCo
 def _made(config: RunConfig, settings: Settings, out: Path, name: str) -> RunConfig:
     shared = config.model_dump(mode="json", exclude={"sweep", "study", "stage"})
     stored = config.first_pass.folder or _shared(config) / "first-pass"
-    places = {"out": str(out), "name": name.replace("/", "_"), "first_pass.folder": str(stored)}
+    places = {"out": str(out), "name": name, "first_pass.folder": str(stored)}
     if {"epochs", "steps"} & settings.keys():
         shared |= {"epochs": None, "steps": None}
     made = make_config(shared, [*settings.items(), *places.items()], f"sweep.rows.{out.name}")
@@ -225,7 +280,7 @@ def _measure(result: dict[str, Any], split: str, name: str) -> float:
     measured = result[split] or {}
     if name not in measured:
         raise ValueError(f"sweep.select_by: {name!r} was not measured; there are {', '.join(measured)}.")
-    return float(measured[name])
+    return math.nan if measured[name] is None else float(measured[name])
 
 
 def _line(choice: Choice, ended: list[dict[str, Any]]) -> dict[str, Any]:
@@ -249,7 +304,7 @@ def _over_seeds(measured: list[dict[str, Any]]) -> dict[str, Any]:
         held = [each[name] for each in measured if name in each]
         if isinstance(value, dict):
             table[name] = _over_seeds(held)
-        elif isinstance(value, float) and len(held) == len(measured):
+        elif all(isinstance(each, float) for each in held) and len(held) == len(measured):
             deviation = statistics.stdev(held) if len(held) > 1 else 0.0
             table[name] = {"mean": statistics.mean(held), "deviation": deviation, "seeds": held}
     return table

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from toast.files import beside
+from toast.files import beside, strict_json
 from toast.visual import measures, targets
 from toast.visual.grids import Maps
 from toast.visual.maps import look
@@ -153,7 +152,7 @@ class Comparison:
             ValueError: If the name ends otherwise.
         """
         if path.suffix == ".json":
-            text = json.dumps(self.as_dict(), indent=2) + "\n"
+            text = strict_json(self.as_dict(), indent=2) + "\n"
         elif path.suffix == ".csv":
             text = self._as_csv()
         else:

@@ -1,0 +1,61 @@
+"""What a sweep and a study are told: grids, rows, tasks and curves around a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from toast.training.settings import SECTION, Integer, Name
+
+
+class SweepConfig(BaseModel):
+    """A grid, searched on the validation split, for several rows of settings.
+
+    Args:
+        rows: Name of a row -> settings that make it, as dotted names; `grid` in a row replaces the grid.
+        grid: Dotted name -> values, such as `optimizer.learning_rate: [1e-3, 3e-3]`.
+        seeds: How often the chosen settings are trained on training and validation split together, and
+            measured on the test split.
+        final: Settings of the runs that are measured, such as `data.train: trainval`. They train on what
+            was held out, too, if these say so; `data.validation`, `data.validation_share`, `checkpoint.best`
+            and `checkpoint.patience` are taken out.
+        pretune: Configuration of the pre-tuning whose adapter rows name as `method.start: pretune`. Several:
+            name -> configuration, or `{config: FILE, …}` with settings on top by dotted name; rows name one
+            as `method.start: pretune/NAME`.
+        shared: Folder of pre-tunings and stored first passes, where several sweeps share them; None is the
+            sweep's own.
+        select_by: Measure of the validation split; the greatest wins, of `loss` and `perplexity` the least.
+    """
+
+    model_config = SECTION
+
+    rows: dict[Name, dict[str, Any]]
+    grid: dict[str, list[Any]] = {}
+    seeds: Annotated[Integer, Field(gt=0)] = 3
+    final: dict[str, Any] = {}
+    pretune: Path | dict[str, Path | dict[str, Any]] | None = None
+    shared: Path | None = None
+    select_by: str | None = None
+
+
+class StudyConfig(BaseModel):
+    """A sweep on several tasks and along a curve, with tables that compare its rows.
+
+    Args:
+        tasks: Name -> settings that make the task, by dotted name; none is one task, that of the file.
+        curve: One setting by dotted name, with its values, such as `data.options.train: [50, 200, 1000]`.
+        choose_at: Value of the curve at which the grid is searched for all values; None searches at each.
+        reference: Row that the others are compared with; None is the first.
+        evaluations: Further measurements of every finished model on the test split: name -> settings on top,
+            such as `{data.options.distractors: 8}`.
+    """
+
+    model_config = SECTION
+
+    tasks: dict[str, dict[str, Any]] = {}
+    curve: Annotated[dict[str, list[Any]], Field(max_length=1)] = {}
+    choose_at: Any = None
+    reference: str | None = None
+    evaluations: dict[str, dict[str, Any]] = {}
