@@ -13,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from toast.commands.training import told
+from toast.commands.errors import Commands
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 Settings = Annotated[list[str] | None, typer.Option("--set", help="A setting on top, such as epochs=1.")]
 Results = Annotated[Path, typer.Option(help="Folder of the lines.")]
 RESULTS = Path("results/study")
@@ -38,8 +38,7 @@ def run(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    with told():
-        added = run_study(load_config(config, settings or ()), only or (), results, dry_run)
+    added = run_study(load_config(config, settings or ()), only or (), results, dry_run)
     typer.echo(f"{added} lines added in {results}/")
 
 
@@ -51,12 +50,11 @@ def tables(configs: list[Path], settings: Settings = None, results: Results = RE
     from toast.training.folder import write_text
     from toast.training.loading import load_config
 
-    with told():
-        for each in configs:
-            config = load_config(each, settings or ())
-            at = results / f"{config.name}.md"
-            write_text(at, page(config, results))
-            typer.echo("\n".join(str(path) for path in (at, *draw(config, results))))
+    for each in configs:
+        config = load_config(each, settings or ())
+        at = results / f"{config.name}.md"
+        write_text(at, page(config, results))
+        typer.echo("\n".join(str(path) for path in (at, *draw(config, results))))
 
 
 if __name__ == "__main__":

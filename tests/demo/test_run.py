@@ -74,7 +74,7 @@ def test_a_second_call_does_nothing_again(
     out, said = finished
     monkeypatch.setattr("toast.training.run.Run", None)
     assert printed(out) == said
-    with pytest.raises(ValueError, match=r"pretune holds a run of other settings: .*seed differ"):
+    with pytest.raises(ValueError, match=r"pretune holds a run of other settings: .*seed was 0, now 1"):
         run(out, SIZE, seed=1, console=Console(file=io.StringIO()))
 
 
@@ -87,7 +87,7 @@ def test_an_interruption_says_that_the_same_command_goes_on(
     monkeypatch.setattr(demo, "train", stopped)
     with pytest.raises(Interrupted, match=r"interrupted in .*pretune/; the same command goes on") as caught:
         run(tmp_path, SIZE, console=Console(file=io.StringIO()))
-    assert caught.value.number == 2
+    assert caught.value.signal_number == 2
 
 
 def test_the_runs_follow_size_and_seed(tmp_path: Path) -> None:
