@@ -53,9 +53,9 @@ def test_every_trained_parameter_is_in_one_group_at_its_rate() -> None:
     }
 
 
-def test_lite_has_thrice_the_rate_and_official_starts_decay() -> None:
+def test_lite_has_the_rate_of_lora_and_official_starts_decay() -> None:
     found = rates(toast.wrap(vit(), lora_rank=2))
-    assert found["lora"] == pytest.approx(3 * RATE)
+    assert found["lora"] == pytest.approx(RATE)
     assert "to_state" not in found
     official = toast.wrap(vit(), init="official")
     decays = {part["name"]: part["weight_decay"] for part in toast.parameter_groups(official, RATE)}

@@ -66,9 +66,8 @@ SCALES: dict[str, Scale] = {
     "channel_transform": Scale(19.2, _by_fan_in),
     # As many in a row as there are blocks, each carrying on the others' changes: a thirtieth.
     "to_state": Scale(6.4, _by_fan_in),
-    # Low-rank factors: what they add grows with rank and scaling, not with width. They have the way of the
-    # slow maps to go, so they take thrice the rate.
-    "lora": Scale(3, _constant),
+    # Low-rank factors, as of any LoRA: what they add grows with rank and scaling, not with width.
+    "lora": Scale(1, _constant),
 }
 _OTHERS = Scale(1, _constant)
 
