@@ -44,7 +44,7 @@ def main(
         rate = base.optimizer.learning_rate * factor
         rates = {name: value * factor for name, value in base.optimizer.rates.items()}
         optimizer = base.optimizer.model_copy(update={"learning_rate": rate, "rates": rates})
-        settings = base.model_copy(update={"name": f"{base.name}/{rate:g}", "optimizer": optimizer})
+        settings = base.model_copy(update={"out": base.folder, "name": f"{rate:g}", "optimizer": optimizer})
         result = run(settings, "tune", resume=True)
         losses = training_losses(settings.folder / METRICS)
         quarter = max(1, len(losses) // 4)
