@@ -19,7 +19,7 @@ import toast
 from tests.conftest import DATA
 from tests.fresh import ROOT, failures
 from tests.models import awaken
-from tests.test_official import weights
+from tests.official.test_models import weights
 from tests.training.settings import vision, write_language_model
 from toast.training.loading import to_yaml
 

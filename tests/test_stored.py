@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 import toast
+from tests.families.test_table import call as call_row
+from tests.families.test_table import inputs as inputs_of_row
+from tests.families.test_table import steered as steered_row
 from tests.models import decoder, images, tokens, vit
 from tests.steered import assert_same, blocks_of, call, inputs, steer, steered, trained
-from tests.test_families import call as call_row
-from tests.test_families import inputs as inputs_of_row
-from tests.test_families import steered as steered_row
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,14 @@ _EXPORTS = {
     "first_pass": "toast.stored",
     "fuse": "toast.fusing",
     "given_first_pass": "toast.stored",
-    "load_official": "toast.official",
+    "load_official": "toast.official.models",
     "load_run": "toast.training.loaded",
     "look": "toast.visual.maps",
     "parameter_groups": "toast.rates",
     "pretraining_loss": "toast.objectives",
     "probe": "toast.probing",
     "reconstruction_loss": "toast.objectives",
-    "register_family": "toast.families",
+    "register_family": "toast.families.table",
     "running_pass": "toast.passes",
     "save_adapter": "toast.saving",
     "trace": "toast.tracing",
@@ -44,13 +44,13 @@ __all__ = [*sorted(_EXPORTS), "__version__"]
 if TYPE_CHECKING:
     from toast.calibrating import calibrate as calibrate
     from toast.config import ToastConfig as ToastConfig
-    from toast.families import register_family as register_family
+    from toast.families.table import register_family as register_family
     from toast.fusing import fuse as fuse
     from toast.fusing import unfuse as unfuse
     from toast.model import ToastModel as ToastModel
     from toast.objectives import pretraining_loss as pretraining_loss
     from toast.objectives import reconstruction_loss as reconstruction_loss
-    from toast.official import load_official as load_official
+    from toast.official.models import load_official as load_official
     from toast.passes import running_pass as running_pass
     from toast.probing import probe as probe
     from toast.rates import parameter_groups as parameter_groups

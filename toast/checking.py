@@ -10,11 +10,11 @@ import torch
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from toast.anatomy import Anatomy
 from toast.config import ToastConfig
+from toast.families.anatomy import Anatomy
+from toast.families.layouts import is_plain, is_transposed
 from toast.initial import whole_shapes
 from toast.layer import ToastLayer
-from toast.layouts import is_plain, is_transposed
 from toast.names import PREFIX, as_written, is_frozen, without_adapter_name
 from toast.reading import few
 from toast.value import FACTORS

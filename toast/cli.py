@@ -105,7 +105,7 @@ def benchmark(
 @app.command()
 def families() -> None:
     """Print the known families: where each is steered, what was verified, and what is refused."""
-    from toast.listing import table
+    from toast.families.listing import table
 
     typer.echo(table())
 
@@ -124,7 +124,7 @@ def import_official(
     ] = None,
 ) -> None:
     """Write an official TOAST checkpoint as an adapter folder for PEFT. Needs no backbone."""
-    from toast.importing import convert
+    from toast.official.importing import convert
 
     done = convert(source, out, head, kind)
     rank = f"rank {done.rank}" if done.rank else "full rank"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from toast.families.tokens import channels_last, like_windows
 from toast.passes import Pass, current_pass
-from toast.tokens import channels_last, like_windows
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle

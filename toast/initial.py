@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from toast.config import ToastConfig
-from toast.layouts import is_plain
+from toast.families.layouts import is_plain
 from toast.names import CONTAINER
 from toast.value import FACTORS
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from peft.utils import CONFIG_NAME
 from torch import Tensor, nn
 
-from toast.anatomy import Anatomy
 from toast.checking import check_file, check_live, floating, saved_checksums
 from toast.config import ToastConfig
+from toast.families.anatomy import Anatomy
 from toast.initial import with_initial
 from toast.reading import TensorFile, read_json, refuse_values
 from toast.saving import weights_of

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from toast import checking, filling, following, loading, pretrained, registration, saving
 from toast.adapter import Adapter
-from toast.anatomy import Anatomy, find_anatomy, unwrapped
 from toast.config import ToastConfig
+from toast.families.anatomy import Anatomy, find_anatomy, unwrapped
+from toast.families.layouts import fresh_weight_like
 from toast.initial import with_initial
 from toast.layer import CANNOT_MERGE, ToastLayer, refuse_several
-from toast.layouts import fresh_weight_like
 from toast.names import as_written, without_adapter_name
 from toast.reading import few
 from toast.refusing import (

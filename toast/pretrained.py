@@ -11,9 +11,9 @@ import torch
 from peft.utils import CONFIG_NAME
 from torch import Tensor, nn
 
-from toast.anatomy import Anatomy, unwrapped
 from toast.checking import check_backbone, refuse_misfits, saved_checksums, shapes_of_adapter
 from toast.config import ToastConfig
+from toast.families.anatomy import Anatomy, unwrapped
 from toast.initial import whole_shapes, with_initial
 from toast.layer import ToastLayer
 from toast.names import CONTAINER, PREFIX, as_written, is_frozen, without_adapter_name

@@ -11,8 +11,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from toast.anatomy import Anatomy
 from toast.config import ToastConfig
+from toast.families.anatomy import Anatomy
 from toast.layer import ToastLayer
 
 logger = logging.getLogger(__name__)

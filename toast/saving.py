@@ -10,9 +10,9 @@ from peft.utils import CONFIG_NAME, AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from toast.config import ToastConfig
+from toast.families.layouts import is_plain
 from toast.files import named, replace_all
 from toast.initial import without_initial
-from toast.layouts import is_plain
 from toast.names import CONTAINER, PREFIX, is_frozen, without_adapter_name
 from toast.reading import TensorFile, checksum
 

@@ -17,12 +17,12 @@ from accelerate.hooks import remove_hook_from_module
 from torch import nn
 
 from toast.adapter import Adapter, take
-from toast.anatomy import Anatomy
 from toast.batching import attach_batching
 from toast.blocks import REPLACED, Blocks, BoundBlock, KnownBlock, with_lists
 from toast.caching import cache_name, pass_caches, under_name, wants_all_blocks, without_cache
 from toast.compiled import COMPILED, is_compiled
 from toast.entrances import ENTRANCES, HeldHead, attach_entrances, hold_heads
+from toast.families.anatomy import Anatomy
 from toast.feedback import feed_back
 from toast.hooks import BlockHook
 from toast.methods import StandIn

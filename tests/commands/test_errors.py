@@ -109,7 +109,7 @@ def test_what_the_user_can_mend_is_a_message(
     def table() -> str:
         raise error
 
-    monkeypatch.setattr("toast.listing.table", table)
+    monkeypatch.setattr("toast.families.listing.table", table)
     done = _call("families")
     assert (done.exit_code, said in done.stderr) == (code, True), done.stderr
     assert "--debug" in done.stderr or code > 2  # raised outside of the package
@@ -125,7 +125,7 @@ def test_faults_of_the_program_keep_their_traceback(
     def table() -> str:
         raise error
 
-    monkeypatch.setattr("toast.listing.table", table)
+    monkeypatch.setattr("toast.families.listing.table", table)
     assert _call("families").exception is error
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import toast
-from tests.test_official import weights
+from tests.official.test_models import weights
 from tests.training.settings import language, losses, vision
 from toast.training.config import RunConfig
 from toast.training.loaded import load_run

@@ -9,11 +9,11 @@ from typing import Any, NoReturn
 import peft
 from torch import nn
 
-from toast.anatomy import find_anatomy
 from toast.baselines.adaptformer import add_adapters
 from toast.baselines.attentive import add_probe
 from toast.baselines.freezing import train_only
 from toast.baselines.vpt import add_prompts
+from toast.families.anatomy import find_anatomy
 
 #: The methods of this package. LoRA and TOAST are PEFT's.
 METHODS = ("linear", "attentive", "full", "partial", "bias", "vpt-shallow", "vpt-deep", "adapter")

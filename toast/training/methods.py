@@ -132,7 +132,7 @@ def _as_adapter(start: Path, folder: Path | None) -> Path:
         raise ValueError(
             f"method.start: {start} is no adapter's folder; import it with toast import-official."
         )
-    from toast.importing import convert
+    from toast.official.importing import convert
 
     # Under a name of its own: a run that was refused before it began may have imported another one.
     files = [start] if start.is_file() else sorted(path for path in start.rglob("*") if path.is_file())

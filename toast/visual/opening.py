@@ -12,7 +12,7 @@ from accelerate import PartialState
 from peft import PeftModel
 from torch import nn
 
-from toast.families import FAMILIES
+from toast.families.table import FAMILIES
 from toast.reading import TensorFile, read_json
 from toast.saving import weights_of
 from toast.training import folder

@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from toast.compiled import COMPILED
-from toast.families import FAMILIES, REFUSED, REFUSED_SIGNS, Family, make_row
-from toast.guessing import Guess, guess
-from toast.layouts import COUNT_HEADS, LAYOUTS, Layout, find_layout, stride
+from toast.families.guessing import Guess, guess
+from toast.families.layouts import COUNT_HEADS, LAYOUTS, Layout, find_layout, stride
+from toast.families.table import FAMILIES, REFUSED, REFUSED_SIGNS, Family, make_row
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from toast.anatomy import find_anatomy
 from toast.config import ToastConfig
-from toast.layouts import is_plain
+from toast.families.anatomy import find_anatomy
+from toast.families.layouts import is_plain
 from toast.model import find_steering
-from toast.official_names import (
+from toast.official.naming import (
     Names,
     Place,
     Shape,

@@ -1,8 +1,7 @@
 """What is known of each family of models, as data.
 
 A row says which module is the trunk (the part that runs twice), where its blocks are, which module of a
-block makes the values and in which layout, and what the selector reads. `toast.anatomy` finds a row's parts
-in a live model, `toast.register_family` adds a row, `toast families` prints them.
+block makes the values and in which layout, and what the selector reads. `anatomy.py` finds the parts in a live model, `toast.register_family` adds a row, `toast families` prints them.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from toast.layouts import LAYOUTS
-from toast.tokens import TOKENS
+from toast.families.layouts import LAYOUTS
+from toast.families.tokens import TOKENS
 
 #: What a selector can read; explained at `ToastConfig.select_features`.
 FEATURES = ("normed", "unnormed", "mixed")
@@ -38,7 +37,7 @@ class Family:
         reads: `norm` if the final norm takes and gives every token; `block` if it does not (a class token
             alone, the mean of all), so it is applied to what the block gives; `post_norm` if the block
             gives normed features already.
-        tokens: The order of tokens, a name of `toast.tokens`.
+        tokens: The order of tokens, a name of `toast.families.tokens`.
         heads: Attribute of the attention with its number of key and value heads, for layouts that ask.
         head_width: Attribute of the attention with the channels of a head, for the same.
         functional: Whether the attention takes the module's weight and does not call it.

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 import toast
 from tests.models import awaken
 from tests.zoo import build, example
-from toast import families
-from toast.guessing import guess
+from toast.families import table
+from toast.families.guessing import guess
 from toast.model import find_steering
 
 
 @pytest.fixture
 def no_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every model is of an unknown family."""
-    monkeypatch.setattr(families, "FAMILIES", [])
-    monkeypatch.setattr("toast.anatomy.FAMILIES", [])
+    monkeypatch.setattr(table, "FAMILIES", [])
+    monkeypatch.setattr("toast.families.anatomy.FAMILIES", [])
     yield
 
 
@@ -141,7 +141,7 @@ def test_a_registered_family_is_known() -> None:
         with pytest.raises(ValueError, match=r"there is a family 'own' already"):
             toast.register_family("own", trunk, blocks="stack", value="attention.to_v", norm="norm0")
     finally:
-        families.FAMILIES.remove(row)
+        table.FAMILIES.remove(row)
     with pytest.raises(ValueError, match=r"layout: needs one of separate, last_third"):
         toast.register_family("odd", trunk, blocks="b", value="v", norm="n", layout="first")
     with pytest.raises(ValueError, match=r"family: needs blocks, norm, value and may have .*got .*colour"):

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import toast
 from tests.models import awaken
-from tests.test_official import plain_llama, plain_vit, weights
-from tests.test_official_convnext import plain_convnext
+from tests.official.test_convnext import plain_convnext
+from tests.official.test_models import plain_llama, plain_vit, weights
 from toast.cli import main
-from toast.importing import convert, import_official
+from toast.official.importing import convert, import_official
 
 NAMES = ["toast_vit", "toast_lite_vit", "toast_llama", "toast_lite_llama", "toast_convnext"]
 

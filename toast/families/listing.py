@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from toast.families import FAMILIES, REFUSED, Family
+from toast.families.table import FAMILIES, REFUSED, Family
 
-#: What `tests/test_families.py` shows for rows of a kind, on a tiny random model of the library.
+#: What `tests/families/test_table.py` shows for rows of a kind, on a tiny random model of the library.
 VERIFIED: dict[str, tuple[str, ...]] = {
     "bits": ("decoder", "encoder", "vision"),
     "values": ("decoder", "encoder", "vision"),

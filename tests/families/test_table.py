@@ -21,9 +21,9 @@ from tests.attention import run_alone, watched, with_states
 from tests.models import awaken
 from tests.steered import assert_same, set_checkpointing, trained
 from tests.zoo import DECODERS, ENCODERS, MULTIMODAL, TIMM, build, example
-from toast.families import FAMILIES
-from toast.families import REFUSED as REFUSED_TRUNKS
-from toast.listing import table, verified
+from toast.families.listing import table, verified
+from toast.families.table import FAMILIES
+from toast.families.table import REFUSED as REFUSED_TRUNKS
 from toast.model import find_steering
 
 REFUSED = {"timm-maxvit"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from toast.official_names import Names, Shape
+from toast.official.naming import Names, Shape
 
 # What a checkpoint of the top-down module may hold beside it.
 _HEAD = {"head.weight", "head.bias"}

@@ -19,14 +19,14 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from toast.anatomy import Anatomy, find_anatomy
 from toast.checking import fingerprint
 from toast.config import ToastConfig
+from toast.families.anatomy import Anatomy, find_anatomy
 from toast.files import named, try_folder
 from toast.names import without_adapter_name
-from toast.official import Checkpoint, Flattened, naming_file, open_checkpoint, parameters
-from toast.official_kinds import Kind, Sizes, find_kind
-from toast.official_names import (
+from toast.official.kinds import Kind, Sizes, find_kind
+from toast.official.models import Checkpoint, Flattened, naming_file, open_checkpoint, parameters
+from toast.official.naming import (
     Names,
     backbone_names,
     check_top_down,

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import toast
-from tests.test_official import official_gradients, weights
-from toast.anatomy import find_anatomy
-from toast.official_names import official_shape, spelled
+from tests.official.test_models import official_gradients, weights
+from toast.families.anatomy import find_anatomy
+from toast.official.naming import official_shape, spelled
 
 
 def plain_convnext(sizes: dict[str, str], **options: object) -> nn.Module:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from einops import rearrange
 from torch import Tensor
 
-from toast.anatomy import Anatomy
+from toast.families.anatomy import Anatomy
 
 Shape = tuple[int, ...]
 
