@@ -14,7 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from toast.files import beside
+from toast.files.atomic import beside
 from toast.report.images import shown
 from toast.report.looking import Look, look_at_split
 from toast.report.views import box_of

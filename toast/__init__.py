@@ -31,7 +31,7 @@ _EXPORTS = {
     "reconstruction_loss": "toast.objectives",
     "register_family": "toast.families.table",
     "running_pass": "toast.passes",
-    "save_adapter": "toast.saving",
+    "save_adapter": "toast.saving.contents",
     "trace": "toast.tracing",
     "unfuse": "toast.fusing",
     "visualize": "toast.visual.visualizing",
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from toast.passes import running_pass as running_pass
     from toast.probing import probe as probe
     from toast.rates import parameter_groups as parameter_groups
-    from toast.saving import save_adapter as save_adapter
+    from toast.saving.contents import save_adapter as save_adapter
     from toast.stored import first_pass as first_pass
     from toast.stored import given_first_pass as given_first_pass
     from toast.tracing import Trace as Trace

@@ -26,7 +26,6 @@ from toast.families.anatomy import Anatomy
 from toast.feedback import feed_back
 from toast.hooks import BlockHook
 from toast.methods import StandIn
-from toast.names import as_written
 from toast.passes import (
     Pass,
     collected_passes,
@@ -40,6 +39,7 @@ from toast.passes import (
 )
 from toast.preconditions import check_call, refuse_trained_below
 from toast.recomputing import Carrying, carry_passes, tame_input_hooks, untame_input_hooks
+from toast.saving.names import as_written
 from toast.selector import ToastSelector
 from toast.value import ToastValue
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tests.training.settings import vision
 from toast.cli import app
 from toast.commands import errors
-from toast.files import try_file, try_folder
+from toast.files.atomic import try_file, try_folder
 from toast.training.interrupts import Interrupted
 from toast.training.loading import to_yaml
 from toast.training.run import run

@@ -15,7 +15,7 @@ from tests.training.processes import on_two_processes
 from tests.training.settings import language, losses, vision
 from toast.data.vision import VisionDataset
 from toast.evaluation.choosing import best_of
-from toast.files import strict_json
+from toast.files.atomic import strict_json
 from toast.training.checkpoints import newest_checkpoint
 from toast.training.config import RunConfig
 from toast.training.finite import Diverged

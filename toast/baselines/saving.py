@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from toast.baselines import adaptformer, attentive, vpt
-from toast.files import named, replace_all
-from toast.reading import checksum, read_json, read_safetensors, refuse_values
+from toast.files.atomic import named, replace_all
+from toast.files.tensors import checksum, read_json, read_safetensors, refuse_values
 
 WEIGHTS = "trained.safetensors"
 METHOD = "method.json"

@@ -14,7 +14,7 @@ from toast.benchmark import measures
 from toast.benchmark.contenders import FULL, SMALL, Size
 from toast.benchmark.picture import draw
 from toast.benchmark.timing import Ratio
-from toast.files import beside, strict_json, try_folder
+from toast.files.atomic import beside, strict_json, try_folder
 
 Results = dict[str, dict[str, Ratio]]
 _STEPS = [

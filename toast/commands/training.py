@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from toast.commands.errors import Command
-from toast.files import strict_json
+from toast.files.atomic import strict_json
 
 if TYPE_CHECKING:
     from toast.training.preparing import Stage

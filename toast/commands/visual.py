@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from toast.files import try_folder
+from toast.files.atomic import try_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,7 +124,7 @@ def _show_texts(opened: Opened, what: list[str], out: Path, options: dict[str, A
 
 def _prompt(text: str) -> str:
     """Returns a prompt; of `@FILE` the text of the file without the line feed at its end."""
-    from toast.data.plain_text import half_pair, read_text
+    from toast.files.plain_text import half_pair, read_text
 
     if not text.startswith("@"):
         if half := half_pair(text):

@@ -17,7 +17,7 @@ from toast.data.vision import transforms
 from toast.data.vision.demo_task import DemoSource
 from toast.demo.composing import SIDE
 from toast.demo.rows import PRETUNE, Size, runs
-from toast.files import beside, strict_json, try_folder
+from toast.files.atomic import beside, strict_json, try_folder
 from toast.training.config import RunConfig
 from toast.training.interrupts import Interrupted
 from toast.training.run import run as train

@@ -19,11 +19,11 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from toast.checking import fingerprint
 from toast.config import ToastConfig
 from toast.families.anatomy import Anatomy, find_anatomy
-from toast.files import named, try_folder
-from toast.names import without_adapter_name
+from toast.files.atomic import named, try_folder
+from toast.files.tensors import refuse_values
+from toast.injection.fitting import fingerprint
 from toast.official.kinds import Kind, Sizes, find_kind
 from toast.official.models import Checkpoint, Flattened, naming_file, open_checkpoint, parameters
 from toast.official.naming import (
@@ -35,8 +35,8 @@ from toast.official.naming import (
     spelled,
     variant,
 )
-from toast.reading import refuse_values
-from toast.saving import WEIGHTS
+from toast.saving.contents import WEIGHTS
+from toast.saving.names import without_adapter_name
 from toast.wrapping import wrap
 
 _ADAPTER = "default"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from toast.config import ToastConfig
 from toast.families.anatomy import find_anatomy
 from toast.families.layouts import is_plain
+from toast.files.tensors import refuse_values, state_dict, unpickled
 from toast.model import find_steering
 from toast.official.naming import (
     Names,
@@ -32,7 +33,6 @@ from toast.official.naming import (
     spelled,
     variant,
 )
-from toast.reading import refuse_values, state_dict, unpickled
 from toast.selector import ToastSelector
 from toast.value import FACTORS, ToastValue
 from toast.wrapping import wrap

@@ -10,7 +10,7 @@ import torch
 from markupsafe import Markup
 
 import toast
-from toast.files import beside, try_file
+from toast.files.atomic import beside, try_file
 from toast.report import measures, setting, views
 from toast.report.loading import loading
 from toast.report.looking import Looks, look_at_split

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import toast
-from toast import reading
-from toast.files import beside, finite, strict_json
-from toast.reading import NUMBER, OTHERS, Kinds, read_json_lines, read_json_list
+from toast.files import tensors
+from toast.files.atomic import beside, finite, strict_json
+from toast.files.tensors import NUMBER, OTHERS, Kinds, read_json_lines, read_json_list
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -66,7 +66,7 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: If it is not there or damaged: names the file, the line and what is wrong.
     """
-    return read_json_list(path, str) if path.name == LABELS else reading.read_json(path, _KEYS.get(path.name))
+    return read_json_list(path, str) if path.name == LABELS else tensors.read_json(path, _KEYS.get(path.name))
 
 
 def read_predictions(folder: Path) -> list[dict[str, Any]]:

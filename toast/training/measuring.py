@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toast.data.vision.noting import Notes
-from toast.files import try_file
+from toast.files.atomic import try_file
 from toast.training import folder
 from toast.training.accelerating import make_accelerator
 from toast.training.at_end import under_corruption

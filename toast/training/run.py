@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from toast.data.vision.noting import Notes
-from toast.files import finite, try_folder
+from toast.files.atomic import finite, try_folder
 from toast.training import checkpoints, folder
 from toast.training.accelerating import make_accelerator, replicate_trained
 from toast.training.at_end import beside_test

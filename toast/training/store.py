@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toast.reading import Kinds, read_json
+from toast.files.tensors import Kinds, read_json
 from toast.training.folder import write_json
 from toast.training.records import Records
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from toast.evaluation.choosing import best_of
-from toast.files import try_folder
+from toast.files.atomic import try_folder
 from toast.training import folder
 from toast.training.accelerating import make_accelerator
 from toast.training.config import RunConfig

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from toast.files import beside
+from toast.files.atomic import beside
 from toast.visual.arrays import save_arrays
 from toast.visual.figure import Panel, Row, draw, require_matplotlib
 from toast.visual.maps import look

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from toast.files import beside
+from toast.files.atomic import beside
 from toast.visual.text import TextViews, look_at_text
 
 

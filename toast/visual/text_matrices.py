@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from toast.files import beside
+from toast.files.atomic import beside
 from toast.visual.text import TextViews
 from toast.visual.text_cells import marked
 

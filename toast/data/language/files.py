@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from toast.data.language.parquet import stream_parquet
-from toast.data.plain_text import decode_text, read_lines
 from toast.data.splits import SPELLINGS, split_of, words_of
 from toast.data.walking import walk
+from toast.files.plain_text import decode_text, read_lines
 
 SUFFIXES: Final = (".jsonl", ".ndjson", ".json", ".parquet")
 """Files of rows with named fields."""

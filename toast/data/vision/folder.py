@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from toast.data.plain_text import half_pair
 from toast.data.splits import find_split, is_split, split_of
 from toast.data.vision.boxes import read_boxes
 from toast.data.vision.files import FileSource, Picture, readable
 from toast.data.vision.source import Box, VisionSource
 from toast.data.walking import files_in, folders_in, walk
+from toast.files.plain_text import half_pair
 
 _BOXES: Final = ("boxes.json", "boxes.csv")
 _SHOWN: Final = 5

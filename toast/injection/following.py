@@ -1,4 +1,4 @@
-"""Follows the methods of PEFT and transformers that load adapters, see `toast.loading`.
+"""Follows the methods of PEFT and transformers that load adapters, see `toast.injection.loading`.
 
 Neither library offers a place that knows where an adapter comes from and that its loading has failed.
 """
@@ -20,8 +20,8 @@ from peft.utils import CONFIG_NAME
 from torch import nn
 
 from toast.config import ToastConfig
-from toast.loading import METHOD, Loading, followed, method_of
-from toast.saving import PICKLED, WEIGHTS
+from toast.injection.loading import METHOD, Loading, followed, method_of
+from toast.saving.contents import PICKLED, WEIGHTS
 
 
 def follow() -> None:

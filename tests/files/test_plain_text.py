@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from toast.data.plain_text import half_pair, read_lines, read_text
+from toast.files.plain_text import half_pair, read_lines, read_text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

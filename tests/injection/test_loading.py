@@ -73,7 +73,7 @@ def test_a_subfolder_is_checked_too(tmp_path) -> None:
 def test_what_fails_after_the_check_is_undone(route, tmp_path, monkeypatch) -> None:
     saved(tmp_path)
     model = base()
-    monkeypatch.setattr("toast.checking.check_file", lambda *_: None)
+    monkeypatch.setattr("toast.injection.fitting.check_file", lambda *_: None)
     fail: Any = lambda *_, **__: 1 / 0  # noqa: E731
     with monkeypatch.context() as patch:
         patch.setattr("peft.peft_model.load_peft_weights", fail)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from toast.families.layouts import is_plain
-from toast.files import read_regular, refuse_special
+from toast.files.atomic import read_regular, refuse_special
 
 Kinds = type | tuple[type, ...]
 #: What a value of a JSON file may be; True and False are no numbers here, which they are in Python.

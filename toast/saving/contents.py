@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from toast.config import ToastConfig
 from toast.families.layouts import is_plain
-from toast.files import named, replace_all
-from toast.initial import without_initial
-from toast.names import CONTAINER, PREFIX, is_frozen, without_adapter_name
-from toast.reading import TensorFile, checksum
+from toast.files.atomic import named, replace_all
+from toast.files.tensors import TensorFile, checksum
+from toast.saving.initial import without_initial
+from toast.saving.names import CONTAINER, PREFIX, is_frozen, without_adapter_name
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from toast.files import beside, flush_all
+from toast.files.atomic import beside, flush_all
 
 
 def test_what_is_written_is_flushed_before_it_is_renamed(

@@ -1,7 +1,7 @@
 """An adapter is loaded whole, or the model stays as it was, whichever library loads it.
 
 PEFT and transformers put an adapter's layers into the model before they look for its tensors. So their
-methods that load are followed (`toast.following`): what a folder holds is opened first, compared with the
+methods that load are followed (`toast.injection.following`): what a folder holds is opened first, compared with the
 model before anything is changed (`ToastModel` asks for `current`), and what fails afterwards is undone.
 """
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from peft.utils import CONFIG_NAME
 from torch import Tensor, nn
 
-from toast.checking import check_file, check_live, floating, saved_checksums
 from toast.config import ToastConfig
 from toast.families.anatomy import Anatomy
-from toast.initial import with_initial
-from toast.reading import TensorFile, read_json, refuse_values
-from toast.saving import weights_of
+from toast.files.tensors import TensorFile, read_json, refuse_values
+from toast.injection.fitting import check_file, check_live, floating, saved_checksums
+from toast.saving.contents import weights_of
+from toast.saving.initial import with_initial
 
 METHOD = "TOAST"
 

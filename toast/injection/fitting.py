@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from toast.config import ToastConfig
 from toast.families.anatomy import Anatomy
 from toast.families.layouts import is_plain, is_transposed
-from toast.initial import whole_shapes
+from toast.files.tensors import few
 from toast.layer import ToastLayer
-from toast.names import PREFIX, as_written, is_frozen, without_adapter_name
-from toast.reading import few
+from toast.saving.initial import whole_shapes
+from toast.saving.names import PREFIX, as_written, is_frozen, without_adapter_name
 from toast.value import FACTORS
 
 Shapes = dict[str, tuple[int, ...]]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from toast.files import read_regular, refuse_special
+from toast.files.atomic import read_regular, refuse_special
 
 #: UTF-32's mark begins with that of UTF-16. Python's codecs of these names take the mark off.
 _MARKS: Final = (
