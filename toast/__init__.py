@@ -19,9 +19,9 @@ _EXPORTS = {
     "Trace": "toast.tracing",
     "calibrate": "toast.calibrating",
     "compare": "toast.visual.comparing",
-    "first_pass": "toast.stored",
+    "first_pass": "toast.stored_pass",
     "fuse": "toast.fusing",
-    "given_first_pass": "toast.stored",
+    "given_first_pass": "toast.stored_pass",
     "load_official": "toast.official.models",
     "load_run": "toast.training.loaded",
     "look": "toast.visual.maps",
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from toast.probing import probe as probe
     from toast.rates import parameter_groups as parameter_groups
     from toast.saving.contents import save_adapter as save_adapter
-    from toast.stored import first_pass as first_pass
-    from toast.stored import given_first_pass as given_first_pass
+    from toast.stored_pass import first_pass as first_pass
+    from toast.stored_pass import given_first_pass as given_first_pass
     from toast.tracing import Trace as Trace
     from toast.tracing import trace as trace
     from toast.training.loaded import load_run as load_run

@@ -81,7 +81,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Sample with this seed; without it, greedy.")] = None,
 ) -> None:
     """Continue a prompt with a steered language model. A new adapter starts exactly at the frozen model."""
-    from toast.generating import continue_prompt
+    from toast.generation.prompting import continue_prompt
 
     typer.echo(continue_prompt(model, prompt, adapter, tokens, seed))
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 import toast
+from tests.generation.test_generate import by_hand
 from tests.models import DEPTH, awaken, decoder, vit
-from tests.test_generation import by_hand
 from tests.visual.test_text_cells import END, HOSTILE, SENTENCES, TEMPLATE, decode, tiny_tokenizer
 from toast.visual import text_reading
 from toast.visual.text import TextViews, look_at_text

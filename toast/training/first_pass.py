@@ -21,7 +21,7 @@ from tqdm import tqdm
 import toast
 from toast.baselines.attentive import AttentivePool, find_probe
 from toast.model import find_steering
-from toast.stored import FirstPass
+from toast.stored_pass import FirstPass
 from toast.training.backbones import Backbone
 from toast.training.locking import in_turn
 from toast.training.store import Rows, Store

@@ -10,7 +10,7 @@ from toast.compiled import COMPILED
 from toast.passes import Pass, running
 
 if TYPE_CHECKING:
-    from toast.hooks import BlockHook
+    from toast.calls.hooks import BlockHook
 
 
 REPLACED = (

@@ -26,7 +26,7 @@ from tests.steered import (
     steered,
     trained,
 )
-from toast.hooks import BlockHook
+from toast.calls.hooks import BlockHook
 from toast.model import find_steering
 from toast.passes import current_pass
 

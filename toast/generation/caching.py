@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 
-from toast.batching import check_pages, is_paged
+from toast.generation.continuous_batching import check_pages, is_paged
 
 if TYPE_CHECKING:
     from toast.adapter import Adapter

@@ -119,7 +119,7 @@ class Twice(nn.Module):
 # Who a stored first pass holds for.
 
 
-def vision() -> tuple[Any, torch.Tensor, toast.stored.FirstPass, torch.Tensor, torch.Tensor]:
+def vision() -> tuple[Any, torch.Tensor, toast.stored_pass.FirstPass, torch.Tensor, torch.Tensor]:
     """A model, pictures, the first pass of others, what the model makes of the pictures, and what with it."""
     model, x = steered("vit"), images(2)
     stored = toast.first_pass(model, images(2))
@@ -131,7 +131,7 @@ def vision() -> tuple[Any, torch.Tensor, toast.stored.FirstPass, torch.Tensor, t
 
 
 @contextmanager
-def given(model: nn.Module, stored: toast.stored.FirstPass) -> Iterator[None]:
+def given(model: nn.Module, stored: toast.stored_pass.FirstPass) -> Iterator[None]:
     with toast.given_first_pass(model, stored):
         yield
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 import toast
+from tests.generation.test_generate import generate, steer
 from tests.models import DEPTH, awaken, decoder, tokens
-from tests.test_generation import generate, steer
-from toast import batching
+from toast.generation import continuous_batching
 
-if batching.unknown_parts():
-    pytest.skip(f"needs {batching.unknown_parts()}", allow_module_level=True)
+if continuous_batching.unknown_parts():
+    pytest.skip(f"needs {continuous_batching.unknown_parts()}", allow_module_level=True)
 
 PAGE, NEW = 4, 10  # every request needs several pages
 
@@ -227,7 +227,7 @@ def test_a_switch_in_between_ends_in_an_error(switch: str, caplog: pytest.LogCap
             after(model)
 
     model.get_base_model().lm_head.register_forward_hook(count)
-    with caplog.at_level(logging.CRITICAL), pytest.raises(batching.SwitchedError, match=message):
+    with caplog.at_level(logging.CRITICAL), pytest.raises(continuous_batching.SwitchedError, match=message):
         in_batch(model, prompts())
     assert len(steps) == 4
 
@@ -251,14 +251,14 @@ def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     model = steer(decoder(attn_implementation="eager"))
     with monkeypatch.context() as other:
-        other.setattr(batching, "_UPDATE", ["self", "cache"])
+        other.setattr(continuous_batching, "_UPDATE", ["self", "cache"])
         refused(model, r"PagedAttentionCache.*transformers [\d.]+ has another")
     with monkeypatch.context() as other:
         other.setattr(initialization, "get_accelerator_graph_name", lambda: "a graph")
         with pytest.raises(ValueError, match="with use_cuda_graph=False or None"):
             in_batch(model, prompts(), use_cuda_graph=True)
         assert len(in_batch(model, prompts())) == 4
-    monkeypatch.setattr(batching.Pages, "deepened", lambda self, config: config)
+    monkeypatch.setattr(continuous_batching.Pages, "deepened", lambda self, config: config)
     refused(model, "need a paged cache of 6 layers; it was made with 3")
 
 

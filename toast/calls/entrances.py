@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
-from toast.methods import StandIn
+from toast.calls.stand_ins import StandIn
 from toast.passes import held_adapter
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 
 import toast
 from tests.models import CACHE, DEPTH, VOCABULARY, WIDTH, awaken, decoder, tokens
-from toast.caching import CACHE_NAMES, cache_name, under_name
+from toast.generation.caching import CACHE_NAMES, cache_name, under_name
 from toast.model import find_steering
 
 
