@@ -55,8 +55,8 @@ def demo(
     visualize and compare.
     """
     try:
-        from toast.demo.rows import Size
-        from toast.demo.run import run
+        from toast.demo.demonstration import run
+        from toast.demo.runs import Size
     except ImportError as error:
         raise ImportError(
             f"the demonstration needs more: pip install 'toast-steering[demo]' ({error})"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from toast.data.vision import check, open_vision
-from toast.demo import two_objects
-from toast.demo.task import CLASSES, load_generic, load_materials, load_task
+from toast.embedded import two_objects
+from toast.embedded.task import CLASSES, load_generic, load_materials, load_task
 
 
 def test_val_is_cut_from_train() -> None:

@@ -106,7 +106,7 @@ def _timm(model: ModelConfig, classes: int, imports: set[str]) -> list[str]:
 
 
 def _demo(model: ModelConfig, classes: int, imports: set[str]) -> list[str]:
-    imports.add("from toast.demo.backbone import load_backbone")
+    imports.add("from toast.embedded.backbone import load_backbone")
     return _call("backbone", "load_backbone", [], {"num_classes": classes, **model.options})
 
 

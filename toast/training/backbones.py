@@ -84,7 +84,7 @@ def _timm(config: ModelConfig, classes: int) -> Backbone:
 
 
 def _demo(config: ModelConfig, classes: int) -> Backbone:
-    from toast.demo.backbone import MEAN, STD, load_backbone
+    from toast.embedded.backbone import MEAN, STD, load_backbone
 
     data = {
         "input_size": (3, 112, 112), "mean": MEAN, "std": STD, "crop_pct": 1.0, "crop_mode": "center",

@@ -155,7 +155,7 @@ def _own_classes(config: RunConfig) -> int:
 
 def _demo_classes(rows: int | None) -> tuple[str, ...]:
     """Returns the names of the demo's classes where a head has as many; that of stage one has others."""
-    from toast.demo.task import CLASSES
+    from toast.embedded.task import CLASSES
 
     return CLASSES if rows == len(CLASSES) else ()
 

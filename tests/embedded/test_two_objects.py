@@ -7,9 +7,9 @@ import itertools
 import pytest
 import torch
 
-from toast.demo import two_objects
-from toast.demo.task import CLASSES, load_materials
-from toast.demo.two_objects import kinds, load_two_objects
+from toast.embedded import two_objects
+from toast.embedded.task import CLASSES, load_materials
+from toast.embedded.two_objects import kinds, load_two_objects
 
 
 def test_both_label_sets_are_of_the_same_pictures() -> None:

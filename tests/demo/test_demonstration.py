@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from toast.demo import run as demo
-from toast.demo.rows import PRETUNE, Size, runs
-from toast.demo.run import COLUMNS, run
+from toast.demo import demonstration as demo
+from toast.demo.demonstration import COLUMNS, run
+from toast.demo.runs import PRETUNE, Size, runs
 from toast.training.interrupts import Interrupted
 from toast.training.loaded import load_run
 from toast.training.measuring import measure

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from toast.demo import backbone
-from toast.demo.backbone import load_backbone
+from toast.embedded import backbone
+from toast.embedded.backbone import load_backbone
 
 ASSETS = Path(str(resources.files("toast.demo"))) / "assets"
 

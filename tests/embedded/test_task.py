@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from toast.demo import task
-from toast.demo.backbone import MEAN, STD
-from toast.demo.task import (
+from toast.embedded import task
+from toast.embedded.backbone import MEAN, STD
+from toast.embedded.task import (
     CLASSES,
     Pictures,
     cut_out,

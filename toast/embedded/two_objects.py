@@ -14,8 +14,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from toast.demo.composing import SIDE, Box, cut_out, ground, paste_item, resized, scatter
-from toast.demo.task import CLASSES, ITEM_SIDES, Pictures, Split, as_pictures, load_materials
+from toast.embedded.composing import SIDE, Box, cut_out, ground, paste_item, resized, scatter
+from toast.embedded.task import CLASSES, ITEM_SIDES, Pictures, Split, as_pictures, load_materials
 
 Part = Literal["train", "val", "test"]
 Labels = Literal["item", "clipart"]

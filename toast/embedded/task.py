@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
-from toast.demo.backbone import MEAN, STD
-from toast.demo.composing import SIDE, cut_out, ground, paste_item, place, resized, scatter
+from toast.embedded.backbone import MEAN, STD
+from toast.embedded.composing import SIDE, cut_out, ground, paste_item, place, resized, scatter
 
 ITEM_SIDES: Final = (40, 44)
 """Smallest and largest side of the item's square box in pixels."""

@@ -15,8 +15,8 @@ from rich.table import Table
 import toast
 from toast.data.vision import transforms
 from toast.data.vision.demo_task import DemoSource
-from toast.demo.composing import SIDE
-from toast.demo.rows import PRETUNE, Size, runs
+from toast.demo.runs import PRETUNE, Size, runs
+from toast.embedded.composing import SIDE
 from toast.files.atomic import beside, strict_json, try_folder
 from toast.training.config import RunConfig
 from toast.training.interrupts import Interrupted
