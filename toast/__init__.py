@@ -35,7 +35,7 @@ _EXPORTS = {
     "trace": "toast.tracing",
     "unfuse": "toast.fusing",
     "visualize": "toast.visual.visualizing",
-    "visualize_text": "toast.visual.text_files",
+    "visualize_text": "toast.visual.text.exporting",
     "wrap": "toast.wrapping",
 }
 
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from toast.training.loaded import load_run as load_run
     from toast.visual.comparing import compare as compare
     from toast.visual.maps import look as look
-    from toast.visual.text_files import visualize_text as visualize_text
+    from toast.visual.text.exporting import visualize_text as visualize_text
     from toast.visual.visualizing import visualize as visualize
     from toast.wrapping import wrap as wrap
 

@@ -18,14 +18,14 @@ from toast.data.vision.demo_task import DemoSource
 from toast.demo.runs import PRETUNE, Size, runs
 from toast.embedded.composing import SIDE
 from toast.files.atomic import beside, strict_json, try_folder
+from toast.report.opening import open_model
+from toast.report.samples import of_split, open_split
+from toast.report.showing import show_together
 from toast.training.config import RunConfig
 from toast.training.interrupts import Interrupted
 from toast.training.run import run as train
 from toast.visual.figure import require_matplotlib
 from toast.visual.measures import share_of_area
-from toast.visual.opening import open_model
-from toast.visual.samples import of_split, open_split
-from toast.visual.showing import show_together
 from toast.visual.targets import RATIO
 
 #: Columns of the table: heading, the figures of `result.json` in it, and how they are written.

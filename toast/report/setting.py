@@ -8,8 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from toast.report.reading import RunFiles
-from toast.report.tables import bar, facts, folded, seconds, table
+from toast.report.elements import bar, facts, folded, seconds, table
+from toast.report.run_data import RunFiles
 from toast.training import folder
 from toast.training.config import RunConfig
 from toast.training.loading import to_yaml

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from toast.report.charts import Axis, Series, averaged, chart, running
-from toast.report.reading import RunFiles
+from toast.report.run_data import RunFiles
 
 #: Measures of the validation split that have a chart of their own, and what they are called.
 _MEASURES = {

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from toast.files.atomic import beside
-from toast.visual.text import TextViews
-from toast.visual.text_cells import marked
+from toast.visual.text.cells import marked
+from toast.visual.text.looking import TextViews
 
 # Of more tokens than this only some are written at the axes.
 _LABELS = 72

@@ -12,13 +12,13 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tests.visual.test_text import ANSWER, PROMPT, plain_decoder, steer
-from tests.visual.test_text_cells import HOSTILE, SENTENCES, tiny_tokenizer
-from tests.visual.test_text_html import Page, views_of
-from toast.visual import text_matrices, text_terminal
-from toast.visual.text_files import save_arrays, visualize_text
-from toast.visual.text_matrices import draw_matrices
-from toast.visual.text_terminal import as_terminal
+from tests.visual.text.test_cells import HOSTILE, SENTENCES, tiny_tokenizer
+from tests.visual.text.test_html import Page, views_of
+from tests.visual.text.test_looking import ANSWER, PROMPT, plain_decoder, steer
+from toast.visual.text import matrices, terminal
+from toast.visual.text.exporting import save_arrays, visualize_text
+from toast.visual.text.matrices import draw_matrices
+from toast.visual.text.terminal import as_terminal
 
 HARD = "<b>日$\x1b"
 
@@ -89,7 +89,7 @@ def test_any_text_is_drawn(tmp_path: Path) -> None:
 
 
 def test_labels_are_short_and_known_to_the_font(figures: list[Figure], tmp_path: Path) -> None:
-    label = text_matrices._label_of
+    label = matrices._label_of
     assert label("日") == "U+65E5"
     assert label(" the\n") == "·the↵"
     assert label("a" * 20) == "a" * 13 + "…"
@@ -97,7 +97,7 @@ def test_labels_are_short_and_known_to_the_font(figures: list[Figure], tmp_path:
     assert len(figures[0].axes[0].get_xticklabels()) <= 72
 
 
-@pytest.mark.parametrize(("module", "view"), [(text_matrices, draw_matrices), (text_terminal, as_terminal)])
+@pytest.mark.parametrize(("module", "view"), [(matrices, draw_matrices), (terminal, as_terminal)])
 def test_what_is_not_installed_is_named(module: Any, view: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     inputs = (views_of(PROMPT, ANSWER), Path("a.png"))[: 2 if view is draw_matrices else 1]

@@ -15,9 +15,9 @@ from transformers import AttentionInterface
 import toast
 from tests.generation.test_generate import by_hand
 from tests.models import DEPTH, awaken, decoder, vit
-from tests.visual.test_text_cells import END, HOSTILE, SENTENCES, TEMPLATE, decode, tiny_tokenizer
-from toast.visual import text_reading
-from toast.visual.text import TextViews, look_at_text
+from tests.visual.text.test_cells import END, HOSTILE, SENTENCES, TEMPLATE, decode, tiny_tokenizer
+from toast.visual.text import attention
+from toast.visual.text.looking import TextViews, look_at_text
 
 SIZES = {"vocab_size": 300, "max_position_embeddings": 1024}
 PROMPT, ANSWER = "The soup is good", " with bread."
@@ -106,7 +106,7 @@ def test_where_the_first_pass_ends_early_the_attention_before_is_the_frozen_mode
 def test_the_passes_are_those_that_made_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     traces: list[toast.Trace] = []
     monkeypatch.setattr(
-        text_reading,
+        attention,
         "trace",
         lambda *args, **kwargs: traces.append(toast.trace(*args, **kwargs)) or traces[0],
     )

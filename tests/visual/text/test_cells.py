@@ -11,7 +11,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from toast.visual.text_cells import Cell, join_tokens, mark, marked
+from toast.visual.text.cells import Cell, join_tokens, mark, marked
 
 SENTENCES = [
     "To make a good tomato soup, chop the onions and the tomatoes.",

@@ -6,9 +6,9 @@ import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from toast.visual.text import TextViews
-from toast.visual.text_cells import Cell, marked
-from toast.visual.text_colours import DARK, Colour, HeatMap, heat_maps
+from toast.visual.text.cells import Cell, marked
+from toast.visual.text.colours import DARK, Colour, HeatMap, heat_maps
+from toast.visual.text.looking import TextViews
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult

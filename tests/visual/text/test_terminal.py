@@ -12,12 +12,12 @@ from rich.color import Color
 from rich.console import Console
 
 import toast
-from tests.visual.test_text import ANSWER, PROMPT, look, plain_decoder
-from tests.visual.test_text_cells import HOSTILE, SENTENCES
-from tests.visual.test_text_html import views_of
-from toast.visual.text_cells import marked
-from toast.visual.text_colours import DARK, heat_maps
-from toast.visual.text_terminal import as_terminal
+from tests.visual.text.test_cells import HOSTILE, SENTENCES
+from tests.visual.text.test_html import views_of
+from tests.visual.text.test_looking import ANSWER, PROMPT, look, plain_decoder
+from toast.visual.text.cells import marked
+from toast.visual.text.colours import DARK, heat_maps
+from toast.visual.text.terminal import as_terminal
 
 
 def console(colours: Any = "truecolor", width: int = 60, **options: Any) -> Console:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from toast.visual.text import TextViews
-from toast.visual.text_cells import Cell, mark
-from toast.visual.text_colours import DARK, LIGHT, Colour, HeatMap, Theme, heat_maps
+from toast.visual.text.cells import Cell, mark
+from toast.visual.text.colours import DARK, LIGHT, Colour, HeatMap, Theme, heat_maps
+from toast.visual.text.looking import TextViews
 
 # What an HTML parser keeps as it is, and a browser lays out as text.
 _KEPT = {" ", "\n", "\t"}

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from toast.files.atomic import beside
-from toast.visual.text import TextViews, look_at_text
+from toast.visual.text.looking import TextViews, look_at_text
 
 
 def save_arrays(views: TextViews, path: Path) -> Path:
@@ -82,8 +82,8 @@ def visualize_text(
         ImportError: If matplotlib is not there, with how to install it.
         ValueError: If there is not one answer for each prompt, or as `look_at_text` does.
     """
-    from toast.visual.text_html import as_html
-    from toast.visual.text_matrices import draw_matrices
+    from toast.visual.text.html import as_html
+    from toast.visual.text.matrices import draw_matrices
 
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if answers is not None and len(answers) != len(prompts):

@@ -7,8 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from toast.report.reading import RunFiles
-from toast.report.tables import folded
+from toast.report.elements import folded
+from toast.report.run_data import RunFiles
 from toast.training import folder
 from toast.training.config import ModelConfig
 from toast.training.methods import ADAPTER_CONFIG

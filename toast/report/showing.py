@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 from toast.files.atomic import beside
+from toast.report.opening import Opened
+from toast.report.samples import Sample
 from toast.visual.arrays import save_arrays
 from toast.visual.figure import Panel, Row, draw, require_matplotlib
 from toast.visual.maps import look
-from toast.visual.opening import Opened
-from toast.visual.preparing import Preparation
-from toast.visual.samples import Sample
-from toast.visual.text import TextViews, look_at_text
-from toast.visual.text_files import save_arrays as save_text_arrays
-from toast.visual.text_html import as_html
-from toast.visual.text_matrices import draw_matrices
+from toast.visual.pixels import Preparation
+from toast.visual.text.exporting import save_arrays as save_text_arrays
+from toast.visual.text.html import as_html
+from toast.visual.text.looking import TextViews, look_at_text
+from toast.visual.text.matrices import draw_matrices
 from toast.visual.views import Views
 from toast.visual.visualizing import FORMATS, _free, panels, said, strengths
 
@@ -137,7 +137,7 @@ def show_texts(
         tokenizer: Its tokenizer.
         prompts: Each is read by itself.
         out: Folder for `text-1.html`, `.png`, `.svg`, `.npz`, and so on.
-        **options: Of `toast.visual.text.look_at_text`.
+        **options: Of `toast.visual.text.looking.look_at_text`.
 
     Yields:
         What was seen, for the terminal, and the files.

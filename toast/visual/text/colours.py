@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from toast.visual.text import TextViews
-from toast.visual.text_cells import Cell
+from toast.visual.text.cells import Cell
+from toast.visual.text.looking import TextViews
 
 Colour = tuple[int, int, int]
 

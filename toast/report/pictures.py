@@ -11,12 +11,12 @@ from markupsafe import Markup
 from torch import Tensor
 
 from toast.report.charts import Axis, Series, chart
+from toast.report.elements import table
 from toast.report.images import as_uri, shown
 from toast.report.looking import Look, Looks
-from toast.report.tables import table
 from toast.training.data import Splits
 from toast.visual.measures import share_of_area
-from toast.visual.preparing import Preparation
+from toast.visual.pixels import Preparation
 
 
 def after(method: str) -> str:

@@ -10,9 +10,9 @@ from toast.evaluation.choosing import LESS_IS_BETTER
 from toast.evaluation.intervals import wilson
 from toast.evaluation.vision import BINS
 from toast.report.charts import Axis, Series, chart
+from toast.report.elements import bar, folded, table, tiles
 from toast.report.looking import Looks
-from toast.report.reading import RunFiles
-from toast.report.tables import bar, folded, table, tiles
+from toast.report.run_data import RunFiles
 from toast.visual.targets import INSIDE, OUTSIDE
 
 #: Name of a measure -> what it is called, and its note.

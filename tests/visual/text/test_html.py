@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import toast
-from tests.visual.test_text import ANSWER, PROMPT, look, plain_decoder, steer
-from tests.visual.test_text_cells import HOSTILE, SENTENCES
-from toast.visual.text import TextViews
-from toast.visual.text_cells import Cell
-from toast.visual.text_colours import DARK, LIGHT, Theme, heat_maps
-from toast.visual.text_html import as_html
+from tests.visual.text.test_cells import HOSTILE, SENTENCES
+from tests.visual.text.test_looking import ANSWER, PROMPT, look, plain_decoder, steer
+from toast.visual.text.cells import Cell
+from toast.visual.text.colours import DARK, LIGHT, Theme, heat_maps
+from toast.visual.text.html import as_html
+from toast.visual.text.looking import TextViews
 
 TAGS = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "section", "div", "span", "i",

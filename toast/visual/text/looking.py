@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from toast.model import active_parts
 from toast.visual.modes import evaluating
-from toast.visual.text_cells import Cell, join_tokens
-from toast.visual.text_reading import Reading, read
+from toast.visual.text.attention import Reading, read
+from toast.visual.text.cells import Cell, join_tokens
 
 
 @dataclass(frozen=True)
