@@ -21,7 +21,7 @@ from tests.fresh import ROOT, failures
 from tests.models import awaken
 from tests.official.test_models import weights
 from tests.training.settings import vision, write_language_model
-from toast.training.loading import to_yaml
+from toast.training.config_files import to_yaml
 
 MODULES = [module.name for module in pkgutil.walk_packages(toast.__path__, "toast.")]
 REGISTERED = """

@@ -14,8 +14,8 @@ from tests.training.settings import vision
 from toast.cli import app
 from toast.commands import errors
 from toast.files.atomic import try_file, try_folder
+from toast.training.config_files import to_yaml
 from toast.training.interrupts import Interrupted
-from toast.training.loading import to_yaml
 from toast.training.run import run
 
 

@@ -25,8 +25,8 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest ch
 
 
 def _train(stage: Stage, config: Path, overrides: list[str] | None, dry_run: bool, resume: bool) -> None:
+    from toast.training.config_files import load_config
     from toast.training.dry_run import dry_run as show
-    from toast.training.loading import load_config
     from toast.training.run import run
 
     loaded = load_config(config, overrides or ())
@@ -107,7 +107,7 @@ def sweep(
 
     What is done already is not done again: call it again to go on.
     """
-    from toast.training.loading import load_config
+    from toast.training.config_files import load_config
     from toast.training.sweep import sweep as run_sweep
 
     run_sweep(load_config(config, overrides or ()), dry_run)

@@ -21,9 +21,9 @@ from toast.files.atomic import beside, strict_json, try_folder
 from toast.report.opening import open_model
 from toast.report.samples import of_split, open_split
 from toast.report.showing import show_together
-from toast.training.config import RunConfig
 from toast.training.interrupts import Interrupted
 from toast.training.run import run as train
+from toast.training.run_config import RunConfig
 from toast.visual.figure import require_matplotlib
 from toast.visual.measures import share_of_area
 from toast.visual.targets import RATIO

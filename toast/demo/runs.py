@@ -7,9 +7,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from toast.training.config import RunConfig
-from toast.training.folder import ADAPTER
-from toast.training.loading import make_config, read_yaml
+from toast.training.config_files import make_config, read_yaml
+from toast.training.run_config import RunConfig
+from toast.training.run_folder import ADAPTER
 
 #: The run of stage one, which rows name as `method.start`.
 PRETUNE = "pretune"

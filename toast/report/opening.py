@@ -15,13 +15,13 @@ from torch import nn
 from toast.families.table import FAMILIES
 from toast.files.tensors import TensorFile, read_json
 from toast.saving.contents import weights_of
-from toast.training import folder
+from toast.training import run_folder
 from toast.training.backbones import Backbone, open_backbone
-from toast.training.config import RunConfig
+from toast.training.config_files import make_config
 from toast.training.loaded import load_run
-from toast.training.loading import make_config
 from toast.training.methods import ADAPTER_CONFIG, load_method
 from toast.training.preparing import open_seeded
+from toast.training.run_config import RunConfig
 
 #: The weight of a classifier in an adapter's file, as the libraries' vision models call it.
 _HEAD = re.compile(r"base_model\.model\.(head|fc|classifier)(\.\w+)*\.weight")
@@ -70,7 +70,7 @@ def open_model(
     Raises:
         ValueError: If it is neither, the backbone is not known, or the two do not fit.
     """
-    if (place / folder.CONFIG).is_file():
+    if (place / run_folder.CONFIG).is_file():
         if base is not None or weights is not None or demo:
             raise ValueError(
                 f"{place} is a run, whose configuration names its backbone; --model, --weights and --demo "
@@ -82,7 +82,7 @@ def open_model(
     if (place / ADAPTER_CONFIG).is_file():
         return _open_adapter(place, base, weights, demo)
     raise ValueError(
-        f"{place} is neither a run's folder, with {folder.CONFIG}, nor an adapter's, with {ADAPTER_CONFIG}."
+        f"{place} is neither a run's run_folder, with {run_folder.CONFIG}, nor an adapter's, with {ADAPTER_CONFIG}."
     )
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from toast.training import folder
-from toast.training.config import RunConfig
-from toast.training.loading import load_config
+from toast.training import run_folder
+from toast.training.config_files import load_config
+from toast.training.run_config import RunConfig
 
 #: Folders of a sweep that hold runs by row.
 _OF_SWEEP = ("final", "search")
@@ -36,7 +36,7 @@ class RunFiles:
     """What is there of a run.
 
     Args:
-        place: Its folder.
+        place: Its run_folder.
         config: Its configuration.
         environment: Machine, versions and command; empty if it was not written.
         metrics: The lines of `metrics.jsonl`.
@@ -70,7 +70,7 @@ class RunFiles:
     @property
     def has_adapter(self) -> bool:
         """Whether what was trained is there to be looked at."""
-        return (self.place / folder.ADAPTER).is_dir()
+        return (self.place / run_folder.ADAPTER).is_dir()
 
     @property
     def done(self) -> int:
@@ -116,33 +116,33 @@ def _known(measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_run(place: Path) -> RunFiles:
-    """Reads a run's folder.
+    """Reads a run's run_folder.
 
     Args:
-        place: The folder.
+        place: The run_folder.
 
     Raises:
-        ValueError: If it is no run's folder, or a file in it is damaged.
+        ValueError: If it is no run's run_folder, or a file in it is damaged.
     """
-    if not (place / folder.CONFIG).is_file():
-        if (place / folder.SWEEP).is_file() or (place / "final").is_dir():
+    if not (place / run_folder.CONFIG).is_file():
+        if (place / run_folder.SWEEP).is_file() or (place / "final").is_dir():
             raise ValueError(
                 f"{place} is a sweep; needs one of its runs, such as "
                 f"{place / 'final' / 'ROW' / 'POINT,seed-0'}."
             )
-        raise ValueError(f"{place} is no run: it has no {folder.CONFIG}.")
+        raise ValueError(f"{place} is no run: it has no {run_folder.CONFIG}.")
 
     def held(name: str, otherwise: Any) -> Any:
-        return folder.read_json(place / name) if (place / name).is_file() else otherwise
+        return run_folder.read_json(place / name) if (place / name).is_file() else otherwise
 
     return RunFiles(
         place=place.resolve(),
         config=load_config(place),
-        environment=held(folder.ENVIRONMENT, {}),
-        metrics=folder.read_metrics(place),
-        classes=tuple(held(folder.LABELS, ())),
-        result=held(folder.RESULT, None),
-        predictions=folder.read_predictions(place),
+        environment=held(run_folder.ENVIRONMENT, {}),
+        metrics=run_folder.read_metrics(place),
+        classes=tuple(held(run_folder.LABELS, ())),
+        result=held(run_folder.RESULT, None),
+        predictions=run_folder.read_predictions(place),
         sweep=_sweep(place.resolve()),
     )
 
@@ -151,9 +151,9 @@ def _sweep(place: Path) -> Sweep | None:
     if len(place.parents) < 3 or place.parent.parent.name not in _OF_SWEEP:
         return None
     around, row = place.parents[2], place.parent.name
-    if not (around / folder.SWEEP).is_file():
+    if not (around / run_folder.SWEEP).is_file():
         return Sweep(around.name, row, {}, 0)
-    table = folder.read_json(around / folder.SWEEP)
+    table = run_folder.read_json(around / run_folder.SWEEP)
     return Sweep(table["name"], row, table["rows"], table["seeds"])
 
 

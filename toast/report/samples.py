@@ -16,8 +16,8 @@ from toast.data.vision import BadSample, Transform, VisionSource, open_vision
 from toast.data.vision.boxes import read_boxes
 from toast.data.vision.decoding import decode
 from toast.data.vision.source import Box
-from toast.training.config import RunConfig
 from toast.training.data import vision_sources
+from toast.training.run_config import RunConfig
 from toast.visual.comparing import UNKNOWN
 from toast.visual.masks import read_mask
 from toast.visual.targets import in_sight

@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from toast.report.elements import folded
 from toast.report.run_data import RunFiles
-from toast.training import folder
-from toast.training.config import ModelConfig
+from toast.training import run_folder
 from toast.training.methods import ADAPTER_CONFIG
+from toast.training.run_config import ModelConfig
 
 #: Longest line of code.
 _LONGEST = 96
@@ -37,7 +37,7 @@ def loading(files: RunFiles, data: dict[str, Any]) -> Markup:
         start,
         "" if files.config.task == "language" else Markup(" and <code>labels.json</code>"),
         _block(with_libraries(files, data)),
-        folded("By the run's folder, with its data", whole),
+        folded("By the run's run_folder, with its data", whole),
     )
 
 
@@ -48,7 +48,7 @@ def _block(code: str) -> Markup:
 def with_libraries(files: RunFiles, data: dict[str, Any]) -> str:
     """Returns code that opens the backbone by its library, and the adapter by PEFT if it is one of PEFT's."""
     config = files.config
-    peft = (files.place / folder.ADAPTER / ADAPTER_CONFIG).is_file()
+    peft = (files.place / run_folder.ADAPTER / ADAPTER_CONFIG).is_file()
     imports = {"import torch"}
     lines: list[str] = []
     if config.task == "language":
@@ -66,7 +66,7 @@ def with_libraries(files: RunFiles, data: dict[str, Any]) -> str:
         imports |= {"import toast  # makes TOAST known to PEFT", "from peft import PeftModel"}
         lines.append('model = PeftModel.from_pretrained(backbone, run / "adapter").eval()')
     else:
-        imports.add("from toast.baselines.saving import load_trained")
+        imports.add("from toast.baselines.weights import load_trained")
         lines += ['load_trained(backbone, run / "adapter")', "model = backbone.eval()"]
     lines.append("")
     lines += (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toast.data.vision.channels import channels_of, with_channels
-from toast.training.config import ModelConfig, RunConfig
+from toast.training.run_config import ModelConfig, RunConfig
 
 #: Maps a batch to a model's arguments, positional and by name.
 Feed = Callable[[dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from toast.files.atomic import flush, flush_all
 from toast.files.tensors import NUMBER, Kinds, checksum_file, read_json, read_safetensors, refuse_values
-from toast.training.folder import write_json
+from toast.training.run_folder import write_json
 
 _TRAINED = "trained.safetensors"
 #: What was trained when the run measured best, if that is kept.

@@ -8,11 +8,11 @@ from typing import Any
 
 from toast.data.vision.noting import Notes
 from toast.files.atomic import try_file
-from toast.training import folder
+from toast.training import run_folder
 from toast.training.accelerating import make_accelerator
 from toast.training.at_end import under_corruption
+from toast.training.config_files import load_config
 from toast.training.evaluate import Measured, evaluate
-from toast.training.loading import load_config
 from toast.training.methods import apply_method, load_method
 from toast.training.objective import Objective
 from toast.training.preparing import open_all
@@ -31,7 +31,7 @@ def measure(
     """Measures a model.
 
     Args:
-        place: A run's folder, or a configuration, whose model is measured as it starts.
+        place: A run's run_folder, or a configuration, whose model is measured as it starts.
         overrides: Settings on top, such as other data: `data.root=…`.
         split: `validation`, `test`, or one of `evaluation.splits`.
         predictions: Where each sample's prediction is written (vision).
@@ -56,7 +56,7 @@ def measure(
         )
     accelerator = make_accelerator(config)
     backbone, splits = open_all(config)
-    trained = place / folder.ADAPTER
+    trained = place / run_folder.ADAPTER
     if trained.is_dir():
         model = load_method(backbone, config, trained)
     else:

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from toast.data.vision.corrupting import Corrupted as Corrupted
     from toast.data.vision.dataset import VisionDataset as VisionDataset
     from toast.data.vision.dataset import collate as collate
-    from toast.data.vision.opening import SOURCES as SOURCES
-    from toast.data.vision.opening import open_vision as open_vision
+    from toast.data.vision.open_vision import SOURCES as SOURCES
+    from toast.data.vision.open_vision import open_vision as open_vision
     from toast.data.vision.repeating import repeated as repeated
     from toast.data.vision.source import BadSample as BadSample
     from toast.data.vision.source import Sample as Sample
