@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from toast.embedded.backbone import ARCHITECTURE, new_backbone
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET = ROOT / "toast" / "demo" / "assets" / "backbone.safetensors"
+TARGET = ROOT / "toast" / "embedded" / "assets" / "backbone.safetensors"
 
 
 @dataclasses.dataclass

@@ -31,7 +31,7 @@ from torch import Tensor
 from toast.embedded.task import CLASSES, Pictures, load_generic, load_materials, load_task
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET = ROOT / "toast" / "demo" / "assets" / "task.safetensors"
+TARGET = ROOT / "toast" / "embedded" / "assets" / "task.safetensors"
 SPRITE_SIDE = 48
 # folders of objects; clothing is left out, so that the answer is never among the distractors
 FOLDERS = (

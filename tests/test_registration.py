@@ -45,7 +45,8 @@ ORDERS = [
     "from peft import PeftModel; import toast.cli",
     "import toast.layer; toast.ToastConfig()",
     # A module that is asked for by its loader, as `python -m` does, and one that ends in an error after PEFT.
-    "import importlib.util, runpy; runpy.run_module('toast.saving.contents', run_name='__main__', alter_sys=True)",
+    "import importlib.util, runpy\n"
+    "runpy.run_module('toast.saving.contents', run_name='__main__', alter_sys=True)",
     "import sys; sys.modules['toast.layer'] = None\n"
     "try: import toast.value\n"
     "except ImportError: del sys.modules['toast.layer']\n"

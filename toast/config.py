@@ -154,7 +154,7 @@ class ToastConfig(PeftConfig):
     written: ClassVar[dict[str, str] | None] = None
     #: The folder that it was read from, if any. What is saved there is checked before a model is changed.
     folder: ClassVar[Path | None] = None
-    #: What was filled in for a model: by field, the value before and the value after. See `toast.injection.filling`.
+    #: What was filled in for a model, see `toast.injection.filling`: by field, the value before and after.
     filled: ClassVar[Mapping[str, tuple[Any, Any]]] = {}
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from toast.embedded import backbone
 from toast.embedded.backbone import load_backbone
 
-ASSETS = Path(str(resources.files("toast.demo"))) / "assets"
+ASSETS = Path(str(resources.files("toast.embedded"))) / "assets"
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from toast.embedded.task import (
     normalise,
 )
 
-ASSETS = Path(str(resources.files("toast.demo"))) / "assets"
+ASSETS = Path(str(resources.files("toast.embedded"))) / "assets"
 
 
 @pytest.fixture(scope="module")

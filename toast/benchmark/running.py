@@ -1,4 +1,4 @@
-"""`toast benchmark`: runs the costs, prints a table, writes a JSON file and a picture."""
+"""`toast benchmark`: runs the measures, prints a table, writes a JSON file and a picture."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def load_backbone(num_classes: int = 10, **kwargs: Any) -> VisionTransformer:
     Raises:
         ValueError: The weight file is missing, damaged or of another architecture.
     """
-    file = resources.files("toast.demo") / "assets" / "backbone.safetensors"
+    file = resources.files("toast.embedded") / "assets" / "backbone.safetensors"
     try:
         state: dict[str, Tensor] = load(file.read_bytes())
     except OSError as error:

@@ -97,7 +97,7 @@ def load_materials() -> Materials:
     Raises:
         ValueError: The file is missing, damaged or of another kind.
     """
-    file = resources.files("toast.demo") / "assets" / "task.safetensors"
+    file = resources.files("toast.embedded") / "assets" / "task.safetensors"
     try:
         stored = load(file.read_bytes())
         with resources.as_file(file) as path, safe_open(path, "pt") as opened:

@@ -1,7 +1,8 @@
 """What is known of each family of models, as data.
 
-A row says which module is the trunk (the part that runs twice), where its blocks are, which module of a
-block makes the values and in which layout, and what the selector reads. `anatomy.py` finds the parts in a live model, `toast.register_family` adds a row, `toast families` prints them.
+A row says which module is the trunk (the part that runs twice), where its blocks are, which module of a block
+makes the values and in which layout, and what the selector reads. `toast.families.anatomy` finds these parts
+in a live model, `toast.register_family` adds a row, `toast families` prints them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Continuous batching (`generate_batch` of transformers): one paged cache holds both passes.
 
 The cache is made for a configuration with more layers than the model has: those of the first pass stand
-behind those of the second, as in the caches of `toast.generation.caching`. A page table of a request counts tokens and
+behind those of the second, as in `toast.generation.caching`. A page table of a request counts tokens and
 not layers, so whatever the scheduler does to pages (sharing prefixes, copying, offloading, freeing), it does
 to both passes alike.
 

@@ -1,8 +1,8 @@
 """An adapter is loaded whole, or the model stays as it was, whichever library loads it.
 
 PEFT and transformers put an adapter's layers into the model before they look for its tensors. So their
-methods that load are followed (`toast.injection.following`): what a folder holds is opened first, compared with the
-model before anything is changed (`ToastModel` asks for `current`), and what fails afterwards is undone.
+methods that load are followed (`following.py`): what a folder holds is opened first, compared with the model
+before anything is changed (`ToastModel` asks for `current`), and what fails afterwards is undone.
 """
 
 from __future__ import annotations

@@ -82,7 +82,8 @@ def open_model(
     if (place / ADAPTER_CONFIG).is_file():
         return _open_adapter(place, base, weights, demo)
     raise ValueError(
-        f"{place} is neither a run's run_folder, with {run_folder.CONFIG}, nor an adapter's, with {ADAPTER_CONFIG}."
+        f"{place} is neither a run's folder, with {run_folder.CONFIG}, nor an adapter's, with "
+        f"{ADAPTER_CONFIG}."
     )
 
 

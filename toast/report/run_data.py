@@ -36,7 +36,7 @@ class RunFiles:
     """What is there of a run.
 
     Args:
-        place: Its run_folder.
+        place: Its folder.
         config: Its configuration.
         environment: Machine, versions and command; empty if it was not written.
         metrics: The lines of `metrics.jsonl`.
@@ -116,13 +116,13 @@ def _known(measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_run(place: Path) -> RunFiles:
-    """Reads a run's run_folder.
+    """Reads a run's folder.
 
     Args:
-        place: The run_folder.
+        place: The folder.
 
     Raises:
-        ValueError: If it is no run's run_folder, or a file in it is damaged.
+        ValueError: If it is no run's folder, or a file in it is damaged.
     """
     if not (place / run_folder.CONFIG).is_file():
         if (place / run_folder.SWEEP).is_file() or (place / "final").is_dir():

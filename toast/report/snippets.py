@@ -37,7 +37,7 @@ def loading(files: RunFiles, data: dict[str, Any]) -> Markup:
         start,
         "" if files.config.task == "language" else Markup(" and <code>labels.json</code>"),
         _block(with_libraries(files, data)),
-        folded("By the run's run_folder, with its data", whole),
+        folded("By the run's folder, with its data", whole),
     )
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 import toast
 from toast.files.atomic import beside, try_file
-from toast.report import pictures, results, setting
+from toast.report import gallery, results, setting
 from toast.report.curves import curves
 from toast.report.elements import listed, seconds, tiles
 from toast.report.looking import Looks, look_at_split
@@ -166,7 +166,7 @@ def _lead(files: RunFiles, opened: _Opened) -> str:
         before = files.before.get("perplexity")
         grown = "" if before is None else f", {before:.2f} before training"
         said.append(f"Its perplexity on the {split} split is {measured['perplexity']:.2f}{grown}.")
-    shares = pictures.on_target(opened.looks) if opened.looks is not None else None
+    shares = gallery.on_target(opened.looks) if opened.looks is not None else None
     if shares is not None and shares[0] is not None:
         frozen, after, area, _ = shares
         said.append(
@@ -194,7 +194,7 @@ def _tiles(files: RunFiles, opened: _Opened) -> Markup:
             note = f"{split} split" if interval is None else "{:.3f} to {:.3f}, 95%".format(*interval)
             note += ", before training → now" if name in files.before else ""
             figures.append((called, files.from_before(name), note))
-    shares = pictures.on_target(opened.looks) if opened.looks is not None else None
+    shares = gallery.on_target(opened.looks) if opened.looks is not None else None
     if shares is not None:
         before, after, _, count = shares
         value = f"{after:.2f}" if before is None else f"{before:.2f} → {after:.2f}"
@@ -213,7 +213,7 @@ def _sections(files: RunFiles, opened: _Opened, pictures: int) -> list[Markup]:
     if loaded is not None and splits is not None:
         if opened.looks is not None and opened.looks.seen:
             made.append(
-                pictures.views(opened.looks, splits, loaded.backbone.data, files.config.method.name, pictures)
+                gallery.views(opened.looks, splits, loaded.backbone.data, files.config.method.name, pictures)
             )
         if files.config.task == "language" and files.config.method.is_toast:
             made.append(texts(loaded.model, loaded.backbone.tokenizer, splits))

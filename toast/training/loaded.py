@@ -36,10 +36,10 @@ def load_run(place: str | Path) -> LoadedRun:
     """Opens the backbone of a run and puts in what was trained.
 
     Args:
-        place: The run's run_folder.
+        place: The run's folder.
 
     Raises:
-        ValueError: If it is no run's run_folder, or the run has not ended.
+        ValueError: If it is no run's folder, or the run has not ended.
     """
     place = Path(place)
     if not (place / run_folder.CONFIG).is_file():

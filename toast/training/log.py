@@ -17,7 +17,7 @@ class Log:
 
     Args:
         accelerator: Knows the processes and the trackers.
-        place: The run's run_folder.
+        place: The run's folder.
         epoch: Steps of an epoch.
     """
 

@@ -31,7 +31,7 @@ def measure(
     """Measures a model.
 
     Args:
-        place: A run's run_folder, or a configuration, whose model is measured as it starts.
+        place: A run's folder, or a configuration, whose model is measured as it starts.
         overrides: Settings on top, such as other data: `data.root=…`.
         split: `validation`, `test`, or one of `evaluation.splits`.
         predictions: Where each sample's prediction is written (vision).

@@ -74,7 +74,7 @@ def refuse_others(config: RunConfig, recorded: RunConfig, place: Path, ended: bo
     Args:
         config: The settings that are asked for.
         recorded: Those that the run began with.
-        place: The run's run_folder, for the message.
+        place: The run's folder, for the message.
         ended: Whether the run has been measured, too.
 
     Raises:
@@ -91,7 +91,7 @@ def refuse_others(config: RunConfig, recorded: RunConfig, place: Path, ended: bo
         said = "; ".join(f"{name} was {found.get(name)}, now {wanted.get(name)}" for name in differ)
         raise ValueError(
             f"{place} holds a run of other settings: {said}. Go on with the run's own ({place}/config.yaml), "
-            "choose another name=… or out=…, or delete that run_folder."
+            "choose another name=… or out=…, or delete that folder."
         )
 
 

@@ -45,7 +45,7 @@ def run(config: RunConfig, stage: Stage, resume: bool = False, quiet: bool = Fal
     Args:
         config: The run's configuration.
         stage: `pretune` or `tune`.
-        resume: Go on from the newest checkpoint of the run's run_folder, if there is one.
+        resume: Go on from the newest checkpoint of the run's folder, if there is one.
         quiet: Show progress only; what would be said is logged.
 
     Returns:

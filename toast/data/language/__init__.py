@@ -11,7 +11,7 @@ check     leaking.py            whether a live model keeps packed documents apar
 
 from toast.data.language.collating import collate
 from toast.data.language.leaking import leaks
-from toast.data.language.open_language import open_language
+from toast.data.language.named_texts import open_language
 from toast.data.language.packing import check_block
 from toast.data.language.rows import LanguageData, Summary
 

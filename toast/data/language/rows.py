@@ -45,7 +45,7 @@ class LanguageData:
     Args:
         documents: A `datasets.Dataset` in the format "arrow": of each document, uncut, its `tokens`, which of
             them `counts`, its `length`, and how many are `counted` but for the first.
-        packing: How documents make rows; see `toast.data.language.open_language`.
+        packing: How documents make rows; see `toast.data.language.named_texts`.
         block: Most tokens of a row.
         digest: What else the fingerprint covers: tokenizer and settings.
         rows: Rows, if they are not to be packed.
