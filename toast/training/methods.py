@@ -12,13 +12,14 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-import toast
 from toast.baselines import applying as baselines
 from toast.baselines.heads import head_of
-from toast.config import OFFICIAL
+from toast.config import OFFICIAL, ToastConfig
 from toast.rates import Groups, trained_groups
+from toast.saving.contents import save_adapter
 from toast.training.backbones import Backbone
 from toast.training.run_config import MethodConfig, RunConfig
+from toast.wrapping import wrap
 
 #: Rank, bottleneck width, where none is given.
 RANKS = {"lora": 8, "toast-lite": 4, "adapter": 64}
@@ -93,7 +94,7 @@ def _toast(backbone: Backbone, config: RunConfig, head: str | None, folder: Path
         options["modules_to_save"] = [head]
     start = None if method.start is None else _as_adapter(method.start, folder)
     if start is not None:
-        saved = toast.ToastConfig.from_pretrained(str(start))
+        saved = ToastConfig.from_pretrained(str(start))
         if saved.is_lite:
             if method.name != "toast-lite":
                 raise ValueError(f"method.start: {start} is a TOAST-Lite adapter; needs method toast-lite.")
@@ -102,7 +103,7 @@ def _toast(backbone: Backbone, config: RunConfig, head: str | None, folder: Path
         for name in ("select_features", "select_from", "value_bias"):
             if name not in method.options:  # feedback learnt on some features is no use on others
                 options[name] = getattr(saved, name)
-    return toast.wrap(backbone.model, **options), {}
+    return wrap(backbone.model, **options), {}
 
 
 def toast_options(method: MethodConfig) -> dict[str, Any]:
@@ -202,7 +203,7 @@ _OWN: dict[str, Callable[[Backbone, RunConfig, str | None, Path | None], _Made]]
 def save_method(model: nn.Module, config: RunConfig, folder: Path) -> None:
     """Writes what was trained: in PEFT's format where PEFT has the method. Whole or not at all."""
     if isinstance(model, PeftModel):
-        toast.save_adapter(model, folder)
+        save_adapter(model, folder)
     else:
         from toast.baselines.weights import save_trained
 

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-import toast
+from toast.calibrating import calibrate
 from toast.training.backbones import Backbone, open_backbone
 from toast.training.data import Splits, language_splits, vision_sources, vision_splits
 from toast.training.methods import Method, apply_method
@@ -89,7 +89,7 @@ def _calibrate(config: RunConfig, model: nn.Module, backbone: Backbone, splits: 
     was_training = model.training
     dtype = getattr(torch, config.model.dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-        toast.calibrate(model.eval(), *args, **kwargs)
+        calibrate(model.eval(), *args, **kwargs)
     model.train(was_training)
 
 
