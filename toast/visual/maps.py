@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from toast.families.tokens import channels_last
 from toast.passes import running
 from toast.visual import relevance
+from toast.visual.attention_maps import METHODS, AttentionMaps, Method, Query, Target
 from toast.visual.grids import (
     Grid,
     Maps,
@@ -24,7 +25,6 @@ from toast.visual.grids import (
 )
 from toast.visual.relevance import attention_gradients, class_scores, of_head
 from toast.visual.seeing import Both, Parts, Seen, find_parts, see
-from toast.visual.views import METHODS, Method, Query, Target, Views
 
 _OVER_SEQUENCES = ("rollout", "relevance")
 _WITH_GRADIENT = ("relevance", "grad-cam")
@@ -40,7 +40,7 @@ def look(
     method: Method | None = None,
     target: Target | None = None,
     **inputs: Any,
-) -> Views:
+) -> AttentionMaps:
     """Looks at a vision model while it computes, in the mode (training or evaluation) that it is in.
 
     Of a steered model the frozen one is the first pass of the same call; of a model with another PEFT adapter
@@ -103,7 +103,7 @@ def look(
             with nullcontext() if both.frozen.call is None else running(both.frozen.call):
                 frozen, frozen_on_patches = view.maps(both.frozen)
         selection, signals = _steering_maps(parts, both, size)
-    return Views(
+    return AttentionMaps(
         attention=attention,
         frozen=frozen,
         selection=selection,

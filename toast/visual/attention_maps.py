@@ -26,7 +26,7 @@ METHODS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Views:
+class AttentionMaps:
     """Where a model looks, for a batch of pictures; maps on the CPU, in float32 or finer, without a graph.
 
     Args:
