@@ -151,11 +151,8 @@ def _view_of_last(model: nn.Module, pixels: Tensor) -> _Views:
     with watcher.watching() as seen:
         scores = class_scores(model(pixels.to(next(model.parameters()))))
     assert scores is not None
-    maps = watcher.maps(seen, pixels.shape[-2:])
-    last = len(watcher.parts.blocks) - 1
-    where = "attentive probe" if watcher.is_probe else f"block {last} of 0-{last}, {watcher.query} query"
-    name = f"attention, {where}, mean over {'queries' if watcher.is_probe else 'heads'}"
-    return _Views(maps, None, None, scores.float().cpu(), name)
+    maps = watcher.attention_maps(seen, (pixels.shape[-2], pixels.shape[-1]))
+    return _Views(maps.attention, None, None, scores.float().cpu(), maps.name)
 
 
 def _looks(items: list[dict[str, Any]], views: _Views, frozen: Maps | None) -> Iterator[Look]:
