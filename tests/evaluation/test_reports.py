@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from toast.evaluation.predictions import write_predictions
-from toast.evaluation.tables import as_table
+from toast.evaluation.printing import as_table
 
 
 def test_tables_show_numbers_and_leave_lists_out() -> None:
