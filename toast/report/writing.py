@@ -106,7 +106,7 @@ def _looks(loaded: LoadedRun, splits: Splits) -> Looks:
     frozen = None
     if not (loaded.config.method.is_toast or method in ("lora", "linear")):
         # The model holds the backbone as it was no more.
-        frozen = open_seeded(loaded.config, len(loaded.classes)).model
+        frozen = open_seeded(loaded.config, len(loaded.classes)).model.eval()
     if torch.accelerator.is_available():
         device = torch.accelerator.current_accelerator()
         for model in (loaded.model, frozen):
