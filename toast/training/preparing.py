@@ -12,7 +12,7 @@ from torch import nn
 import toast
 from toast.training.backbones import Backbone, open_backbone
 from toast.training.data import Splits, language_splits, vision_sources, vision_splits
-from toast.training.methods import Method, apply_method
+from toast.training.methods import Tuned, apply_method
 from toast.training.objective import Objective
 from toast.training.run_config import RunConfig
 from toast.visual.modes import evaluating
@@ -37,7 +37,7 @@ class Prepared:
 
     backbone: Backbone
     splits: Splits
-    method: Method
+    method: Tuned
     head: nn.Module | None
     objective: Objective
 
