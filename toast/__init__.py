@@ -12,7 +12,9 @@ from toast import registration
 
 __version__ = "0.1.0"
 
-# Public name -> module that defines it. Imported when used, so that `import toast` stays quick.
+# Public name -> module that defines it, imported by `__getattr__` when the name is first used. All of them
+# need torch, which takes seconds to import, and `import toast` is part of every start of the command. The
+# imports under TYPE_CHECKING say the same to type checkers.
 _EXPORTS = {
     "ToastConfig": "toast.config",
     "ToastModel": "toast.model",
