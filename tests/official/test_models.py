@@ -18,9 +18,9 @@ from torch.nn import functional as F
 import toast
 from tests.models import vit
 from tests.snapshots import refused
-from toast.model import find_steering
 from toast.official import models as reading
 from toast.official.importing import import_official
+from toast.steering import find_steering
 
 
 def plain_vit(sizes: dict[str, str]) -> nn.Module:

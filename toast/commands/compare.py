@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from toast.commands.looking import (
+from toast.commands.view_options import (
     Base,
     Block,
     Demo,

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from toast.config import ToastConfig
 from toast.families.anatomy import Anatomy
 from toast.families.layouts import is_plain, is_transposed
+from toast.files.adapter_folder import PREFIX
 from toast.files.tensors import few
 from toast.layer import ToastLayer
 from toast.saving.initial import whole_shapes
-from toast.saving.names import PREFIX, as_written, is_frozen, without_adapter_name
-from toast.value import FACTORS
+from toast.saving.names import FACTORS, as_written, is_frozen, without_adapter_name
 
 Shapes = dict[str, tuple[int, ...]]
 

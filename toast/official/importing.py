@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from toast.config import ToastConfig
 from toast.families.anatomy import Anatomy, find_anatomy
+from toast.files.adapter_folder import WEIGHTS
 from toast.files.atomic import named, try_folder
 from toast.files.tensors import refuse_values
 from toast.injection.fitting import fingerprint
@@ -35,7 +36,6 @@ from toast.official.naming import (
     spelled,
     variant,
 )
-from toast.saving.contents import WEIGHTS
 from toast.saving.names import without_adapter_name
 from toast.wrapping import wrap
 

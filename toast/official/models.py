@@ -19,7 +19,6 @@ from toast.config import ToastConfig
 from toast.families.anatomy import find_anatomy
 from toast.families.layouts import is_plain
 from toast.files.tensors import refuse_values, state_dict, unpickled
-from toast.model import find_steering
 from toast.official.naming import (
     Names,
     Place,
@@ -33,8 +32,10 @@ from toast.official.naming import (
     spelled,
     variant,
 )
+from toast.saving.names import FACTORS
 from toast.selector import ToastSelector
-from toast.value import FACTORS, ToastValue
+from toast.steering import find_steering
+from toast.value import ToastValue
 from toast.wrapping import wrap
 
 # What PEFT puts into the names of wrapped modules; `modules_to_save` keeps two copies, both are filled.

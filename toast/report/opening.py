@@ -10,17 +10,16 @@ from typing import Any
 
 from accelerate import PartialState
 from peft import PeftModel
-from peft.utils import CONFIG_NAME
 from torch import nn
 
 from toast.families.table import FAMILIES
+from toast.files.adapter_folder import weights_of
 from toast.files.tensors import TensorFile, read_json
-from toast.saving.contents import weights_of
 from toast.training import run_folder
 from toast.training.backbones import Backbone, open_backbone
 from toast.training.config_files import make_config
 from toast.training.loaded import load_run
-from toast.training.methods import load_method
+from toast.training.methods import ADAPTER_CONFIG, load_method
 from toast.training.preparing import open_seeded
 from toast.training.run_config import RunConfig
 
@@ -80,15 +79,16 @@ def open_model(
         run = load_run(place)
         model = run.model.to(PartialState().device)
         return Opened(place.resolve().name, model, run.backbone, run.config, run.classes)
-    if (place / CONFIG_NAME).is_file():
+    if (place / ADAPTER_CONFIG).is_file():
         return _open_adapter(place, base, weights, demo)
     raise ValueError(
-        f"{place} is neither a run's folder, with {run_folder.CONFIG}, nor an adapter's, with {CONFIG_NAME}."
+        f"{place} is neither a run's folder, with {run_folder.CONFIG}, nor an adapter's, with "
+        f"{ADAPTER_CONFIG}."
     )
 
 
 def _open_adapter(place: Path, base: str | None, weights: Path | None, demo: bool) -> Opened:
-    settings = read_json(place / CONFIG_NAME)
+    settings = read_json(place / ADAPTER_CONFIG)
     if demo and (base is not None or weights is not None):
         raise ValueError("--demo is a backbone of its own; pass it without --model and --weights.")
     base = base or settings.get("base_model_name_or_path")

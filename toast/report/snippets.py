@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from peft.utils import CONFIG_NAME
 
 from toast.report.elements import folded
 from toast.report.run_data import RunFiles
 from toast.training import run_folder
+from toast.training.methods import ADAPTER_CONFIG
 from toast.training.run_config import ModelConfig
 
 #: Longest line of code.
@@ -48,7 +48,7 @@ def _block(code: str) -> Markup:
 def with_libraries(files: RunFiles, data: dict[str, Any]) -> str:
     """Returns code that opens the backbone by its library, and the adapter by PEFT if it is one of PEFT's."""
     config = files.config
-    peft = (files.place / run_folder.ADAPTER / CONFIG_NAME).is_file()
+    peft = (files.place / run_folder.ADAPTER / ADAPTER_CONFIG).is_file()
     imports = {"import torch"}
     lines: list[str] = []
     if config.task == "language":

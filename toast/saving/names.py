@@ -6,8 +6,9 @@ import re
 
 from toast.compiled import COMPILED
 
-#: What PEFT puts before the names of the model.
-PREFIX = "base_model.model."
+#: Stands in the names of the tensors of TOAST-Lite's factors, which PEFT's LoRA layer gave them in older
+#: adapters.
+FACTORS = "low_rank"
 
 #: What holds an adapter's tensors, in names of a model and of a file. Behind `modules_to_save` stands the
 #: name of an adapter, whatever it is.

@@ -16,7 +16,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from toast.layer import ToastLayer
-from toast.model import find_steering
+from toast.steering import find_steering
 from toast.training.preparing import Prepared
 from toast.training.run_config import RunConfig
 

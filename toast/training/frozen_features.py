@@ -18,9 +18,9 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import toast
 from toast.baselines.attentive import AttentivePool, find_probe
-from toast.model import find_steering
+from toast.reusing import first_pass
+from toast.steering import find_steering
 from toast.stored_pass import FirstPass
 from toast.training.backbones import Backbone
 from toast.training.locking import in_turn
@@ -113,7 +113,7 @@ class Computer:
         args, kwargs = self.feed(batch)
         with evaluating(self.model):
             if self.reader is None:
-                stored = toast.first_pass(self.model, *args, **kwargs)
+                stored = first_pass(self.model, *args, **kwargs)
                 self.in_tuple = stored.in_tuple
                 return stored.tensors()
             seen: list[Tensor] = []

@@ -1,100 +1,28 @@
-"""The methods that a run can train by, a row each; applied to a backbone, saved, and loaded again."""
+"""What each method makes of a backbone: which modules are added, what is trained, how it is kept."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.utils import CONFIG_NAME
 from torch import nn
 
-import toast
+from toast.baselines import applying as baselines
 from toast.baselines.heads import head_of
+from toast.config import OFFICIAL, ToastConfig
 from toast.rates import Groups, trained_groups
-from toast.training.applying import Made, put_in_baseline, put_in_lora, put_in_toast
+from toast.saving.contents import save_adapter
+from toast.training.backbones import Backbone
+from toast.training.method_table import names_of
+from toast.training.run_config import MethodConfig, RunConfig
+from toast.wrapping import wrap
 
-if TYPE_CHECKING:
-    from toast.training.backbones import Backbone
-    from toast.training.run_config import RunConfig
-
-
-@dataclass(frozen=True)
-class Method:
-    """What is known of a method: all that the training program and the reports ask of it.
-
-    Args:
-        title: What it is called.
-        put_in: Puts it into a backbone; see `toast.training.applying`.
-        rank: Its rank, or the width of its bottleneck, where none is given; None has none.
-        attention: What becomes of the frozen model's attention.
-        stores: Tasks on which the frozen backbone runs before all that is trained, so that what it computes
-            of a sample can be stored.
-        steers: Whether the top-down module is what is trained.
-        pretunes: Whether stage one trains it.
-        starts: Whether it can start from a saved adapter (`method.start`).
-        keeps_backbone: Whether its model still is the frozen one when it is switched off, or always.
-        trains_head_on_text: Whether a language model's head is trained, if nothing is said of it.
-        may_leave_out: Whether a step may leave a trained parameter out, such as a pooler that the head does
-            not read.
-        generates: Whether a language model can generate with it.
-    """
-
-    title: str
-    put_in: Callable[[Backbone, RunConfig, str | None, Path | None], Made] = put_in_baseline
-    rank: int | None = None
-    attention: Literal["frozen", "pooling", "tuned", "refocused"] = "tuned"
-    stores: tuple[Literal["vision", "language"], ...] = ()
-    steers: bool = False
-    pretunes: bool = False
-    starts: bool = False
-    keeps_backbone: bool = False
-    trains_head_on_text: bool = False
-    may_leave_out: bool = False
-    generates: bool = True
-
-    def why_not_stored(self, task: Literal["vision", "language"]) -> str | None:
-        """Returns why nothing of a sample can be stored on a task; None if it can."""
-        if task in self.stores:
-            return None
-        if self.stores:
-            return "features of every token are not stored for a language model's head"
-        return "it has no frozen first pass"
-
-
-#: The methods by the names that configurations have for them.
-METHODS = {
-    "linear": Method(
-        "linear probe", attention="frozen", stores=("vision",), keeps_backbone=True, trains_head_on_text=True
-    ),
-    # Its queries pool the final tokens.
-    "attentive": Method("attentive probe", attention="pooling", stores=("vision",)),
-    "full": Method("full tuning", trains_head_on_text=True, may_leave_out=True),
-    "partial": Method("partial tuning", trains_head_on_text=True, may_leave_out=True),
-    "bias": Method("bias tuning", may_leave_out=True),
-    "lora": Method("LoRA", put_in_lora, rank=8, keeps_backbone=True),
-    "vpt-shallow": Method("VPT-shallow", generates=False),
-    "vpt-deep": Method("VPT-deep", generates=False),
-    # Its bottlenecks stand beside the MLPs.
-    "adapter": Method("AdaptFormer", rank=64),
-    "toast": Method(
-        "TOAST", put_in_toast, attention="refocused", stores=("vision", "language"), steers=True,
-        pretunes=True, starts=True, keeps_backbone=True,
-    ),
-    "toast-lite": Method(
-        "TOAST-Lite", put_in_toast, rank=4, attention="refocused", stores=("vision", "language"), steers=True,
-        starts=True, keeps_backbone=True,
-    ),
-}  # fmt: skip
-
-
-def names_of(has: Callable[[Method], object]) -> str:
-    """Returns the names of the methods that have something, for a message."""
-    *most, last = (name for name, method in METHODS.items() if has(method))
-    return f"{', '.join(most)} and {last}" if most else last
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass
@@ -135,7 +63,7 @@ def apply_method(backbone: Backbone, config: RunConfig, stage: str, folder: Path
     trains_head = method.head
     if trains_head is None:
         trains_head = config.task == "vision" or method.row.trains_head_on_text
-    model, named = method.row.put_in(backbone, config, head_name if trains_head else None, folder)
+    model, named = _PUT_IN[method.row.puts_in](backbone, config, head_name if trains_head else None, folder)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
             parameter.data = parameter.data.float()
@@ -153,10 +81,128 @@ def _set_bias(head: nn.Module, value: float) -> None:
     nn.init.constant_(bias, value)
 
 
+_Made = tuple[nn.Module, dict[str, list[str]]]
+
+
+def _toast(backbone: Backbone, config: RunConfig, head: str | None, folder: Path | None) -> _Made:
+    method = config.method
+    options = toast_options(method)
+    if config.reconstruction_weight is not None:
+        options["reconstruction_weight"] = config.reconstruction_weight
+    if head is not None:
+        options["modules_to_save"] = [head]
+    start = None if method.start is None else _as_adapter(method.start, folder)
+    if start is not None:
+        saved = ToastConfig.from_pretrained(str(start))
+        if saved.is_lite:
+            if method.row.rank is None:
+                raise ValueError(f"method.start: {start} is a TOAST-Lite adapter; needs method toast-lite.")
+            return PeftModel.from_pretrained(backbone.model, str(start), is_trainable=True), {}
+        options["pretrained"] = str(start)
+        for name in ("select_features", "select_from", "value_bias"):
+            if name not in method.options:  # feedback learnt on some features is no use on others
+                options[name] = getattr(saved, name)
+    return wrap(backbone.model, **options), {}
+
+
+def toast_options(method: MethodConfig) -> dict[str, Any]:
+    """Returns the fields of `ToastConfig` that a method's section stands for."""
+    options: dict[str, Any] = {}
+    if method.preset is not None:
+        options = {"init": "official"} | OFFICIAL[method.preset]
+    options |= method.options
+    if method.row.rank is not None:
+        options["lora_rank"] = method.rank or options.get("lora_rank") or method.row.rank
+    if method.train is not None:
+        options["train"] = method.train
+    return options
+
+
+def _as_adapter(start: Path, folder: Path | None) -> Path:
+    """Returns the folder of the adapter that is started from; official checkpoints become one."""
+    if (start / ADAPTER_CONFIG).is_file():
+        return start
+    if (start / "adapter" / ADAPTER_CONFIG).is_file():  # the folder of a run
+        return start / "adapter"
+    if not start.exists():
+        raise ValueError(
+            f"method.start: {start} is not there; needs an adapter's folder or an official file."
+        )
+    if folder is None:
+        raise ValueError(
+            f"method.start: {start} is no adapter's folder; import it with toast import-official."
+        )
+    from toast.official.importing import convert
+
+    # Under a name of its own: a run that was refused before it began may have imported another one.
+    files = [start] if start.is_file() else sorted(path for path in start.rglob("*") if path.is_file())
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    imported = folder / f"official-{zlib.crc32(repr((str(start.resolve()), states)).encode()):08x}"
+    if not (imported / ADAPTER_CONFIG).is_file():
+        convert(start, imported, head=False)
+    return imported
+
+
+def _lora(backbone: Backbone, config: RunConfig, head: str | None, folder: Path | None) -> _Made:
+    from peft import LoraConfig, get_peft_model
+
+    rank = config.method.rank or config.method.row.rank
+    options: dict[str, Any] = {"r": rank, "lora_alpha": rank, "target_modules": _attention(backbone.model)}
+    if head is not None:
+        options["modules_to_save"] = [head]
+    if config.task == "language":
+        options["task_type"] = "CAUSAL_LM"
+    return get_peft_model(backbone.model, LoraConfig(**(options | config.method.options))), {}
+
+
+def _attention(model: nn.Module) -> list[str]:
+    """Returns the names of the projections to queries, keys and values, which LoRA is put on."""
+    known = (
+        "qkv",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "query",
+        "key",
+        "value",
+        "query_key_value",
+        "c_attn",
+        "Wqkv",
+    )
+    last = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    found = [name for name in known if name in last]
+    if not found:
+        raise ValueError(
+            f"method: no projections to queries, keys and values are known in {type(model).__name__}; pass "
+            "method.options={target_modules: [...]}."
+        )
+    return found
+
+
+def _baseline(backbone: Backbone, config: RunConfig, head: str | None, folder: Path | None) -> _Made:
+    method = config.method
+    return baselines.apply_method(
+        backbone.model,
+        method.name,
+        prompts=method.prompts,
+        bottleneck=method.rank or method.row.rank or 0,
+        freeze=method.freeze,
+        head=[] if head is None else head,
+        **method.options,
+    )
+
+
+_PUT_IN: dict[str, Callable[[Backbone, RunConfig, str | None, Path | None], _Made]] = {
+    "baselines": _baseline,
+    "lora": _lora,
+    "toast": _toast,
+}
+
+
 def save_method(model: nn.Module, config: RunConfig, folder: Path) -> None:
     """Writes what was trained: in PEFT's format where PEFT has the method. Whole or not at all."""
     if isinstance(model, PeftModel):
-        toast.save_adapter(model, folder)
+        save_adapter(model, folder)
     else:
         from toast.baselines.weights import save_trained
 
@@ -170,7 +216,7 @@ def load_method(backbone: Backbone, config: RunConfig, folder: Path) -> nn.Modul
     Raises:
         ValueError: If the folder holds nothing that fits.
     """
-    if (folder / CONFIG_NAME).is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         return PeftModel.from_pretrained(backbone.model, str(folder)).eval()  # type: ignore[no-any-return]
     from toast.baselines.weights import load_trained
 

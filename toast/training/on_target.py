@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from toast.baselines.attentive import find_probe
 from toast.baselines.vpt import find_prompts
-from toast.passes import Observer, observing
-from toast.selector import Selection
+from toast.passes import Observer
+from toast.signals import Selection
+from toast.thread_state import observing
 from toast.visual import targets
 from toast.visual.grids import Maps, has_class_token, has_token_attention, sequence_grid
 from toast.visual.seeing import LastAttention, find_parts

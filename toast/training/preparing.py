@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-import toast
+from toast.calibrating import calibrate
 from toast.training.backbones import Backbone, open_backbone
 from toast.training.data import Splits, language_splits, vision_sources, vision_splits
 from toast.training.methods import Tuned, apply_method
@@ -108,7 +108,7 @@ def _calibrate(config: RunConfig, model: nn.Module, backbone: Backbone, splits: 
     args, kwargs = backbone.feed(splits.collate([splits.train[0, row] for row in rows]))
     dtype = getattr(torch, config.model.dtype)
     with evaluating(model), torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-        toast.calibrate(model, *args, **kwargs)
+        calibrate(model, *args, **kwargs)
 
 
 def _checkpoint_activations(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 
 from toast.config import OFFICIAL
 from toast.evaluation.choosing import CHOOSING
-from toast.training.methods import METHODS, Method, names_of
+from toast.training.method_table import METHODS, Method, names_of
 from toast.training.setting_types import SECTION, Integer, Name, Number, Positive, Share, as_precision
 from toast.training.sweep_config import StudyConfig, SweepConfig
 
@@ -113,7 +113,7 @@ class MethodConfig(_Section):
     """What is trained, and from where it starts.
 
     Args:
-        name: The method, a row of `toast.training.methods.METHODS`.
+        name: The method, a row of `toast.training.method_table.METHODS`.
         start: `toast`, `toast-lite`: folder of a pre-tuned adapter, or an official checkpoint; None starts
             from nothing.
         preset: An official variant whose settings are taken over: `vision`, `language`, `convnext`, or one

@@ -13,9 +13,9 @@ from torch import nn
 
 from tests.training.settings import language, vision
 from toast.baselines import applying as baselines
-from toast.model import find_steering
+from toast.steering import find_steering
 from toast.training.frozen_features import why_not
-from toast.training.methods import METHODS, names_of
+from toast.training.method_table import METHODS, names_of
 from toast.training.preparing import Prepared, prepare
 from toast.training.run_config import MethodConfig
 
