@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from toast import registration
 from toast.version import __version__ as __version__
 
-# Public name -> module that defines it. Imported when used, so that `import toast` stays quick.
+# Public name -> module that defines it, imported by `__getattr__` when the name is first used. All of them
+# need torch, which takes seconds to import, and `import toast` is part of every start of the command. The
+# imports under TYPE_CHECKING say the same to type checkers.
 _EXPORTS = {
     "FirstPass": "toast.stored_pass",
     "LoadedRun": "toast.training.loaded",

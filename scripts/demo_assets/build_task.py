@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Build the raw materials of the demonstration's task.
 
-    python scripts/demo_assets/build_task.py                      # write toast/embedded/assets/task.safetensors
-    python scripts/demo_assets/build_task.py --sheet sheet.png    # draw composed pictures with labels and boxes
+    python scripts/demo_assets/build_task.py  # write toast/embedded/assets/task.safetensors
+    python scripts/demo_assets/build_task.py --sheet sheet.png  # draw composed pictures with labels and boxes
 
 Expected layout of `--assets` (default: $TOAST_ASSETS, else ~/.cache/toast-assets):
 

@@ -19,28 +19,21 @@ from toast.visual.measures import share_of_area
 from toast.visual.pixels import Preparation
 
 
-def after(method: str) -> str:
-    """Returns what a method does to the attention."""
-    if method in ("toast", "toast-lite"):
-        return "refocused"
-    return {"linear": "frozen", "attentive": "pooling"}.get(method, "tuned")
-
-
-def views(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], method: str, count: int) -> Markup:
+def views(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], attention: str, count: int) -> Markup:
     """Returns the section with the pictures.
 
     Args:
         looks: What was looked at.
         splits: The run's data.
         data: What the backbone expects of pictures, with `mean` and `std`.
-        method: Name of the method.
+        attention: What the method makes of the frozen model's attention, in a word such as `refocused`.
         count: Pictures to show.
     """
     preparation = Preparation(lambda pixels: pixels, data["mean"], data["std"])
     dataset = getattr(splits, looks.split)
     chosen = looks.chosen(count)
     rows = [
-        _row(look, preparation.shown(dataset[0, look.index]["pixels"]), splits.classes, after(method))
+        _row(look, preparation.shown(dataset[0, look.index]["pixels"]), splits.classes, attention)
         for look in chosen
     ]
     right = sum(look.is_right for look in chosen)
@@ -60,7 +53,7 @@ def views(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], method: str
         _scales(looks),
         "; the frame is where the answer is" if any(look.target is not None for look in chosen) else "",
         Markup("").join(rows),
-        _numbers(looks, after(method)),
+        _numbers(looks, attention),
     )
 
 

@@ -193,4 +193,5 @@ def frozen_model(opened: Sequence[Opened]) -> nn.Module | None:
     if any(isinstance(each.model, PeftModel) for each in opened):
         return None
     first = opened[0]
-    return open_seeded(first.config, len(first.classes) or None).model.to(PartialState().device)
+    model = open_seeded(first.config, len(first.classes) or None).model
+    return model.to(PartialState().device).eval()

@@ -21,8 +21,6 @@ from toast.steering import find_steering
 from toast.training.preparing import Prepared
 from toast.training.run_config import RunConfig
 
-#: Methods of which a step may leave a trained parameter out, such as a pooler that the head does not read.
-_MAY_LEAVE_OUT = ("full", "partial", "bias")
 #: What is trained is float32, so weights in another precision need autocast.
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -51,7 +49,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         log_with=config.trackers or None,
         project_config=ProjectConfiguration(project_dir=str(config.folder), logging_dir=str(config.folder)),
         kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=config.method.name in _MAY_LEAVE_OUT)
+            DistributedDataParallelKwargs(find_unused_parameters=config.method.row.may_leave_out)
         ],
     )
     processes = accelerator.num_processes

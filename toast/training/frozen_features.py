@@ -26,6 +26,7 @@ from toast.stored_pass import FirstPass
 from toast.training.backbones import Backbone
 from toast.training.locking import in_turn
 from toast.training.tensor_store import Rows, Store
+from toast.visual.modes import evaluating
 
 #: Layers that update statistics in training, so that what they give depends on the order of samples.
 _STATISTICS = (nn.modules.batchnorm._BatchNorm,)
@@ -110,10 +111,8 @@ class Computer:
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any]) -> Tensors:
         """Returns the tensors by name; the first dimension of each is the batch."""
-        was_training = self.model.training
-        self.model.eval()
         args, kwargs = self.feed(batch)
-        try:
+        with evaluating(self.model):
             if self.reader is None:
                 stored = first_pass(self.model, *args, **kwargs)
                 self.in_tuple = stored.in_tuple
@@ -123,8 +122,6 @@ class Computer:
             with handle:
                 self.model(*args, **kwargs)
             return {"features": seen[0]}
-        finally:
-            self.model.train(was_training)
 
     def complete(self, batch: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
         """Returns a batch with what was stored of its samples, where the objective looks for it."""
