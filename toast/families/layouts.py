@@ -80,7 +80,8 @@ class Layout:
         linear = isinstance(projection, nn.Linear) and type(projection).forward is nn.Linear.forward
         if not (linear or is_transposed(projection)) or "forward" in vars(projection):
             return None
-        if not is_plain(projection.weight):
+        # Not by its name, at which ZeRO-3 would gather it and keep it until the whole model has run.
+        if hasattr(projection._parameters.get("weight"), "ds_id") or not is_plain(projection.weight):
             return None
         return self.rows(projection.weight.T if is_transposed(projection) else projection.weight)
 
