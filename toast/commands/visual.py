@@ -111,14 +111,14 @@ def _show_pictures(
 
 
 def _show_texts(opened: Opened, what: list[str], out: Path, options: dict[str, Any]) -> None:
-    from toast.report.showing import show_texts
+    from toast.visual.text.exporting import export_texts
     from toast.visual.text.terminal import as_terminal
 
     if not what:
         raise ValueError(f"{opened.name} is a language model: needs prompts, or @FILE for a file's text.")
     prompts = [_prompt(text) for text in what]
-    for views, files in show_texts(opened.model, opened.backbone.tokenizer, prompts, out, **options):
-        _print(as_terminal(views))
+    for maps, files in export_texts(opened.model, opened.backbone.tokenizer, prompts, out, **options):
+        _print(as_terminal(maps))
         typer.echo("  ".join(str(file) for file in files))
 
 

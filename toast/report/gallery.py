@@ -12,11 +12,13 @@ from torch import Tensor
 
 from toast.report.charts import Axis, Series, chart
 from toast.report.elements import table
-from toast.report.held_out import HeldOutLooks, Look
-from toast.report.images import as_uri, shown
+from toast.report.held_out import HeldOutLooks
+from toast.report.images import as_uri, drawn
 from toast.training.data import Splits
+from toast.visual.looks import Look
 from toast.visual.measures import share_of_area
 from toast.visual.pixels import Preparation
+from toast.visual.rows import FEW, Panel, Row, row_of
 
 
 def after(method: str) -> str:
@@ -36,7 +38,7 @@ def views(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], method: str
         method: Name of the method.
         count: Pictures to show.
     """
-    preparation = Preparation(lambda pixels: pixels, data["mean"], data["std"])
+    preparation = Preparation.of_pixels(data["mean"], data["std"])
     dataset = getattr(splits, looks.split)
     chosen = looks.chosen(count)
     rows = [
@@ -74,54 +76,33 @@ def _scales(looks: HeldOutLooks) -> str:
 
 def _row(look: Look, picture: Tensor, classes: Sequence[str], after: str) -> Markup:
     """Returns one picture and its maps."""
-    maps = [look.attention] if look.frozen is None else [look.attention, look.frozen]
-    top = float(torch.stack([each.max() for each in maps]).max())
-    box = None if look.target is None else box_of(look.target)
-    said = classes[look.predicted]
-    panels = [_panel(shown(picture, box=box), "input", "")]
-
-    def add(values: Tensor | None, high: float, name: str, share: float | None) -> None:
-        if values is not None:
-            inside = "" if share is None else f"{share:.2f} in the frame"
-            drawn = shown(picture, values, look.cell, high, box=box)
-            panels.append(_panel(drawn, name, inside, f"{name} attention over the picture"))
-
-    add(look.frozen, top, "frozen", look.frozen_on_target)
-    if look.selection is not None:
-        least, most = float(look.selection.min()), float(look.selection.max())
-        drawn = shown(picture, look.selection, look.cell, most, least, box)
-        note = f"{least:.2f} to {most:.2f}"
-        if look.selected is not None:
-            note = f"{look.selected[0]:.2f} in the frame, {look.selected[1]:.2f} outside"
-        panels.append(_panel(drawn, "selection", note, "selection weights over the picture"))
-    add(look.attention, top, after, look.on_target)
+    row = row_of(look, picture, after=after, kinds=FEW, box_name="frame", colour_bars=False)
+    panels = [_panel(row, panel) for panel in row.panels]
     verdict = Markup('<span class="{}">{}</span>').format(
         "right" if look.is_right else "wrong", "✓ right" if look.is_right else "✗ wrong"
     )
+    assert look.predicted is not None
+    assert look.label is not None
     label = "" if look.is_right else f"is {classes[look.label]}"
     return Markup(
         '<figure class="look"><figcaption>{} <b>{}</b> <span>{}</span> <span>{}</span></figcaption>'
         '<div class="panels" style="--n:{}">{}</div></figure>'
-    ).format(verdict, said, f"says {look.confidence:.2f}", label, len(panels), Markup("").join(panels))
-
-
-def _panel(image: Any, name: str, note: str, alt: str = "the picture as the model sees it") -> Markup:
-    return Markup('<div><img src="{}" width="{}" height="{}" alt="{}"><p><b>{}</b> {}</p></div>').format(
-        as_uri(image), image.width, image.height, alt, name, note
+    ).format(
+        verdict,
+        classes[look.predicted],
+        f"says {look.confidence:.2f}",
+        label,
+        len(panels),
+        Markup("").join(panels),
     )
 
 
-def box_of(target: Tensor) -> tuple[float, float, float, float] | None:
-    """Returns the frame around a mask, x0, y0, x1, y1 in pixels; None if the mask is empty.
-
-    Args:
-        target: `(height, width)`, 0 to 1.
-    """
-    rows = (target >= 0.5).any(1).nonzero()[:, 0].tolist()
-    columns = (target >= 0.5).any(0).nonzero()[:, 0].tolist()
-    if not rows:
-        return None
-    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+def _panel(row: Row, panel: Panel) -> Markup:
+    image = drawn(row, panel)
+    alt = "the picture as the model sees it" if panel.values is None else f"{panel.title} over the picture"
+    return Markup('<div><img src="{}" width="{}" height="{}" alt="{}"><p><b>{}</b> {}</p></div>').format(
+        as_uri(image), image.width, image.height, alt, panel.short, panel.note
+    )
 
 
 def on_target(looks: HeldOutLooks) -> tuple[float | None, float, float, int] | None:

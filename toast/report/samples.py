@@ -18,9 +18,9 @@ from toast.data.vision.decoding import decode
 from toast.data.vision.source import Box
 from toast.training.data import vision_sources
 from toast.training.run_config import RunConfig
-from toast.visual.comparing import UNKNOWN
+from toast.visual.looks import UNKNOWN
 from toast.visual.masks import read_mask
-from toast.visual.targets import in_sight
+from toast.visual.targets import frame, in_sight
 
 #: Files of boxes, and the folder of masks, that lie beside pictures.
 BOXES = ("boxes.json", "boxes.csv")
@@ -47,13 +47,7 @@ class Sample:
     @property
     def box(self) -> list[float] | None:
         """What is drawn around the target, to a pixel: x0, y0, x1, y1; None where none is in sight."""
-        if self.target is None or not bool(
-            in_sight(self.target[None], (self.target.shape[0], self.target.shape[1]))
-        ):
-            return None
-        inside = (self.target >= 0.5).nonzero()
-        (y0, x0), (y1, x1) = inside.amin(0).tolist(), inside.amax(0).tolist()
-        return [x0, y0, x1 + 1, y1 + 1]
+        return None if self.target is None else frame(self.target)
 
 
 def open_split(config: RunConfig, split: str) -> VisionSource:

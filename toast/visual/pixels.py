@@ -29,6 +29,11 @@ class Preparation:
     mean: Statistics | None = None
     std: Statistics | None = None
 
+    @classmethod
+    def of_pixels(cls, mean: Statistics | None, std: Statistics | None) -> Preparation:
+        """Returns that of what is pixels already, to show them."""
+        return cls(lambda pixels: pixels, mean, std)
+
     def shown(self, pixels: Tensor) -> Tensor:
         """Returns what the model saw as a picture: resized and cropped as it was, without normalisation.
 

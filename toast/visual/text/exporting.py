@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,26 +82,43 @@ def visualize_text(
         ImportError: If matplotlib is not there, with how to install it.
         ValueError: If there is not one answer for each prompt, or as `look_at_text` does.
     """
-    from toast.visual.text.html import as_html
-    from toast.visual.text.matrices import draw_matrices
-
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if answers is not None and len(answers) != len(prompts):
         raise ValueError(
             f"answers must be one for each of {len(prompts)} prompts, or None; got {len(answers)}."
         )
-    files: list[Path] = []
+    written = export_texts(model, tokenizer, prompts, out, answers=answers, title=title, **options)
+    return [file for _, files in written for file in files]
+
+
+def export_texts(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    out: Path,
+    *,
+    answers: Sequence[str] | None = None,
+    title: str = "Where the model looks",
+    **options: Any,
+) -> Iterator[tuple[TextAttentionMaps, list[Path]]]:
+    """Writes the same prompt by prompt; arguments as of `visualize_text`.
+
+    Yields:
+        The maps of a prompt and its answer, and their files.
+
+    Raises:
+        ImportError: If what draws is not installed.
+        ValueError: As `look_at_text` does.
+    """
+    from toast.visual.text.html import as_html
+    from toast.visual.text.matrices import draw_matrices
+
     for number, prompt in enumerate(prompts, 1):
         answer = None if answers is None else answers[number - 1]
-        views = look_at_text(model, tokenizer, prompt, answer=answer, **options)
+        maps = look_at_text(model, tokenizer, prompt, answer=answer, **options)
         page = out / f"text-{number}.html"
         heading = title if len(prompts) == 1 else f"{title}, {number} of {len(prompts)}"
         with beside(page) as new:
-            new.write_text(as_html(views, heading), encoding="utf-8", newline="\n")
-        files += [
-            page,
-            draw_matrices(views, page.with_suffix(".png")),
-            draw_matrices(views, page.with_suffix(".svg")),
-            save_arrays(views, page.with_suffix(".npz")),
-        ]
-    return files
+            new.write_text(as_html(maps, heading), encoding="utf-8", newline="\n")
+        drawings = [draw_matrices(maps, page.with_suffix(suffix)) for suffix in (".png", ".svg")]
+        yield maps, [page, *drawings, save_arrays(maps, page.with_suffix(".npz"))]
