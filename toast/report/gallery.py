@@ -10,8 +10,8 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from toast.files.templates import render
 from toast.report.charts import Axis, Series, chart
-from toast.report.elements import table
 from toast.report.held_out import HeldOutLooks
 from toast.report.images import as_uri, drawn
 from toast.training.data import Splits
@@ -41,28 +41,24 @@ def views(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], method: str
     preparation = Preparation.of_pixels(data["mean"], data["std"])
     dataset = getattr(splits, looks.split)
     chosen = looks.chosen(count)
-    rows = [
-        _row(look, preparation.shown(dataset[0, look.index]["pixels"]), splits.classes, after(method))
+    pictures = [
+        _picture(look, preparation.shown(dataset[0, look.index]["pixels"]), splits.classes, after(method))
         for look in chosen
     ]
     right = sum(look.is_right for look in chosen)
     of = f"pictures of the {looks.split} split" + (
         ", for there is no other" if looks.split == "train" else ""
     )
-    return Markup(
-        "<section><h2>Where it looks</h2><p>{} {}: {} that the model names rightly and {} that it "
-        "does not, spread over the split and not picked by how they look. Maps show {}; {}{}.</p>{}{}"
-        "</section>"
-    ).format(
-        len(chosen),
-        of,
-        right,
-        len(chosen) - right,
-        looks.shows,
-        _scales(looks),
-        "; the frame is where the answer is" if any(look.target is not None for look in chosen) else "",
-        Markup("").join(rows),
-        _numbers(looks, after(method)),
+    frame = "; the frame is where the answer is" if any(look.target is not None for look in chosen) else ""
+    return render(
+        "report/templates/pictures.html.jinja",
+        introduction=(
+            f"{len(chosen)} {of}: {right} that the model names rightly and {len(chosen) - right} that it "
+            f"does not, spread over the split and not picked by how they look. Maps show {looks.shows}; "
+            f"{_scales(looks)}{frame}."
+        ),
+        pictures=pictures,
+        numbers=_numbers(looks, after(method)),
     )
 
 
@@ -74,35 +70,27 @@ def _scales(looks: HeldOutLooks) -> str:
     return scale if first.selection is None else f"{scale}, that of the selection weights fits them"
 
 
-def _row(look: Look, picture: Tensor, classes: Sequence[str], after: str) -> Markup:
+def _picture(look: Look, picture: Tensor, classes: Sequence[str], after: str) -> dict[str, Any]:
     """Returns one picture and its maps."""
-    row = row_of(look, picture, after=after, kinds=FEW, box_name="frame", colour_bars=False)
-    panels = [_panel(row, panel) for panel in row.panels]
-    verdict = Markup('<span class="{}">{}</span>').format(
-        "right" if look.is_right else "wrong", "✓ right" if look.is_right else "✗ wrong"
-    )
     assert look.predicted is not None
     assert look.label is not None
-    label = "" if look.is_right else f"is {classes[look.label]}"
-    return Markup(
-        '<figure class="look"><figcaption>{} <b>{}</b> <span>{}</span> <span>{}</span></figcaption>'
-        '<div class="panels" style="--n:{}">{}</div></figure>'
-    ).format(
-        verdict,
-        classes[look.predicted],
-        f"says {look.confidence:.2f}",
-        label,
-        len(panels),
-        Markup("").join(panels),
-    )
+    row = row_of(look, picture, after=after, kinds=FEW, box_name="frame", colour_bars=False)
+    return {
+        "is_right": look.is_right,
+        "predicted": classes[look.predicted],
+        "confidence": look.confidence,
+        "label": classes[look.label],
+        "panels": [_panel(row, panel) for panel in row.panels],
+    }
 
 
-def _panel(row: Row, panel: Panel) -> Markup:
+def _panel(row: Row, panel: Panel) -> dict[str, Any]:
     image = drawn(row, panel)
     alt = "the picture as the model sees it" if panel.values is None else f"{panel.title} over the picture"
-    return Markup('<div><img src="{}" width="{}" height="{}" alt="{}"><p><b>{}</b> {}</p></div>').format(
-        as_uri(image), image.width, image.height, alt, panel.short, panel.note
-    )
+    return {
+        "uri": as_uri(image), "width": image.width, "height": image.height,
+        "alt": alt, "name": panel.short, "note": panel.note,
+    }  # fmt: skip
 
 
 def on_target(looks: HeldOutLooks) -> tuple[float | None, float, float, int] | None:
@@ -124,8 +112,11 @@ def on_target(looks: HeldOutLooks) -> tuple[float | None, float, float, int] | N
     )
 
 
-def _numbers(looks: HeldOutLooks, after: str) -> Markup:
-    """Returns how far the attention moved, for pictures named rightly and wrongly, and picture by picture."""
+def _numbers(looks: HeldOutLooks, after: str) -> dict[str, Any] | None:
+    """Returns how far the attention moved, for pictures named rightly and wrongly, and picture by picture.
+
+    None if nothing was measured.
+    """
     groups = {
         "all": looks.seen,
         "named rightly": [look for look in looks.seen if look.is_right],
@@ -141,7 +132,7 @@ def _numbers(looks: HeldOutLooks, after: str) -> Markup:
     }
     columns = {name: held for name, held in columns.items() if any(v is not None for v in held[0])}
     if not columns:
-        return Markup("")
+        return None
     rows = [
         [name, f"{len(group):,}", *(_mean(held[i]) for held in columns.values())]
         for i, (name, group) in enumerate(groups.items())
@@ -160,9 +151,12 @@ def _numbers(looks: HeldOutLooks, after: str) -> Markup:
         notes.append("Selected: the mean selection weight of the tokens on the target and of the others.")
     if "moved" in columns:
         notes.append("Moved: the share of the attention that went elsewhere (total variation), 0 to 1.")
-    return Markup('<h3>In numbers</h3><p class="note">{}</p>{}{}').format(
-        " ".join(notes), table(["pictures", "", *columns], rows), _scatter(looks, after)
-    )
+    return {
+        "note": " ".join(notes),
+        "head": ["pictures", "", *columns],
+        "rows": rows,
+        "scatter": _scatter(looks, after),
+    }
 
 
 def _selected(look: Look, place: int) -> float | None:
@@ -194,12 +188,8 @@ def _scatter(looks: HeldOutLooks, after: str) -> Markup:
         points = [(look.frozen_on_target or 0.0, look.on_target or 0.0) for look in held]
         return Series(name, points, "dots", colour, [f"picture {look.index}" for look in held])
 
-    drawn = chart(
+    return chart(
         "Attention on target, picture by picture",
         [series("named rightly", True, "a"), series("wrongly", False, "b")],
         Axis("frozen", 0, 1), Axis(after, 0, 1), diagonal=True,
     )  # fmt: skip
-    return Markup(
-        '<div class="aside">{}<p class="note">Above the dashed line attention moved onto the target.</p>'
-        "</div>"
-    ).format(drawn)

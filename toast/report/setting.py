@@ -8,7 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from toast.report.elements import bar, facts, folded, seconds, table
+from toast.files.templates import render
+from toast.report.elements import Cell, seconds
 from toast.report.run_data import RunFiles
 from toast.training import run_folder
 from toast.training.config_files import to_yaml
@@ -37,22 +38,14 @@ def backbone_name(config: RunConfig) -> str:
 
 def setting(files: RunFiles) -> Markup:
     """Returns the section that says what the figures depend on."""
-    config = files.config
-    parts = [
-        _groups(files),
-        Markup('<div class="pair"><div><h3>Recipe</h3>{}</div><div><h3>Machine</h3>{}</div></div>').format(
-            facts(_recipe(files)), facts(_machine(files))
-        ),
-        folded("Configuration", Markup("<pre>{}</pre>").format(to_yaml(config))),
-    ]
-    if files.environment:
-        parts.append(
-            folded(
-                "Environment",
-                Markup("<pre>{}</pre>").format(json.dumps(files.environment, indent=2, ensure_ascii=False)),
-            )
-        )
-    return Markup("<section><h2>What was trained</h2>{}</section>").format(Markup("").join(parts))
+    environment = json.dumps(files.environment, indent=2, ensure_ascii=False) if files.environment else ""
+    return render(
+        "report/templates/setting.html.jinja",
+        groups=_groups(files),
+        recipe=_recipe(files),
+        machine=_machine(files),
+        files=[("Configuration", to_yaml(files.config)), ("Environment", environment)],
+    )
 
 
 def share_trained(result: dict[str, Any]) -> str:
@@ -61,20 +54,21 @@ def share_trained(result: dict[str, Any]) -> str:
     return f"{share:.2%}" if share < 0.1 else f"{share:.1%}"
 
 
-def _groups(files: RunFiles) -> Markup:
+def _groups(files: RunFiles) -> dict[str, Any] | None:
+    """Returns how much each group trained; None of a run that has not ended."""
     result = files.result
     if result is None:
-        return Markup("")
+        return None
     most = max(result["trained"].values(), default=1)
     rows = [
-        (name, _GROUPS.get(name, ""), bar(count / most, f"{count:,}"))
+        (name, _GROUPS.get(name, ""), Cell(f"{count:,}", share=count / most))
         for name, count in result["trained"].items()
     ]
     note = (
         f"{result['trainable_parameters']:,} of {result['parameters']:,} parameters, "
         f"{share_trained(result)}; saved in {_size(files.place / run_folder.ADAPTER)}."
     )
-    return Markup("<p>{}</p>{}").format(note, table(["group", "", "parameters"], rows, words=2))
+    return {"note": note, "rows": rows}
 
 
 def _recipe(files: RunFiles) -> list[tuple[str, Any]]:
@@ -88,7 +82,7 @@ def _recipe(files: RunFiles) -> list[tuple[str, Any]]:
     return [
         ("method", METHODS[method.name] + (f", rank {method.rank}" if method.rank else "")),
         ("stage", "pre-tuning" if files.stage == "pretune" else ""),
-        ("started from", method.start or method.preset or ""),
+        ("started from", str(method.start or method.preset or "")),
         ("options", options),
         ("backbone", f"{backbone_name(config)} ({config.model.library}, {config.model.dtype})"),
         ("data", _data(files)),
@@ -138,7 +132,7 @@ def _machine(files: RunFiles) -> list[tuple[str, Any]]:
         ("system", held.get("system", "")),
         ("python", held.get("python", "")),
         ("versions", versions),
-        ("command", Markup("<code>{}</code>").format(held["command"]) if "command" in held else ""),
+        ("command", Cell(held["command"], is_code=True) if "command" in held else ""),
         ("precision", files.config.precision or ""),
     ]
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from markupsafe import Markup
 
 import toast
 from toast.files.atomic import beside, try_file
+from toast.files.templates import render
 from toast.report import gallery, results, setting
 from toast.report.curves import curves
-from toast.report.elements import listed, seconds, tiles
+from toast.report.elements import seconds
 from toast.report.held_out import HeldOutLooks, look_at_split
 from toast.report.page import page
 from toast.report.run_data import RunFiles, read_run, remarks
@@ -121,23 +121,18 @@ def _kind(files: RunFiles) -> str:
 
 
 def _head(files: RunFiles, opened: _Opened) -> Markup:
-    parts = [Markup('<p class="lead">{}</p>').format(_lead(files, opened))]
-    warnings = remarks(files) + opened.problems + _of_data(opened)
-    if warnings:
-        parts.append(Markup('<div class="warning" role="note">{}</div>').format(listed(warnings)))
     bad = (files.result or {}).get("bad_samples") or {}
-    if bad:
-        named: list[Any] = [f"{name}: {reason}" for name, reason in list(bad.items())[:_NAMED]]
-        if len(bad) > _NAMED:
-            named.append(f"and {len(bad) - _NAMED:,} more")
-        parts.append(
-            Markup(
-                '<div class="warning" role="note"><p>{} samples could not be read and were left out:</p>{}'
-                "</div>"
-            ).format(f"{len(bad):,}", listed(named))
-        )
-    parts.append(_tiles(files, opened))
-    return Markup("").join(parts)
+    unreadable = [f"{name}: {reason}" for name, reason in list(bad.items())[:_NAMED]]
+    if len(bad) > _NAMED:
+        unreadable.append(f"and {len(bad) - _NAMED:,} more")
+    return render(
+        "report/templates/head.html.jinja",
+        lead=_lead(files, opened),
+        warnings=remarks(files) + opened.problems + _of_data(opened),
+        unreadable=unreadable,
+        unreadable_count=f"{len(bad):,}",
+        figures=_figures(files, opened),
+    )
 
 
 def _lead(files: RunFiles, opened: _Opened) -> str:
@@ -181,10 +176,11 @@ def _of_data(opened: _Opened) -> list[str]:
     return list(opened.splits.remarks) if opened.splits is not None else []
 
 
-def _tiles(files: RunFiles, opened: _Opened) -> Markup:
+def _figures(files: RunFiles, opened: _Opened) -> list[tuple[str, str, str]]:
+    """Returns names, values and notes of what a reader wants first; none of a run that has not ended."""
     result = files.result
     if result is None:
-        return Markup("")
+        return []
     split, measured = files.measured
     figures = []
     for name in ("accuracy", "perplexity", "loss", "token_accuracy"):
@@ -204,7 +200,7 @@ def _tiles(files: RunFiles, opened: _Opened) -> Markup:
     said = f"{trained / 1e6:.2f} M" if trained >= 1e5 else f"{trained:,}"
     figures.append(("Trained", said, f"{setting.share_trained(result)} of all parameters"))
     figures.append(("Time", seconds(result["step_seconds"]), f"{result['steps']:,} steps"))
-    return tiles(figures)
+    return figures
 
 
 def _sections(files: RunFiles, opened: _Opened, pictures: int) -> list[Markup]:
