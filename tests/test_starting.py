@@ -36,6 +36,16 @@ def site_packages(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     return wheels / "site"
 
 
+def test_a_wheel_holds_what_is_no_code(site_packages: Path) -> None:
+    """Templates, style sheets and configurations; that of `-e` points to the checkout instead."""
+    if not (site_packages / "toast").is_dir():
+        pytest.skip("an editable wheel")
+    kinds = ("*.jinja", "*.css", "*.yaml")
+    files = {path.relative_to(ROOT) for kind in kinds for path in (ROOT / "toast").rglob(kind)}
+    assert {path.suffix for path in files} == {".jinja", ".css", ".yaml"}
+    assert [path for path in files if not (site_packages / path).is_file()] == []
+
+
 def test_both_kinds_of_wheel_have_the_hook_at_their_root(site_packages: Path) -> None:
     (record,) = site_packages.glob("*.dist-info/RECORD")
     listed = dict(line.split(",", 1) for line in record.read_text().splitlines())

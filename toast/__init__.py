@@ -14,6 +14,9 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it. Imported when used, so that `import toast` stays quick.
 _EXPORTS = {
+    "AttentionMaps": "toast.visual.attention_maps",
+    "Comparison": "toast.visual.comparing",
+    "TextAttentionMaps": "toast.visual.text.looking",
     "ToastConfig": "toast.config",
     "ToastModel": "toast.model",
     "Trace": "toast.tracing",
@@ -25,6 +28,7 @@ _EXPORTS = {
     "load_official": "toast.official.models",
     "load_run": "toast.training.loaded",
     "look": "toast.visual.maps",
+    "look_at_text": "toast.visual.text.looking",
     "parameter_groups": "toast.rates",
     "pretraining_loss": "toast.objectives",
     "probe": "toast.probing",
@@ -60,9 +64,13 @@ if TYPE_CHECKING:
     from toast.tracing import Trace as Trace
     from toast.tracing import trace as trace
     from toast.training.loaded import load_run as load_run
+    from toast.visual.attention_maps import AttentionMaps as AttentionMaps
+    from toast.visual.comparing import Comparison as Comparison
     from toast.visual.comparing import compare as compare
     from toast.visual.maps import look as look
     from toast.visual.text.exporting import visualize_text as visualize_text
+    from toast.visual.text.looking import TextAttentionMaps as TextAttentionMaps
+    from toast.visual.text.looking import look_at_text as look_at_text
     from toast.visual.visualizing import visualize as visualize
     from toast.wrapping import wrap as wrap
 

@@ -66,15 +66,15 @@ def run(out: Path, size: Size | None = None, seed: int = 0, console: Console | N
         f"The backbone (ViT, 5.5 M parameters) stays frozen. Results go to {out}/."
     )
     stage_one = _ended(pretune, "pretune")
-    ended = {name: _ended(row.config, "tune") for name, row in rows.items()}
+    results = {name: _ended(row.config, "tune") for name, row in rows.items()}
     shutil.rmtree(out / "first-pass", ignore_errors=True)  # the runs that read it have ended
     source = open_split(rows[DRAWN].config, "test")
     assert isinstance(source, DemoSource)
     result = {
-        "methods": {name: {"title": rows[name].title, **_figures(held)} for name, held in ended.items()},
+        "methods": {name: {"title": rows[name].title, **_figures(ended)} for name, ended in results.items()},
         "box_share_of_area": round(float(share_of_area(source.pictures.boxes, (SIDE, SIDE)).mean()), 4),
         "pre_tuning_seconds": stage_one["seconds"],
-        "seconds": round(stage_one["seconds"] + sum(held["seconds"] for held in ended.values()), 1),
+        "seconds": round(stage_one["seconds"] + sum(ended["seconds"] for ended in results.values()), 1),
         "seed": seed,
         "size": vars(size),
         "versions": {
@@ -87,7 +87,7 @@ def run(out: Path, size: Size | None = None, seed: int = 0, console: Console | N
         new.write_text(strict_json(result, indent=2) + "\n")
     _draw(out, source)
     console.print(as_table(result))
-    console.print(_remarks(out, result))
+    console.print(_notes(out, result))
     return result
 
 
@@ -100,10 +100,10 @@ def _ended(config: RunConfig, stage: Any) -> dict[str, Any]:
         ) from stopped
 
 
-def _figures(ended: dict[str, Any]) -> dict[str, Any]:
+def _figures(result: dict[str, Any]) -> dict[str, Any]:
     """Returns a row's figures; what its method has not is not there."""
-    found = ended["test"] | ended
-    names = [name for _, held, _ in COLUMNS for name in held] + [RATIO]
+    found = result["test"] | result
+    names = [name for _, figures, _ in COLUMNS for name in figures] + [RATIO]
     return {name: found[name] for name in names if found.get(name) is not None}
 
 
@@ -132,7 +132,7 @@ def as_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def _remarks(out: Path, result: dict[str, Any]) -> str:
+def _notes(out: Path, result: dict[str, Any]) -> str:
     """Returns what is said below the table."""
     return (
         f"The item's box is {result['box_share_of_area']:.3f} of the area; selected is the mean selection "

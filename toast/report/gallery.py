@@ -130,11 +130,11 @@ def _numbers(looks: HeldOutLooks, after: str) -> dict[str, Any] | None:
         "gain": [[_gain(look) for look in group] for group in groups.values()],
         "moved": [[look.moved for look in group] for group in groups.values()],
     }
-    columns = {name: held for name, held in columns.items() if any(v is not None for v in held[0])}
+    columns = {name: values for name, values in columns.items() if any(v is not None for v in values[0])}
     if not columns:
         return None
     rows = [
-        [name, f"{len(group):,}", *(_mean(held[i]) for held in columns.values())]
+        [name, f"{len(group):,}", *(_mean(values[i]) for values in columns.values())]
         for i, (name, group) in enumerate(groups.items())
     ]
     shares = on_target(looks)
@@ -170,11 +170,11 @@ def _gain(look: Look) -> float | None:
 
 
 def _mean(values: Sequence[float | None]) -> str:
-    held = [value for value in values if value is not None]
-    if not held:
+    known = [value for value in values if value is not None]
+    if not known:
         return "–"
-    error = 2 * statistics.stdev(held) / len(held) ** 0.5 if len(held) > 1 else 0.0
-    return f"{statistics.mean(held):.3f} ± {error:.3f}"
+    error = 2 * statistics.stdev(known) / len(known) ** 0.5 if len(known) > 1 else 0.0
+    return f"{statistics.mean(known):.3f} ± {error:.3f}"
 
 
 def _scatter(looks: HeldOutLooks, after: str) -> Markup:
@@ -184,9 +184,9 @@ def _scatter(looks: HeldOutLooks, after: str) -> Markup:
         return Markup("")
 
     def series(name: str, is_right: bool, colour: Any) -> Series:
-        held = [look for look in known if look.is_right is is_right]
-        points = [(look.frozen_on_target or 0.0, look.on_target or 0.0) for look in held]
-        return Series(name, points, "dots", colour, [f"picture {look.index}" for look in held])
+        chosen = [look for look in known if look.is_right is is_right]
+        points = [(look.frozen_on_target or 0.0, look.on_target or 0.0) for look in chosen]
+        return Series(name, points, "dots", colour, [f"picture {look.index}" for look in chosen])
 
     return chart(
         "Attention on target, picture by picture",

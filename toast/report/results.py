@@ -111,14 +111,14 @@ def _beside(files: RunFiles) -> dict[str, Any] | None:
     }
 
 
-def _of_seeds(held: dict[str, Any] | None, key: str, best: float, seeds: int) -> str | Cell:
-    if held is None:
+def _of_seeds(entry: dict[str, Any] | None, key: str, best: float, seeds: int) -> str | Cell:
+    if entry is None:
         return "–"
     return Cell(
-        f"{held['mean']:.3f}",
-        note=f"± {held['deviation']:.3f}" if seeds > 1 else "",
-        share=max(0.0, held["mean"]) if key in ("accuracy", "attention_on_target") else None,
-        is_best=held["mean"] == best,
+        f"{entry['mean']:.3f}",
+        note=f"± {entry['deviation']:.3f}" if seeds > 1 else "",
+        share=max(0.0, entry["mean"]) if key in ("accuracy", "attention_on_target") else None,
+        is_best=entry["mean"] == best,
     )
 
 
@@ -155,18 +155,18 @@ def _confusion(files: RunFiles, measured: dict[str, Any]) -> dict[str, Any]:
 def _calibration(files: RunFiles, looks: HeldOutLooks | None) -> dict[str, Any] | None:
     """Returns accuracy against confidence, of all predictions if they were written, else of the looks."""
     if files.predictions:
-        held = [
+        predictions = [
             (max(row["probabilities"].values()), row["label"] == row["predicted"])
             for row in files.predictions
         ]
-        of = f"all {len(held):,} pictures of the test split"
+        of = f"all {len(predictions):,} pictures of the test split"
     elif looks is not None and looks.split != "train":
-        held = [(look.confidence or 0.0, look.is_right) for look in looks.seen]
-        of = f"{len(held):,} of {looks.of:,} pictures of the {looks.split} split"
+        predictions = [(look.confidence or 0.0, look.is_right) for look in looks.seen]
+        of = f"{len(predictions):,} of {looks.of:,} pictures of the {looks.split} split"
     else:
         return None
     bins: dict[int, list[tuple[float, bool]]] = {}
-    for confidence, right in held:
+    for confidence, right in predictions:
         bins.setdefault(min(int(confidence * BINS), BINS - 1), []).append((confidence, right))
     points: list[tuple[float, float]] = []
     tips: list[str] = []

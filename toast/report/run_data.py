@@ -132,16 +132,16 @@ def read_run(place: Path) -> RunFiles:
             )
         raise ValueError(f"{place} is no run: it has no {run_folder.CONFIG}.")
 
-    def held(name: str, otherwise: Any) -> Any:
+    def read_if_there(name: str, otherwise: Any) -> Any:
         return run_folder.read_json(place / name) if (place / name).is_file() else otherwise
 
     return RunFiles(
         place=place.resolve(),
         config=load_config(place),
-        environment=held(run_folder.ENVIRONMENT, {}),
+        environment=read_if_there(run_folder.ENVIRONMENT, {}),
         metrics=run_folder.read_metrics(place),
-        classes=tuple(held(run_folder.LABELS, ())),
-        result=held(run_folder.RESULT, None),
+        classes=tuple(read_if_there(run_folder.LABELS, ())),
+        result=read_if_there(run_folder.RESULT, None),
         predictions=run_folder.read_predictions(place),
         sweep=_sweep(place.resolve()),
     )

@@ -232,16 +232,16 @@ def batches(
         is known; labels `(batch,)`, -100 where none is known.
     """
     samples = iter(samples)
-    while held := list(itertools.islice(samples, size)):
+    while batch := list(itertools.islice(samples, size)):
         targets = [
             torch.full(sample.pixels.shape[-2:], torch.nan) if sample.target is None else sample.target
-            for sample in held
+            for sample in batch
         ]
         masks = torch.stack(targets)
         for sample, seen in zip(
-            held, in_sight(masks, (masks.shape[1], masks.shape[2])).tolist(), strict=True
+            batch, in_sight(masks, (masks.shape[1], masks.shape[2])).tolist(), strict=True
         ):
             if not seen:
                 (counted.without if sample.target is None else counted.away).append(sample.name)
-        labels = [UNKNOWN if sample.label is None else sample.label for sample in held]
-        yield torch.stack([sample.pixels for sample in held]), masks, torch.tensor(labels)
+        labels = [UNKNOWN if sample.label is None else sample.label for sample in batch]
+        yield torch.stack([sample.pixels for sample in batch]), masks, torch.tensor(labels)

@@ -105,21 +105,25 @@ def _data(files: RunFiles) -> str:
     data = files.config.data
     named = " ".join(str(part) for part in (data.source, data.name, data.root) if part)
     samples = (files.result or {}).get("samples", {})
-    said = [
+    counts = [
         f"{count:,} {split}" for kind in ("images", "rows") for split, count in samples.get(kind, {}).items()
     ]
     if samples.get("classes"):
-        said.append(f"{samples['classes']:,} classes")
+        counts.append(f"{samples['classes']:,} classes")
     if samples.get("tokens"):
-        said.append(f"{samples['tokens']:,} tokens to train on")
-    return f"{named}: {', '.join(said)}" if said else named
+        counts.append(f"{samples['tokens']:,} tokens to train on")
+    return f"{named}: {', '.join(counts)}" if counts else named
 
 
 def _machine(files: RunFiles) -> list[tuple[str, Any]]:
-    held = files.environment
+    environment = files.environment
     result = files.result or {}
-    versions = ", ".join(f"{name} {version}" for name, version in held.get("versions", {}).items())
-    cores = f"{held['cores']} cores, {held['threads']} used by an operator" if "cores" in held else ""
+    versions = ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items())
+    cores = (
+        f"{environment['cores']} cores, {environment['threads']} used by an operator"
+        if "cores" in environment
+        else ""
+    )
     return [
         (
             "time",
@@ -127,17 +131,17 @@ def _machine(files: RunFiles) -> list[tuple[str, Any]]:
             if result
             else "",
         ),
-        ("accelerators", ", ".join(held.get("accelerators", [])) or ("none" if held else "")),
-        ("processor", ", ".join(part for part in (held.get("processor", ""), cores) if part)),
-        ("system", held.get("system", "")),
-        ("python", held.get("python", "")),
+        ("accelerators", ", ".join(environment.get("accelerators", [])) or ("none" if environment else "")),
+        ("processor", ", ".join(part for part in (environment.get("processor", ""), cores) if part)),
+        ("system", environment.get("system", "")),
+        ("python", environment.get("python", "")),
         ("versions", versions),
-        ("command", Cell(held["command"], is_code=True) if "command" in held else ""),
+        ("command", Cell(environment["command"], is_code=True) if "command" in environment else ""),
         ("precision", files.config.precision or ""),
     ]
 
 
 def _size(place: Path) -> str:
-    """Returns the size of a folder's files as it is said."""
+    """Returns the size of a folder's files as text."""
     size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
     return f"{size / 1e6:,.2f} MB" if size >= 1e4 else f"{size:,} bytes"

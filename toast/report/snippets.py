@@ -149,7 +149,7 @@ def _classified(model: ModelConfig, data: dict[str, Any], imports: set[str]) -> 
     """Returns the lines that classify a picture."""
     imports |= {"import json", "from PIL import Image, ImageOps", "from timm.data import create_transform"}
     known = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
-    said = {
+    settings = {
         name: tuple(data[name]) if isinstance(data[name], list) else data[name]
         for name in known
         if name in data
@@ -159,7 +159,7 @@ def _classified(model: ModelConfig, data: dict[str, Any], imports: set[str]) -> 
     opened = 'ImageOps.exif_transpose(Image.open("picture.jpg"))'
     dtype = "" if model.dtype == "float32" else f".to(torch.{model.dtype})"
     return [
-        *_call("prepare", "create_transform", [], said),
+        *_call("prepare", "create_transform", [], settings),
         f'image = Image.new("{mode}", (300, 200))  # {opened}.convert("{mode}")',
         'classes = json.loads((run / "labels.json").read_text())',
         "with torch.inference_mode():",

@@ -147,28 +147,28 @@ def _lead(files: RunFiles, opened: _Opened) -> str:
         f"({setting.share_trained(result)} of all) on {backbone} in {seconds(result['step_seconds'])}."
     )
     split, measured = files.measured
-    said = [trains]
+    sentences = [trains]
     if "accuracy" in measured:
         interval = results.interval(measured)
         before = files.before.get("accuracy")
         grown = "" if before is None else f"; before training it was {before:.1%}"
         within = f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval is not None else ""
-        said.append(
+        sentences.append(
             f"It names {measured['accuracy']:.1%}{within} of {measured['samples']:,} pictures of the {split} "
             f"split rightly{grown}."
         )
     if "perplexity" in measured:
         before = files.before.get("perplexity")
         grown = "" if before is None else f", {before:.2f} before training"
-        said.append(f"Its perplexity on the {split} split is {measured['perplexity']:.2f}{grown}.")
+        sentences.append(f"Its perplexity on the {split} split is {measured['perplexity']:.2f}{grown}.")
     shares = gallery.on_target(opened.looks) if opened.looks is not None else None
     if shares is not None and shares[0] is not None:
         frozen, after, area, _ = shares
-        said.append(
+        sentences.append(
             f"Attention on what the label names went from {frozen:.2f} to {after:.2f}; that "
             f"covers {area:.2f} of the area."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _of_data(opened: _Opened) -> list[str]:
@@ -197,8 +197,8 @@ def _figures(files: RunFiles, opened: _Opened) -> list[tuple[str, str, str]]:
         of = f"{count:,} pictures"
         figures.append(("On target", value, f"attention, frozen → now; {of}" if before is not None else of))
     trained = result["trainable_parameters"]
-    said = f"{trained / 1e6:.2f} M" if trained >= 1e5 else f"{trained:,}"
-    figures.append(("Trained", said, f"{setting.share_trained(result)} of all parameters"))
+    amount = f"{trained / 1e6:.2f} M" if trained >= 1e5 else f"{trained:,}"
+    figures.append(("Trained", amount, f"{setting.share_trained(result)} of all parameters"))
     figures.append(("Time", seconds(result["step_seconds"]), f"{result['steps']:,} steps"))
     return figures
 

@@ -72,7 +72,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What models say and where they look, by name.
+    """What models say and where they look, measured over pictures: what `toast.compare` returns.
 
     Args:
         rows: By model, each measure's mean and interval, as far as it was measured: accuracy where labels are
@@ -289,10 +289,10 @@ def _checked(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         target = torch.full((len(pixels), 4), torch.nan)
     if labels is None:
         labels = torch.full((len(pixels),), UNKNOWN)
-    for name, held in (("target", target), ("label", labels)):
-        if len(held) != len(pixels):
+    for name, given in (("target", target), ("label", labels)):
+        if len(given) != len(pixels):
             raise ValueError(
-                f"batches: needs a {name} for each picture; got {len(pixels)} pictures and {len(held)}."
+                f"batches: needs a {name} for each picture; got {len(pixels)} pictures and {len(given)}."
             )
     return pixels, target.cpu(), labels.cpu()
 

@@ -71,6 +71,9 @@ def look(
             frozen model too.
         **inputs: Further inputs, such as `interpolate_pos_encoding=True`.
 
+    Returns:
+        Maps of both passes, the selection weights and the signals.
+
     Raises:
         ValueError: If the model is none of vision, or lacks the block, the head, the query or what the method
             needs; the message says what there is.
@@ -262,8 +265,8 @@ class _View:
         attention = of_head(seen.attention[self.number](), self.head)
         block = self.parts.blocks[self.parts.block_of[self.number]]
         batch, rows, columns, _ = seen.shapes[self.parts.block_of[self.number]]
-        asks = real_tokens(block, batch, rows, columns, attention)
-        received = (attention * asks[:, :, None]).sum(1) / (rows * columns)
+        real = real_tokens(block, batch, rows, columns, attention)
+        received = (attention * real[:, :, None]).sum(1) / (rows * columns)
         return Maps(put_back(received, block, rows, columns), cell_in(self.parts, self.number, seen.shapes))
 
     def _of_states(self, seen: Seen) -> Maps:

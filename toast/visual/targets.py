@@ -80,13 +80,13 @@ def measure(
         where nothing lies outside of it.
     """
     seen = in_sight(target, size).cpu()
-    held = target[seen.to(target.device)].cpu()
+    visible = target[seen.to(target.device)].cpu()
     found: dict[str, Tensor] = {}
     if attention is not None:
-        shares = share_in_target(attention.values[seen], held, attention.cell)
+        shares = share_in_target(attention.values[seen], visible, attention.cell)
         found[ATTENTION] = _spread(shares, seen)
     if selection is not None:
-        inside, outside = inside_and_outside(Maps(selection.values[seen], selection.cell), held, size)
+        inside, outside = inside_and_outside(Maps(selection.values[seen], selection.cell), visible, size)
         found |= {INSIDE: _spread(inside, seen), OUTSIDE: _spread(outside, seen)}
     return found
 

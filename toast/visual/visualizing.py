@@ -151,8 +151,8 @@ def row_of_picture(
     box = None if picture.box is None else picture.box[None]
     label = None if picture.label is None else torch.tensor([picture.label])
     (seen,) = looks_of(maps, box, label)
-    said, wrong = caption(seen)
-    return maps, row_of(seen, picture.shown, caption=said, wrong=wrong)
+    text, wrong = caption(seen)
+    return maps, row_of(seen, picture.shown, caption=text, wrong=wrong)
 
 
 def check_formats(formats: Sequence[str]) -> None:

@@ -13,14 +13,14 @@ from toast.files.atomic import beside
 from toast.visual.text.looking import TextAttentionMaps, look_at_text
 
 
-def save_arrays(views: TextAttentionMaps, path: Path) -> Path:
+def save_arrays(maps: TextAttentionMaps, path: Path) -> Path:
     """Writes what `look_at_text` found as arrays, under the names of `TextAttentionMaps`.
 
     Read it with `numpy.load(path)`. `tokens` and `cells` are lists in JSON, for NumPy drops NUL characters at
     the end of a text; a cell is its text, its first token and one past its last.
 
     Args:
-        views: Of `look_at_text`.
+        maps: Of `look_at_text`.
         path: A file that ends in .npz; written beside and renamed.
 
     Returns:
@@ -33,21 +33,21 @@ def save_arrays(views: TextAttentionMaps, path: Path) -> Path:
 
     if path.suffix != ".npz":
         raise ValueError(f"path must end in .npz; got {path.name!r}.")
-    cells = [(cell.text, cell.start, cell.stop) for cell in views.cells]
+    cells = [(cell.text, cell.start, cell.stop) for cell in maps.cells]
     arrays: dict[str, Any] = {
-        "tokens": np.array(json.dumps(views.tokens)),
+        "tokens": np.array(json.dumps(maps.tokens)),
         "cells": np.array(json.dumps(cells)),
-        "token_ids": views.token_ids.numpy(),
-        "is_prompt": views.is_prompt.numpy(),
-        "selection_weights": views.selection_weights.numpy(),
-        "attention_change": views.attention_change.numpy(),
-        "received_change": views.received_change.numpy(),
-        "first_attention": views.first_attention.numpy(),
-        "second_attention": views.second_attention.numpy(),
-        "block": np.array(views.block),
-        "head": np.array(str(views.head)),
-        "left_out": np.array(views.left_out),
-        "before": np.array(views.before),
+        "token_ids": maps.token_ids.numpy(),
+        "is_prompt": maps.is_prompt.numpy(),
+        "selection_weights": maps.selection_weights.numpy(),
+        "attention_change": maps.attention_change.numpy(),
+        "received_change": maps.received_change.numpy(),
+        "first_attention": maps.first_attention.numpy(),
+        "second_attention": maps.second_attention.numpy(),
+        "block": np.array(maps.block),
+        "head": np.array(str(maps.head)),
+        "left_out": np.array(maps.left_out),
+        "before": np.array(maps.before),
     }
     with beside(path) as new, new.open("wb") as file:
         np.savez_compressed(file, **arrays)

@@ -109,8 +109,11 @@ def heat_section(maps: TextAttentionMaps, heat: HeatMap) -> HeatSection:
     return HeatSection(
         heat,
         [
-            (name, [_cell(cell, heat) for cell in maps.cells if bool(maps.is_prompt[cell.start]) is belongs])
-            for name, belongs in (("Prompt", True), ("Answer", False))
+            (
+                name,
+                [_cell(cell, heat) for cell in maps.cells if bool(maps.is_prompt[cell.start]) is is_prompt],
+            )
+            for name, is_prompt in (("Prompt", True), ("Answer", False))
         ],
     )
 
