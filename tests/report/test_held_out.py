@@ -51,7 +51,7 @@ def test_attention_behind_prompts_is_that_of_the_patches(
         run_on_pictures(tmp_path, method="vpt-deep", method__name="vpt-deep", method__prompts=3)
     )
     splits = vision_splits(loaded.config, vision_sources(loaded.config), loaded.backbone)
-    frozen = open_seeded(loaded.config, 3).model
+    frozen = open_seeded(loaded.config, 3).model.eval()
     with torch.no_grad():  # random weights attend to all alike: sharpen both
         for model in (loaded.model, frozen):
             model.blocks[-1].attn.qkv.weight.mul_(30)

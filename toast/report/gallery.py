@@ -21,28 +21,21 @@ from toast.visual.pixels import Preparation
 from toast.visual.rows import FEW, Panel, Row, row_of
 
 
-def after(method: str) -> str:
-    """Returns what a method does to the attention."""
-    if method in ("toast", "toast-lite"):
-        return "refocused"
-    return {"linear": "frozen", "attentive": "pooling"}.get(method, "tuned")
-
-
-def views(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], method: str, count: int) -> Markup:
+def views(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], attention: str, count: int) -> Markup:
     """Returns the section with the pictures.
 
     Args:
         looks: What was looked at.
         splits: The run's data.
         data: What the backbone expects of pictures, with `mean` and `std`.
-        method: Name of the method.
+        attention: What the method makes of the frozen model's attention, in a word such as `refocused`.
         count: Pictures to show.
     """
     preparation = Preparation.of_pixels(data["mean"], data["std"])
     dataset = getattr(splits, looks.split)
     chosen = looks.chosen(count)
     pictures = [
-        _picture(look, preparation.shown(dataset[0, look.index]["pixels"]), splits.classes, after(method))
+        _picture(look, preparation.shown(dataset[0, look.index]["pixels"]), splits.classes, attention)
         for look in chosen
     ]
     right = sum(look.is_right for look in chosen)
@@ -58,7 +51,7 @@ def views(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], method: str
             f"{_scales(looks)}{frame}."
         ),
         pictures=pictures,
-        numbers=_numbers(looks, after(method)),
+        numbers=_numbers(looks, attention),
     )
 
 

@@ -102,11 +102,9 @@ def _splits(loaded: LoadedRun) -> Splits:
 
 
 def _looks(loaded: LoadedRun, splits: Splits) -> HeldOutLooks:
-    method = loaded.config.method.name
     frozen = None
-    if not (loaded.config.method.is_toast or method in ("lora", "linear")):
-        # The model holds the backbone as it was no more.
-        frozen = open_seeded(loaded.config, len(loaded.classes)).model
+    if not loaded.config.method.row.keeps_backbone:
+        frozen = open_seeded(loaded.config, len(loaded.classes)).model.eval()
     if torch.accelerator.is_available():
         device = torch.accelerator.current_accelerator()
         for model in (loaded.model, frozen):
@@ -138,7 +136,7 @@ def _head(files: RunFiles, opened: _Opened) -> Markup:
 def _lead(files: RunFiles, opened: _Opened) -> str:
     """Returns the run in two or three sentences."""
     config, result = files.config, files.result
-    method, backbone = setting.METHODS[config.method.name], setting.backbone_name(config)
+    method, backbone = config.method.row.title, setting.backbone_name(config)
     method = method[0].upper() + method[1:]
     if result is None:
         return f"{method} on {backbone}; not ended."
@@ -209,7 +207,9 @@ def _sections(files: RunFiles, opened: _Opened, pictures: int) -> list[Markup]:
     if loaded is not None and splits is not None:
         if opened.looks is not None and opened.looks.seen:
             made.append(
-                gallery.views(opened.looks, splits, loaded.backbone.data, files.config.method.name, pictures)
+                gallery.views(
+                    opened.looks, splits, loaded.backbone.data, files.config.method.row.attention, pictures
+                )
             )
         if files.config.task == "language" and files.config.method.is_toast:
             made.append(texts(loaded.model, loaded.backbone.tokenizer, splits))

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from toast.baselines.attentive import find_probe
 from toast.baselines.vpt import find_prompts
-from toast.passes import Observer, observing
-from toast.selector import Selection
+from toast.passes import Observer
+from toast.signals import Selection
+from toast.thread_state import observing
 from toast.visual import targets
 from toast.visual.attention_maps import AttentionMaps
 from toast.visual.grids import has_token_attention, sequence_grid

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from toast.families.tokens import channels_last
-from toast.passes import running
+from toast.thread_state import running
 from toast.visual import relevance
 from toast.visual.attention_maps import METHODS, AttentionMaps, Method, Query, Target
 from toast.visual.grids import (

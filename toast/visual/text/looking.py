@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from toast.model import active_parts
+from toast.steering import steering_of
 from toast.visual.modes import evaluating
 from toast.visual.text.attention import Reading, read
 from toast.visual.text.cells import Cell, join_tokens
@@ -186,7 +186,7 @@ def _of_head(attention: Tensor, head: int | Literal["mean"], block: int) -> Tens
 
 
 def _check(model: nn.Module, answer: str | None, max_new_tokens: int, max_tokens: int) -> None:
-    steering, _ = active_parts(model, "look_at_text")
+    steering, _ = steering_of(model, "look_at_text")
     if not hasattr(model.get_base_model() if isinstance(model, PeftModel) else model, "generate"):
         raise ValueError(
             "look_at_text needs a causal language model, with `generate`; "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from toast.visual.text.cells import Cell, marked
@@ -28,12 +27,7 @@ def as_terminal(maps: TextAttentionMaps) -> RenderableType:
 
     Args:
         maps: Of `look_at_text`.
-
-    Raises:
-        ImportError: If rich is not there, with how to install it.
     """
-    if find_spec("rich") is None:
-        raise ImportError("the terminal view needs rich: pip install 'toast-steering[visual]'")
     return _TerminalMaps(maps)
 
 
