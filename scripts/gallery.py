@@ -20,8 +20,8 @@ from toast.report.images import drawn as drawn_panel
 from toast.training.data import vision_sources, vision_splits
 from toast.training.loaded import load_run
 from toast.visual.looks import Look
+from toast.visual.panels import FEW, row_of
 from toast.visual.pixels import Preparation
-from toast.visual.rows import FEW, row_of
 
 # In inches: the README shows 9 of them as about 900 pixels.
 WIDTH, LABELS, GAP, LINE, TOP = 9.0, 0.72, 0.05, 0.15, 0.2

@@ -10,7 +10,7 @@ from tests.visual.seen import steer
 from toast.visual.grids import Map
 from toast.visual.looks import UNKNOWN, Look, looks_of
 from toast.visual.maps import look
-from toast.visual.rows import FEW, row_of
+from toast.visual.panels import FEW, row_of
 
 
 def test_a_batch_is_measured_as_its_pictures_are() -> None:

@@ -19,8 +19,8 @@ from tests.visual.seen import steer
 from toast.visual.figure import _Drawing, draw
 from toast.visual.looks import looks_of
 from toast.visual.maps import look
+from toast.visual.panels import Panel, Row, row_of
 from toast.visual.pixels import Preparation, find_preparation, open_picture
-from toast.visual.rows import Panel, Row, row_of
 from toast.visual.visualizing import visualize
 
 

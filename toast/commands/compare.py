@@ -23,7 +23,7 @@ from toast.commands.view_options import (
 from toast.files.atomic import try_folder
 
 if TYPE_CHECKING:
-    from toast.report.opening import Opened
+    from toast.report.opening import OpenedModel
 
 
 def compare(
@@ -57,10 +57,10 @@ def compare(
     Where targets are known, also attention and selection on them.
     """
     from toast.report.opening import check_same_backbone, frozen_model, open_model
-    from toast.report.samples import Counted, batches
+    from toast.report.samples import TargetCounts, batches
     from toast.visual import comparing
 
-    counted = Counted()
+    counted = TargetCounts()
     try_folder(out, "--out")
     opened = [open_model(place, base, weights, demo) for place in places]
     check_same_backbone(opened)
@@ -91,7 +91,7 @@ def compare(
     typer.echo("  ".join(str(file) for file in files))
 
 
-def _classifiers(models: dict[str, Any], opened: list[Opened]) -> list[str]:
+def _classifiers(models: dict[str, Any], opened: list[OpenedModel]) -> list[str]:
     """Returns the models that are asked for a class: with a trained head for the first one's classes."""
     return [
         name

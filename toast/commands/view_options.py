@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from toast.report.opening import Opened
+    from toast.report.opening import OpenedModel
     from toast.report.samples import Sample
 
 Base = Annotated[
@@ -49,7 +49,7 @@ def read_head(text: str) -> int | str:
         raise ValueError(f"--head: needs a number or mean; got {text!r}.") from None
 
 
-def open_samples(opened: Opened, what: list[str], split: str, most: int | None) -> Iterator[Sample]:
+def open_samples(opened: OpenedModel, what: list[str], split: str, most: int | None) -> Iterator[Sample]:
     """Returns the pictures that are named; without any, those of a split."""
     from toast.data.vision import transforms
     from toast.report import samples

@@ -25,7 +25,7 @@ from toast.files.atomic import try_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from toast.report.opening import Opened
+    from toast.report.opening import OpenedModel
     from toast.report.samples import Sample
 
 
@@ -81,7 +81,7 @@ def visualize(
 
 
 def _show_pictures(
-    opened: Opened,
+    opened: OpenedModel,
     samples: Iterator[Sample],
     out: Path,
     formats: list[str],
@@ -98,7 +98,7 @@ def _show_pictures(
         raise ValueError("images: none of the pictures can be read.")
 
 
-def _show_texts(opened: Opened, what: list[str], out: Path, options: dict[str, Any]) -> None:
+def _show_texts(opened: OpenedModel, what: list[str], out: Path, options: dict[str, Any]) -> None:
     from toast.visual.text.exporting import export_texts
     from toast.visual.text.terminal import as_terminal
 

@@ -17,11 +17,11 @@ from toast.report.images import as_uri, drawn
 from toast.training.data import Splits
 from toast.visual.looks import Look
 from toast.visual.measures import share_of_area
+from toast.visual.panels import FEW, Panel, Row, row_of
 from toast.visual.pixels import Preparation
-from toast.visual.rows import FEW, Panel, Row, row_of
 
 
-def views(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], attention: str, count: int) -> Markup:
+def pictures(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], attention: str, count: int) -> Markup:
     """Returns the section with the pictures.
 
     Args:
@@ -34,7 +34,7 @@ def views(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], attention: 
     preparation = Preparation.of_pixels(data["mean"], data["std"])
     dataset = getattr(splits, looks.split)
     chosen = looks.chosen(count)
-    pictures = [
+    shown = [
         _picture(look, preparation.shown(dataset[0, look.index]["pixels"]), splits.classes, attention)
         for look in chosen
     ]
@@ -50,7 +50,7 @@ def views(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], attention: 
             f"does not, spread over the split and not picked by how they look. Maps show {looks.shows}; "
             f"{_scales(looks)}{frame}."
         ),
-        pictures=pictures,
+        pictures=shown,
         numbers=_numbers(looks, attention),
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from toast.baselines.attentive import find_probe
 from toast.baselines.vpt import find_prompts
 from toast.training.data import Splits
-from toast.training.on_target import OnTarget
+from toast.training.on_target import LastBlockWatcher
 from toast.visual.attention_maps import AttentionMaps
 from toast.visual.looks import Look, looks_of
 from toast.visual.maps import look
@@ -96,7 +96,7 @@ def _maps(model: nn.Module, pixels: Tensor) -> AttentionMaps:
 @torch.no_grad()
 def _of_last_attention(model: nn.Module, pixels: Tensor) -> AttentionMaps:
     """Returns the attention of a probe over the patches, or VPT's last block's without that on prompts."""
-    watcher = OnTarget(model)
+    watcher = LastBlockWatcher(model)
     with watcher.watching() as seen:
         output = model(pixels.to(next(model.parameters())))
     return watcher.attention_maps(seen, (pixels.shape[-2], pixels.shape[-1]), output)

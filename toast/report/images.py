@@ -12,7 +12,7 @@ from torch import Tensor
 
 from toast.visual.figure import ALPHA, SEQUENTIAL, require_matplotlib
 from toast.visual.grids import Pair
-from toast.visual.rows import Panel, Row
+from toast.visual.panels import Panel, Row
 
 #: Longer side of a picture in pixels, and the quality of its JPEG.
 SIDE, QUALITY = 240, 80

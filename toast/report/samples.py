@@ -96,7 +96,7 @@ def of_split(
 
 
 @dataclass(frozen=True)
-class Found:
+class PictureFile:
     """A picture's file.
 
     Args:
@@ -113,7 +113,7 @@ class Found:
         return [self.path.parent, *(p for p in self.path.parent.parents if p.is_relative_to(self.root))]
 
 
-def find_pictures(places: Iterable[Path]) -> list[Found]:
+def find_pictures(places: Iterable[Path]) -> list[PictureFile]:
     """Finds the files of pictures; folders are walked, but for what is hidden and for masks.
 
     Args:
@@ -126,22 +126,22 @@ def find_pictures(places: Iterable[Path]) -> list[Found]:
 
     from toast.data.walking import walk
 
-    found: list[Found] = []
+    found: list[PictureFile] = []
     for place in places:
         if place.is_file():
-            found.append(Found(place, place.parent))
+            found.append(PictureFile(place, place.parent))
             continue
         if not place.is_dir():
             raise ValueError(f"images: there is no file or folder {str(place)!r}.")
         inside = sorted(walk(place, IMG_EXTENSIONS, skip=[MASKS]).files)
         if not inside:
             raise ValueError(f"images: the folder {place} holds no picture ({', '.join(IMG_EXTENSIONS)}).")
-        found += [Found(path, place) for path in inside]
+        found += [PictureFile(path, place) for path in inside]
     return found
 
 
 def of_files(
-    found: Sequence[Found], transform: Transform, skipped: Callable[[str], None]
+    found: Sequence[PictureFile], transform: Transform, skipped: Callable[[str], None]
 ) -> Iterator[Sample]:
     """Yields pictures with what lies beside them of their targets.
 
@@ -205,7 +205,7 @@ def _without_suffix(name: str) -> str:
 
 
 @dataclass
-class Counted:
+class TargetCounts:
     """How many pictures there were, and the first of those that nothing is measured of on a target.
 
     Args:
@@ -218,7 +218,7 @@ class Counted:
 
 
 def batches(
-    samples: Iterable[Sample], size: int, counted: Counted
+    samples: Iterable[Sample], size: int, counted: TargetCounts
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yields batches of pictures with their targets and labels.
 

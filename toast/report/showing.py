@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
-from toast.report.opening import Opened
+from toast.report.opening import OpenedModel
 from toast.report.samples import Sample
 from toast.visual.figure import draw
 from toast.visual.looks import Look
+from toast.visual.panels import Row
 from toast.visual.pixels import Preparation
-from toast.visual.rows import Row
 from toast.visual.visualizing import Picture, check_formats, draw_pictures, prediction, row_of_picture
 
 _OF_A_CLASS = ("relevance", "grad-cam")
 
 
 def show_samples(
-    opened: Opened,
+    opened: OpenedModel,
     samples: Iterable[Sample],
     out: Path,
     *,
@@ -65,7 +65,13 @@ def show_samples(
 
 
 def show_together(
-    opened: Opened, samples: Iterable[Sample], path: Path, title: str, *, smooth: bool = False, **options: Any
+    opened: OpenedModel,
+    samples: Iterable[Sample],
+    path: Path,
+    title: str,
+    *,
+    smooth: bool = False,
+    **options: Any,
 ) -> Path:
     """Draws pictures below each other in one drawing, without the strengths of the signals by block.
 
@@ -94,7 +100,7 @@ def show_together(
     return draw(rows, [path], f"{title} ({shows})", smooth)[0]
 
 
-def _picture(opened: Opened, sample: Sample) -> Picture:
+def _picture(opened: OpenedModel, sample: Sample) -> Picture:
     """Returns a sample to be drawn; what is measured is what falls into the box around its target."""
     data = opened.backbone.data
     preparation = Preparation.of_pixels(data["mean"], data["std"])
@@ -102,7 +108,7 @@ def _picture(opened: Opened, sample: Sample) -> Picture:
     return Picture(sample.name, sample.pixels, preparation.shown(sample.pixels), box, sample.label)
 
 
-def _caption(opened: Opened, look: Look) -> tuple[str, bool]:
+def _caption(opened: OpenedModel, look: Look) -> tuple[str, bool]:
     """Returns what the model says, and what is true if that is known and something else."""
     if not opened.classifies:
         return "input", False

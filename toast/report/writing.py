@@ -29,7 +29,7 @@ _NAMED = 10
 
 
 @dataclass
-class _Opened:
+class _Contents:
     """What could be opened of a run.
 
     Args:
@@ -68,12 +68,12 @@ def write_report(run: Path, out: Path, *, pictures: int = 8) -> Path:
     if pictures < 0:
         raise ValueError(f"pictures: needs 0 or more; got {pictures}.")
     files = read_run(run)
-    opened = _open(files) if files.has_adapter and pictures else _Opened(None, None, None, [])
+    contents = _open(files) if files.has_adapter and pictures else _Contents(None, None, None, [])
     text = page(
         title=files.name,
         kind=_kind(files),
-        head=_head(files, opened),
-        sections=[section for section in _sections(files, opened, pictures) if section],
+        head=_head(files, contents),
+        sections=[section for section in _sections(files, contents, pictures) if section],
         foot=f"toast {toast.__version__}; from {files.place}",
     )
     with beside(out) as new:
@@ -81,18 +81,18 @@ def write_report(run: Path, out: Path, *, pictures: int = 8) -> Path:
     return out
 
 
-def _open(files: RunFiles) -> _Opened:
+def _open(files: RunFiles) -> _Contents:
     """Opens model and data as far as that goes, and looks at the model."""
-    opened = _Opened(None, None, None, [])
+    contents = _Contents(None, None, None, [])
     try:
-        opened.loaded = load_run(files.place)
-        opened.splits = _splits(opened.loaded)
+        contents.loaded = load_run(files.place)
+        contents.splits = _splits(contents.loaded)
         if files.config.task == "vision":
-            opened.looks = _looks(opened.loaded, opened.splits)
+            contents.looks = _looks(contents.loaded, contents.splits)
     except (ValueError, OSError) as error:
-        what = ("model", "data", "attention")[(opened.loaded is not None) + (opened.splits is not None)]
-        opened.problems.append(f"The {what} cannot be shown: {error}")
-    return opened
+        what = ("model", "data", "attention")[(contents.loaded is not None) + (contents.splits is not None)]
+        contents.problems.append(f"The {what} cannot be shown: {error}")
+    return contents
 
 
 def _splits(loaded: LoadedRun) -> Splits:
@@ -118,22 +118,22 @@ def _kind(files: RunFiles) -> str:
     return what if files.sweep is None else f"{what} of the sweep {files.sweep.name}"
 
 
-def _head(files: RunFiles, opened: _Opened) -> Markup:
+def _head(files: RunFiles, contents: _Contents) -> Markup:
     bad = (files.result or {}).get("bad_samples") or {}
     unreadable = [f"{name}: {reason}" for name, reason in list(bad.items())[:_NAMED]]
     if len(bad) > _NAMED:
         unreadable.append(f"and {len(bad) - _NAMED:,} more")
     return render(
         "report/templates/head.html.jinja",
-        lead=_lead(files, opened),
-        warnings=remarks(files) + opened.problems + _of_data(opened),
+        lead=_lead(files, contents),
+        warnings=remarks(files) + contents.problems + _of_data(contents),
         unreadable=unreadable,
         unreadable_count=f"{len(bad):,}",
-        figures=_figures(files, opened),
+        figures=_figures(files, contents),
     )
 
 
-def _lead(files: RunFiles, opened: _Opened) -> str:
+def _lead(files: RunFiles, contents: _Contents) -> str:
     """Returns the run in two or three sentences."""
     config, result = files.config, files.result
     method, backbone = config.method.row.title, setting.backbone_name(config)
@@ -159,7 +159,7 @@ def _lead(files: RunFiles, opened: _Opened) -> str:
         before = files.before.get("perplexity")
         grown = "" if before is None else f", {before:.2f} before training"
         sentences.append(f"Its perplexity on the {split} split is {measured['perplexity']:.2f}{grown}.")
-    shares = gallery.on_target(opened.looks) if opened.looks is not None else None
+    shares = gallery.on_target(contents.looks) if contents.looks is not None else None
     if shares is not None and shares[0] is not None:
         frozen, after, area, _ = shares
         sentences.append(
@@ -169,12 +169,12 @@ def _lead(files: RunFiles, opened: _Opened) -> str:
     return " ".join(sentences)
 
 
-def _of_data(opened: _Opened) -> list[str]:
+def _of_data(contents: _Contents) -> list[str]:
     """Returns what is unusual about the data."""
-    return list(opened.splits.remarks) if opened.splits is not None else []
+    return list(contents.splits.remarks) if contents.splits is not None else []
 
 
-def _figures(files: RunFiles, opened: _Opened) -> list[tuple[str, str, str]]:
+def _figures(files: RunFiles, contents: _Contents) -> list[tuple[str, str, str]]:
     """Returns names, values and notes of what a reader wants first; none of a run that has not ended."""
     result = files.result
     if result is None:
@@ -188,7 +188,7 @@ def _figures(files: RunFiles, opened: _Opened) -> list[tuple[str, str, str]]:
             note = f"{split} split" if interval is None else "{:.3f} to {:.3f}, 95%".format(*interval)
             note += ", before training → now" if name in files.before else ""
             figures.append((called, files.from_before(name), note))
-    shares = gallery.on_target(opened.looks) if opened.looks is not None else None
+    shares = gallery.on_target(contents.looks) if contents.looks is not None else None
     if shares is not None:
         before, after, _, count = shares
         value = f"{after:.2f}" if before is None else f"{before:.2f} → {after:.2f}"
@@ -201,14 +201,14 @@ def _figures(files: RunFiles, opened: _Opened) -> list[tuple[str, str, str]]:
     return figures
 
 
-def _sections(files: RunFiles, opened: _Opened, pictures: int) -> list[Markup]:
-    made = [results.results(files, opened.looks)]
-    loaded, splits = opened.loaded, opened.splits
+def _sections(files: RunFiles, contents: _Contents, pictures: int) -> list[Markup]:
+    made = [results.results(files, contents.looks)]
+    loaded, splits = contents.loaded, contents.splits
     if loaded is not None and splits is not None:
-        if opened.looks is not None and opened.looks.seen:
+        if contents.looks is not None and contents.looks.seen:
             made.append(
-                gallery.views(
-                    opened.looks, splits, loaded.backbone.data, files.config.method.row.attention, pictures
+                gallery.pictures(
+                    contents.looks, splits, loaded.backbone.data, files.config.method.row.attention, pictures
                 )
             )
         if files.config.task == "language" and files.config.method.is_toast:

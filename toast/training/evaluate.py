@@ -183,10 +183,10 @@ class Watcher:
     @cached_property
     def on_target(self) -> Any:
         """What measures; None, and said, if the model has no map of attention."""
-        from toast.training.on_target import OnTarget
+        from toast.training.on_target import LastBlockWatcher
 
         try:
-            return OnTarget(self.model)
+            return LastBlockWatcher(self.model)
         except ValueError as error:
             logger.warning("attention on target is not measured: %s", error)
             return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toast.files.atomic import beside
-from toast.visual.rows import Panel, Row
+from toast.visual.panels import Panel, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

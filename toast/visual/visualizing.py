@@ -17,8 +17,8 @@ from toast.visual.figure import draw, require_matplotlib
 from toast.visual.looks import Look, looks_of
 from toast.visual.maps import look
 from toast.visual.modes import evaluating
+from toast.visual.panels import Row, row_of
 from toast.visual.pixels import Preparation, Statistics, find_preparation, open_picture
-from toast.visual.rows import Row, row_of
 
 #: What a drawing can be written as.
 FORMATS = ("png", "svg", "pdf")
