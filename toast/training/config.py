@@ -123,7 +123,8 @@ class MethodConfig(_Section):
 
     Args:
         name: The method.
-        start: `toast`, `toast-lite`: folder of a pre-tuned adapter, or an official checkpoint; None starts
+        start: `toast`, `toast-lite`: folder of a pre-tuned adapter, or an official checkpoint. `lora`: folder
+            of a LoRA tuned on another task, whose factors are taken over and whose head is not. None starts
             from nothing.
         preset: An official variant whose settings are taken over: `vision`, `language`, `convnext`, or one
             with `-lite`.
@@ -169,10 +170,10 @@ class MethodConfig(_Section):
     def _fits(self) -> MethodConfig:
         if self.preset is not None and self.preset not in OFFICIAL:
             raise ValueError(f"preset: needs one of {', '.join(OFFICIAL)}; got {self.preset!r}")
-        if not self.is_toast and (self.start or self.preset or self.train):
-            raise ValueError(
-                f"start, preset and train belong to toast and toast-lite; the method is {self.name}"
-            )
+        if not self.is_toast and (self.preset or self.train):
+            raise ValueError(f"preset and train belong to toast and toast-lite; the method is {self.name}")
+        if not self.is_toast and self.name != "lora" and self.start:
+            raise ValueError(f"start belongs to toast, toast-lite and lora; the method is {self.name}")
         return self
 
 

@@ -214,7 +214,7 @@ def pretune(config: RunConfig, name: str) -> None:
     at, settings = pretunings(config.sweep)[name]
     made = make_config(read_yaml(at), settings.items(), str(at))
     out = _shared(config) / "pretune" / name
-    run(made.model_copy(update={"out": out.parent, "name": out.name}), "pretune", resume=True)
+    run(made.model_copy(update={"out": out.parent, "name": out.name}), made.stage or "pretune", resume=True)
 
 
 def _shared(config: RunConfig) -> Path:
