@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from toast.config import OFFICIAL
 from toast.evaluation.choosing import CHOOSING
+from toast.training.format_config import FormatConfig, refuse_unanswered
 from toast.training.settings import SECTION, Integer, Name, Number, Positive, Share, as_precision
 from toast.training.sweep_config import StudyConfig, SweepConfig
 
@@ -243,6 +244,7 @@ class EvaluationConfig(_Section):
             as `blur:3`; for one measurement of a run that has ended.
         corruptions: Vision: what the test split is measured under once more at the end, with severities from
             1 to 5, such as `{noise: [1, 3, 5], blur: [3]}`; see `toast.data.vision.corrupting`.
+        format: Language: a format that answers generated for the test split have to keep.
         limit: Only so many samples of each split.
     """
 
@@ -254,6 +256,7 @@ class EvaluationConfig(_Section):
     splits: list[str] = []
     corruption: Annotated[str, Field(pattern=r"^\w+:\d$")] | None = None
     corruptions: dict[str, list[Integer]] = {}
+    format: FormatConfig | None = None
     limit: Annotated[Integer, Field(gt=0)] | None = None
 
 
@@ -353,6 +356,8 @@ class RunConfig(_Section):
             )
         if held_out.corruptions and held_out.corruption:
             raise ValueError("evaluation.corruption, evaluation.corruptions: needs at most one of the two")
+        if held_out.format is not None:
+            refuse_unanswered(self.task, self.data.source, self.data.packing, self.method.name)
         self._chooses_well()
         if self.batch_size % self.micro_batches:
             raise ValueError(

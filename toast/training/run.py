@@ -124,8 +124,8 @@ class Run:
         )  # fmt: skip
         self.log = Log(self.accelerator, self.place, self.order.steps)
         self.measurements = Measurements(
-            self.accelerator, self.objective, self.splits, config, self.order.steps, self.total, self.notes,
-            self.say, lambda: self.loop.wish(),
+            self.accelerator, self.objective, self.splits, self.prepared.backbone.tokenizer, config,
+            self.order.steps, self.total, self.notes, self.say, lambda: self.loop.wish(),
         )  # fmt: skip
         self.bad: dict[str, str] = {}  # of the training split; the measurements count theirs
         self.skipped: dict[str, list[str]] = {}

@@ -35,7 +35,7 @@ from toast.training.sweep_config import SweepConfig
 #: Columns of the table, where they were measured.
 _SHOWN = (
     "accuracy", "attention_on_target", "selection_inside", "selection_outside", "selection_ratio",
-    "calibration_error", "loss", "perplexity",
+    "calibration_error", "loss", "perplexity", "exact_format", "line_f1",
 )  # fmt: skip
 #: What a run measures once, beside its test split.
 _BESIDE = ("splits", "corrupted")
