@@ -16,7 +16,7 @@ from pathlib import Path
 
 import typer
 
-from toast.training.folder import write_text
+from toast.training.run_folder import write_text
 
 #: Recipes of each split.
 COUNTS = {"train": 1200, "val": 60, "test": 100}

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from tests.training.settings import vision, write_pictures
-from toast.training.config import RunConfig
 from toast.training.loaded import load_run
 from toast.training.preparing import prepare
 from toast.training.run import run
+from toast.training.run_config import RunConfig
 from toast.training.sweep import sweep
 
 LORA = {"name": "lora", "rank": 2}
@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_sweep_start_from_what_was_tuned_on_labels(tmp_path: Path) -> None:
-    from toast.training.loading import to_yaml
+    from toast.training.config_files import to_yaml
 
     (tmp_path / "generic.yaml").write_text(to_yaml(_generic(tmp_path, stage="tune")))
     section = {

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, field_validator
 
-from toast.training.settings import SECTION, Integer
+from toast.training.setting_types import SECTION, Integer
 
 
 class FormatConfig(BaseModel):

@@ -10,9 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME
 from torch import Tensor
 
-from toast.checking import refuse_misfits
-from toast.reading import TensorFile, read_json, refuse_values
-from toast.saving import weights_of
+from toast.files.tensors import TensorFile, read_json, refuse_values
+from toast.injection.fitting import refuse_misfits
+from toast.saving.contents import weights_of
 
 #: What decides how factors of given shapes act.
 _SCALING = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
@@ -40,7 +40,7 @@ def as_adapter(start: Path, folder: Path | None) -> Path:
         raise ValueError(
             f"method.start: {start} is no adapter's folder; import it with toast import-official."
         )
-    from toast.importing import convert
+    from toast.official.importing import convert
 
     # Under a name of its own: a run that was refused before it began may have imported another one.
     files = [start] if start.is_file() else sorted(path for path in start.rglob("*") if path.is_file())
