@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     refused(r"is an adapter of method lora; toast needs", name="toast", rank=None)
     refused(r"nowhere is no folder of a LoRA adapter", tmp_path / "nowhere")
     with pytest.raises(
-        ValueError, match=r"start belongs to toast, toast-lite and lora; the method is adapter"
+        ValueError, match=r"start: belongs to lora, toast and toast-lite; the method is adapter"
     ):
         vision(tmp_path, method={"name": "adapter", "start": "x"})
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, field_validator
 
+from toast.training.method_table import METHODS
 from toast.training.setting_types import SECTION, Integer
 
 
@@ -49,5 +50,5 @@ def refuse_unanswered(task: str, source: str, packing: str, method: str) -> None
             "evaluation.format: needs rows of one prompt and its answer: data.packing none, and a source of "
             f"instructions or conversations; got packing {packing} and source {source}"
         )
-    if method in ("vpt-shallow", "vpt-deep"):
+    if not METHODS[method].generates:
         raise ValueError(f"evaluation.format: PEFT generates wrongly from the prompts of {method}")

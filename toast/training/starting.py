@@ -10,9 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME
 from torch import Tensor
 
+from toast.files.adapter_folder import weights_of
+from toast.files.shapes import refuse_misfits
 from toast.files.tensors import TensorFile, read_json, refuse_values
-from toast.injection.fitting import refuse_misfits
-from toast.saving.contents import weights_of
 
 #: What decides how factors of given shapes act.
 _SCALING = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")

@@ -1,0 +1,28 @@
+"""The command `toast generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_Folder = Annotated[
+    Path, typer.Argument(exists=True, file_okay=False, help="Causal language model with its tokenizer.")
+]
+_Adapter = Annotated[
+    Path | None, typer.Option(exists=True, file_okay=False, help="TOAST adapter; without it a new one.")
+]
+
+
+def generate(
+    model: _Folder,
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    adapter: _Adapter = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 40,
+    seed: Annotated[int | None, typer.Option(help="Sample with this seed; without it, greedy.")] = None,
+) -> None:
+    """Continue a prompt with a steered language model. A new adapter starts exactly at the frozen model."""
+    from toast.generation.prompting import continue_prompt
+
+    typer.echo(continue_prompt(model, prompt, adapter, tokens, seed))
