@@ -106,3 +106,19 @@ def losses(folder: Path, split: str = "train") -> list[float]:
     """Returns the losses that a run has written, in order."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if row["split"] == split]
+
+
+def instructions(tmp: Path, **settings: Any) -> RunConfig:
+    """Returns a run over a few instructions, whose answers are lists of two things."""
+    rows = [
+        {"instruction": sentence, "output": "\n".join(f"- {word}" for word in sentence.split()[1:3])}
+        for sentence in SENTENCES * 4
+    ]
+    file = tmp / "instructions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = tmp / "plain.jinja"
+    template.write_text(
+        "{{ messages[0].content }}:{% generation %}{{ messages[1].content }}</s>{% endgeneration %}"
+    )
+    data = {"source": "alpaca", "root": str(file), "template": str(template), "block": 64}
+    return language(tmp, **{f"data__{name}": value for name, value in data.items()}, **settings)
