@@ -1,4 +1,4 @@
-"""The commands that train: `toast pretune`, `toast tune`, `toast evaluate`, `toast sweep`."""
+"""The commands that train and measure, and the list of the configurations that the package ships."""
 
 from __future__ import annotations
 
@@ -113,9 +113,21 @@ def sweep(
     run_sweep(load_config(config, overrides or ()), dry_run)
 
 
+def configs() -> None:
+    """List the shipped configurations, each with the command that it is written for.
+
+    toast finds configs/... from any folder, unless the working folder has a file of the same path.
+    """
+    from toast.training.shipped import shipped_commands, shipped_folder
+
+    typer.echo(f"configs/ is {shipped_folder()}")
+    for command in shipped_commands():
+        typer.echo(command)
+
+
 def register(app: typer.Typer) -> None:
     """Adds the commands to the app."""
-    for command in (pretune, tune, evaluate, sweep):
+    for command in (pretune, tune, evaluate, sweep, configs):
         app.command()(command)
 
 

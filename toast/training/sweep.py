@@ -30,6 +30,7 @@ from toast.training.finite import Diverged
 from toast.training.loading import make_config, read_yaml
 from toast.training.locking import locked
 from toast.training.run import run
+from toast.training.shipped import find_config
 from toast.training.sweep_config import SweepConfig
 
 #: Columns of the table, where they were measured.
@@ -201,7 +202,7 @@ def pretunings(spec: SweepConfig) -> dict[str, tuple[Path, Settings]]:
         settings = dict(each) if isinstance(each, dict) else {"config": each}
         if "config" not in settings:
             raise ValueError(f"sweep.pretune.{name}: needs config: FILE; got {', '.join(settings)}.")
-        at = Path(settings.pop("config"))
+        at = find_config(Path(settings.pop("config")))
         if not at.is_file():
             raise ValueError(f"sweep.pretune: {at} is not there; needs the YAML file of a pre-tuning.")
         made[name] = at, settings
