@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from toast.data.vision import open_vision
-from toast.training.loading import make_config
+from toast.training.config_files import make_config
 from toast.training.run import run
 
 SCALE = float(os.environ.get("TOAST_NOTEBOOK_SCALE", "1"))  # the tests of the package run a smaller size

@@ -25,9 +25,9 @@ from IPython.display import display as show
 from rich.console import Console
 
 import toast
-from toast.demo.backbone import MEAN, STD
-from toast.demo.task import CLASSES, load_task, normalise
-from toast.training.loading import make_config
+from toast.embedded.backbone import MEAN, STD
+from toast.embedded.task import CLASSES, load_task, normalise
+from toast.training.config_files import make_config
 from toast.training.run import run
 
 SCALE = float(os.environ.get("TOAST_NOTEBOOK_SCALE", "1"))  # the tests of the package run a smaller size

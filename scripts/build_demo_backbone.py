@@ -45,10 +45,10 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from toast.demo.backbone import ARCHITECTURE, new_backbone
+from toast.embedded.backbone import ARCHITECTURE, new_backbone
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET = ROOT / "toast" / "demo" / "assets" / "backbone.safetensors"
+TARGET = ROOT / "toast" / "embedded" / "assets" / "backbone.safetensors"
 
 
 @dataclasses.dataclass

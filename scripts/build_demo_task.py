@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Build the raw materials of the demonstration's task.
 
-    python scripts/build_demo_task.py                      # write toast/demo/assets/task.safetensors
+    python scripts/build_demo_task.py                      # write toast/embedded/assets/task.safetensors
     python scripts/build_demo_task.py --sheet sheet.png    # draw composed pictures with labels and boxes
 
 Expected layout of `--assets` (default: $TOAST_ASSETS, else ~/.cache/toast-assets):
@@ -28,10 +28,10 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor
 
-from toast.demo.task import CLASSES, Pictures, load_generic, load_materials, load_task
+from toast.embedded.task import CLASSES, Pictures, load_generic, load_materials, load_task
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET = ROOT / "toast" / "demo" / "assets" / "task.safetensors"
+TARGET = ROOT / "toast" / "embedded" / "assets" / "task.safetensors"
 SPRITE_SIDE = 48
 # folders of objects; clothing is left out, so that the answer is never among the distractors
 FOLDERS = (

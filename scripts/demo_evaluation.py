@@ -14,8 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toast.demo.backbone import new_backbone
-from toast.demo.task import load_materials, load_task
+from toast.embedded.backbone import new_backbone
+from toast.embedded.task import load_materials, load_task
 
 
 def class_features(model: VisionTransformer, images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from toast.demo.backbone import MEAN, STD
+from toast.embedded.backbone import MEAN, STD
 
 SIDE = 112
 PICTURE_SIDE = 128

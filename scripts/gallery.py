@@ -14,13 +14,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from toast.files import beside
+from toast.files.atomic import beside
+from toast.report.gallery import box_of
 from toast.report.images import shown
 from toast.report.looking import Look, look_at_split
-from toast.report.views import box_of
 from toast.training.data import vision_sources, vision_splits
 from toast.training.loaded import load_run
-from toast.visual.preparing import Preparation
+from toast.visual.pixels import Preparation
 
 # In inches: the README shows 9 of them as about 900 pixels.
 WIDTH, LABELS, GAP, LINE, TOP = 9.0, 0.72, 0.05, 0.15, 0.2

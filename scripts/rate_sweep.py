@@ -19,9 +19,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from toast.training.folder import METRICS
-from toast.training.loading import load_config
+from toast.training.config_files import load_config
 from toast.training.run import run
+from toast.training.run_folder import METRICS
 
 
 def main(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from toast.training.folder import write_text
+from toast.training.run_folder import write_text
 
 
 def main(source: Path, out: Path) -> None:

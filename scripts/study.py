@@ -34,7 +34,7 @@ def run(
     import torch
 
     from toast.study.running import run_study
-    from toast.training.loading import load_config
+    from toast.training.config_files import load_config
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -47,8 +47,8 @@ def tables(configs: list[Path], settings: Settings = None, results: Results = RE
     """Make tables and figures of the lines: RESULTS/NAME.md and RESULTS/NAME-TASK.png."""
     from toast.study.figures import draw
     from toast.study.tables import page
-    from toast.training.folder import write_text
-    from toast.training.loading import load_config
+    from toast.training.config_files import load_config
+    from toast.training.run_folder import write_text
 
     for each in configs:
         config = load_config(each, settings or ())

@@ -236,7 +236,7 @@ def _in_styles(root: Path, image: str, split: str) -> dict[str, Image.Image]:
 
 def clipart(assets: Path, counts: Mapping[str, int]) -> Iterator[Picture]:
     """Yields clip-art of categories that the embedded stage one has never seen."""
-    from toast.demo.task import load_materials
+    from toast.embedded.task import load_materials
 
     materials, root = load_materials(), needed(assets / "openclipart")
     overlap = [f for folders in CLIPART.values() for f in folders if _is_in(f, materials.folders)]

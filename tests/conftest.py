@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # No test may reach for a hub; set before the libraries are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "fixtures"
 
 
 @pytest.fixture(scope="session", autouse=True)

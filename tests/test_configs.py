@@ -8,9 +8,9 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import ClusterConfig
 
-from toast.training.config import RunConfig
+from toast.training.config_files import load_config
 from toast.training.dry_run import dry_run
-from toast.training.loading import load_config
+from toast.training.run_config import RunConfig
 from toast.training.sweep import sweep
 
 ROOT = Path(__file__).parents[1]

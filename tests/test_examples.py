@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import toast
-from toast import families
+from toast.families import table
 
 ROOT = Path(__file__).parent.parent
 MODULES = [m.name for m in pkgutil.walk_packages(toast.__path__, "toast.") if m.name != "toast.__main__"]
@@ -21,7 +21,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(families, "FAMILIES", [*families.FAMILIES])  # an example adds a row
+    monkeypatch.setattr(table, "FAMILIES", [*table.FAMILIES])  # an example adds a row
     assert doctest.testmod(importlib.import_module(name), optionflags=FLAGS).failed == 0
 
 

@@ -13,11 +13,11 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 import toast
+from tests.families.test_table import call as call_row
+from tests.families.test_table import inputs as inputs_of_row
+from tests.families.test_table import steered as steered_row
 from tests.models import awaken, decoder, images, tokens
 from tests.steered import assert_same, call, inputs, steered
-from tests.test_families import call as call_row
-from tests.test_families import inputs as inputs_of_row
-from tests.test_families import steered as steered_row
 from tests.zoo import build
 from toast.model import find_steering
 

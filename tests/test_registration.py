@@ -19,9 +19,9 @@ import toast
 from tests.conftest import DATA
 from tests.fresh import ROOT, failures
 from tests.models import awaken
-from tests.test_official import weights
+from tests.official.test_models import weights
 from tests.training.settings import vision, write_language_model
-from toast.training.loading import to_yaml
+from toast.training.config_files import to_yaml
 
 MODULES = [module.name for module in pkgutil.walk_packages(toast.__path__, "toast.")]
 REGISTERED = """
@@ -34,7 +34,7 @@ CHECKS = f"""{REGISTERED}
 import toast
 assert peft.get_peft_config({{"peft_type": "TOAST"}}) == toast.ToastConfig()
 assert PEFT_TYPE_TO_TUNER_MAPPING[kind] is toast.ToastModel
-for module in (peft, __import__("toast.saving").saving):
+for module in (peft, __import__("toast.saving.contents").saving):
     for loader in (module.__loader__, module.__spec__.loader):
         assert type(loader).__name__ == "SourceFileLoader"
 """
@@ -45,7 +45,8 @@ ORDERS = [
     "from peft import PeftModel; import toast.cli",
     "import toast.layer; toast.ToastConfig()",
     # A module that is asked for by its loader, as `python -m` does, and one that ends in an error after PEFT.
-    "import importlib.util, runpy; runpy.run_module('toast.saving', run_name='__main__', alter_sys=True)",
+    "import importlib.util, runpy\n"
+    "runpy.run_module('toast.saving.contents', run_name='__main__', alter_sys=True)",
     "import sys; sys.modules['toast.layer'] = None\n"
     "try: import toast.value\n"
     "except ImportError: del sys.modules['toast.layer']\n"
@@ -55,7 +56,7 @@ THREADS = """
 import threading
 def load(name):
     __import__(name)
-names = ["toast.saving", "peft", "toast.layer", "toast.training.methods"]
+names = ["toast.saving.contents", "peft", "toast.layer", "toast.training.methods"]
 threads = [threading.Thread(target=load, args=(name,)) for name in names[{0}:] + names[:{0}]]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
@@ -68,7 +69,7 @@ UNAWARE = {
     "a program that imports PEFT": REGISTERED,
     "a program that asks for PEFT": "from importlib.util import find_spec; assert find_spec('peft')"
     + REGISTERED,
-    "a program that knows TOAST as well": "import toast.saving" + REGISTERED,
+    "a program that knows TOAST as well": "import toast.saving.contents" + REGISTERED,
     "a program in a broken place": "import sys; sys.modules['toast.registration'] = None; import peft.tuners",
     "a program in another broken place": "import sys; sys.modules['toast.model'] = None; import peft.tuners",
 }

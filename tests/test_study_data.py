@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from toast.data.vision import open_vision
-from toast.demo.task import load_materials
+from toast.embedded.task import load_materials
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "study_data.py"
 

@@ -1,4 +1,4 @@
-"""One tiny random model of every family in `toast.families`, from the libraries' own configurations.
+"""One tiny random model of every family in `toast.families.table`, from the libraries' own configurations.
 
 The tables say what is special in a row; sizes that a family's configuration knows come from `SIZES`.
 """

@@ -19,23 +19,23 @@ _EXPORTS = {
     "Trace": "toast.tracing",
     "calibrate": "toast.calibrating",
     "compare": "toast.visual.comparing",
-    "first_pass": "toast.stored",
+    "first_pass": "toast.stored_pass",
     "fuse": "toast.fusing",
-    "given_first_pass": "toast.stored",
-    "load_official": "toast.official",
+    "given_first_pass": "toast.stored_pass",
+    "load_official": "toast.official.models",
     "load_run": "toast.training.loaded",
     "look": "toast.visual.maps",
     "parameter_groups": "toast.rates",
     "pretraining_loss": "toast.objectives",
     "probe": "toast.probing",
     "reconstruction_loss": "toast.objectives",
-    "register_family": "toast.families",
+    "register_family": "toast.families.table",
     "running_pass": "toast.passes",
-    "save_adapter": "toast.saving",
+    "save_adapter": "toast.saving.contents",
     "trace": "toast.tracing",
     "unfuse": "toast.fusing",
     "visualize": "toast.visual.visualizing",
-    "visualize_text": "toast.visual.text_files",
+    "visualize_text": "toast.visual.text.exporting",
     "wrap": "toast.wrapping",
 }
 
@@ -44,25 +44,25 @@ __all__ = [*sorted(_EXPORTS), "__version__"]
 if TYPE_CHECKING:
     from toast.calibrating import calibrate as calibrate
     from toast.config import ToastConfig as ToastConfig
-    from toast.families import register_family as register_family
+    from toast.families.table import register_family as register_family
     from toast.fusing import fuse as fuse
     from toast.fusing import unfuse as unfuse
     from toast.model import ToastModel as ToastModel
     from toast.objectives import pretraining_loss as pretraining_loss
     from toast.objectives import reconstruction_loss as reconstruction_loss
-    from toast.official import load_official as load_official
+    from toast.official.models import load_official as load_official
     from toast.passes import running_pass as running_pass
     from toast.probing import probe as probe
     from toast.rates import parameter_groups as parameter_groups
-    from toast.saving import save_adapter as save_adapter
-    from toast.stored import first_pass as first_pass
-    from toast.stored import given_first_pass as given_first_pass
+    from toast.saving.contents import save_adapter as save_adapter
+    from toast.stored_pass import first_pass as first_pass
+    from toast.stored_pass import given_first_pass as given_first_pass
     from toast.tracing import Trace as Trace
     from toast.tracing import trace as trace
     from toast.training.loaded import load_run as load_run
     from toast.visual.comparing import compare as compare
     from toast.visual.maps import look as look
-    from toast.visual.text_files import visualize_text as visualize_text
+    from toast.visual.text.exporting import visualize_text as visualize_text
     from toast.visual.visualizing import visualize as visualize
     from toast.wrapping import wrap as wrap
 

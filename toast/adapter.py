@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from toast.compiled import is_transformed
 from toast.config import ToastConfig
-from toast.layouts import is_plain
+from toast.families.layouts import is_plain
 
 #: What stands before the adapter's name in the name of the buffer that holds its fused matrix.
 FUSED = "fused_"

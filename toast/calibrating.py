@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toast.compiled import eagerly
+from toast.files.tensors import is_finite
 from toast.model import active_parts
-from toast.reading import is_finite
-from toast.stored import first_pass
+from toast.stored_pass import first_pass
 from toast.visual.grids import sequence_grid
 from toast.visual.seeing import find_parts
 

@@ -55,8 +55,8 @@ def demo(
     visualize and compare.
     """
     try:
-        from toast.demo.rows import Size
-        from toast.demo.run import run
+        from toast.demo.demonstration import run
+        from toast.demo.runs import Size
     except ImportError as error:
         raise ImportError(
             f"the demonstration needs more: pip install 'toast-steering[demo]' ({error})"
@@ -81,7 +81,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Sample with this seed; without it, greedy.")] = None,
 ) -> None:
     """Continue a prompt with a steered language model. A new adapter starts exactly at the frozen model."""
-    from toast.generating import continue_prompt
+    from toast.generation.prompting import continue_prompt
 
     typer.echo(continue_prompt(model, prompt, adapter, tokens, seed))
 
@@ -97,7 +97,7 @@ def benchmark(
     small: Annotated[bool, typer.Option("--small", help="Tiny models, to see that it runs.")] = False,
 ) -> None:
     """Compare what TOAST costs with the plain model, LoRA and others: interleaved, ratios only."""
-    from toast.benchmark.run import run
+    from toast.benchmark.running import run
 
     run(out, only or [], rounds, threads, small)
 
@@ -105,7 +105,7 @@ def benchmark(
 @app.command()
 def families() -> None:
     """Print the known families: where each is steered, what was verified, and what is refused."""
-    from toast.listing import table
+    from toast.families.listing import table
 
     typer.echo(table())
 
@@ -124,7 +124,7 @@ def import_official(
     ] = None,
 ) -> None:
     """Write an official TOAST checkpoint as an adapter folder for PEFT. Needs no backbone."""
-    from toast.importing import convert
+    from toast.official.importing import convert
 
     done = convert(source, out, head, kind)
     rank = f"rank {done.rank}" if done.rank else "full rank"

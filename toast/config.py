@@ -15,7 +15,7 @@ from peft import PeftConfig
 from peft.utils import CONFIG_NAME
 
 from toast import registration
-from toast.reading import read_json
+from toast.files.tensors import read_json
 
 Features = Literal["normed", "unnormed", "mixed"]
 Initialisation = Literal["identity", "official"]
@@ -154,7 +154,7 @@ class ToastConfig(PeftConfig):
     written: ClassVar[dict[str, str] | None] = None
     #: The folder that it was read from, if any. What is saved there is checked before a model is changed.
     folder: ClassVar[Path | None] = None
-    #: What was filled in for a model: by field, the value before and the value after. See `toast.filling`.
+    #: What was filled in for a model, see `toast.injection.filling`: by field, the value before and after.
     filled: ClassVar[Mapping[str, tuple[Any, Any]]] = {}
 
     def __post_init__(self) -> None:
@@ -269,7 +269,7 @@ class ToastConfig(PeftConfig):
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Writes the configuration as PEFT does, with the checksums of the tensors beside it."""
-        from toast.saving import checksums_for
+        from toast.saving.contents import checksums_for
 
         written = copy.copy(self)
         written.checksums = checksums_for(self, Path(save_directory))

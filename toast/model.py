@@ -13,16 +13,14 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from toast import checking, filling, following, loading, pretrained, registration, saving
+from toast import registration
 from toast.adapter import Adapter
-from toast.anatomy import Anatomy, find_anatomy, unwrapped
 from toast.config import ToastConfig
-from toast.initial import with_initial
-from toast.layer import CANNOT_MERGE, ToastLayer, refuse_several
-from toast.layouts import fresh_weight_like
-from toast.names import as_written, without_adapter_name
-from toast.reading import few
-from toast.refusing import (
+from toast.families.anatomy import Anatomy, find_anatomy, unwrapped
+from toast.families.layouts import fresh_weight_like
+from toast.files.tensors import few
+from toast.injection import filling, fitting, following, loading, pretrained
+from toast.injection.refusing import (
     HEADS,
     refuse_clashes,
     refuse_names,
@@ -31,6 +29,10 @@ from toast.refusing import (
     refuse_unknown_modules,
     warn_of_second_bias,
 )
+from toast.layer import CANNOT_MERGE, ToastLayer, refuse_several
+from toast.saving import contents
+from toast.saving.initial import with_initial
+from toast.saving.names import as_written, without_adapter_name
 from toast.selector import ToastSelector
 from toast.steering import SteeredMethod, Steering
 from toast.value import ToastValue
@@ -90,7 +92,7 @@ class ToastModel(BaseTuner):
         config = filling.as_written(given)
         anatomy = find_anatomy(model, config.anatomy)
         pretrained.follow_pretrained(config)
-        checking.check_config(config, anatomy)
+        fitting.check_config(config, anatomy)
         refuse_unknown_modules(model, config)
         refuse_steered_modules(anatomy, config.modules_to_save)
         steered = anatomy.from_block(config.steer_from)
@@ -98,7 +100,7 @@ class ToastModel(BaseTuner):
         if (call := loading.current()) is not None:
             call.check(model, config, steered)
         config.checksums = None  # of files, not of what the model will hold
-        frozen = pretrained.pretrained_tensors(config, steered, checking.fingerprint(anatomy))
+        frozen = pretrained.pretrained_tensors(config, steered, fitting.fingerprint(anatomy))
         if config.target_modules is None:
             config.target_modules = steered.target_modules
         config.anatomy = config.anatomy if anatomy.guessed is None else anatomy.guessed
@@ -281,7 +283,7 @@ class ToastModel(BaseTuner):
     ) -> dict[str, Tensor]:
         assert isinstance(config, ToastConfig)
         refuse_clashes(model, adapter_name, unwanted_adapter_names)  # those of other methods among them
-        return saving.tensors_to_save(model, config, adapter_name, state_dict)
+        return contents.tensors_to_save(model, config, adapter_name, state_dict)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -293,7 +295,7 @@ class ToastModel(BaseTuner):
     ) -> dict[str, Tensor]:
         assert isinstance(config, ToastConfig)
         state_dict = with_initial({as_written(name): tensor for name, tensor in state_dict.items()})
-        checking.check_tensors(model, config, adapter_name, state_dict)
+        fitting.check_tensors(model, config, adapter_name, state_dict)
         loading.check_values(model, state_dict)
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict

@@ -10,8 +10,8 @@ from einops import repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from toast.families.tokens import fit
 from toast.model import active_parts
-from toast.tokens import fit
 from toast.tracing import Trace, trace
 
 

@@ -2,7 +2,7 @@
 
 Signals belong to the call: they are never kept on a module. The pass that runs now is a variable of the
 thread, so two threads may use one model at once. Activation checkpointing recomputes blocks when that
-variable is long gone, and maybe in another thread; `toast.recomputing` takes the pass along.
+variable is long gone, and maybe in another thread; `toast.calls.recomputing` takes the pass along.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from toast.adapter import Adapter
     from toast.feedback import Signal
     from toast.selector import Selection, ToastSelector
-    from toast.stored import FirstPass
+    from toast.stored_pass import FirstPass
     from toast.value import ToastValue
 
 

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from toast.adapter import FUSED, Adapter
 from toast.compiled import is_transformed
 from toast.config import ToastConfig
+from toast.families.tokens import channels_last
 from toast.layer import ToastLayer
 from toast.passes import current_pass
-from toast.tokens import channels_last
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class ToastSelector(ToastLayer):
         base_layer: The final norm.
         width: Channels of the features.
         reads: How the norm takes part, see `Family.reads`.
-        tokens: The family's order of tokens, see `toast.tokens`.
+        tokens: The family's order of tokens, see `toast.families.tokens`.
     """
 
     adapter_layer_names = ("toast_task_embedding", "toast_channel_transform")

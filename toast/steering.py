@@ -17,16 +17,17 @@ from accelerate.hooks import remove_hook_from_module
 from torch import nn
 
 from toast.adapter import Adapter, take
-from toast.anatomy import Anatomy
-from toast.batching import attach_batching
-from toast.blocks import REPLACED, Blocks, BoundBlock, KnownBlock, with_lists
-from toast.caching import cache_name, pass_caches, under_name, wants_all_blocks, without_cache
+from toast.calls.blocks import REPLACED, Blocks, BoundBlock, KnownBlock, with_lists
+from toast.calls.entrances import ENTRANCES, HeldHead, attach_entrances, hold_heads
+from toast.calls.hooks import BlockHook
+from toast.calls.preconditions import check_call, refuse_trained_below
+from toast.calls.recomputing import Carrying, carry_passes, tame_input_hooks, untame_input_hooks
+from toast.calls.stand_ins import StandIn
 from toast.compiled import COMPILED, is_compiled
-from toast.entrances import ENTRANCES, HeldHead, attach_entrances, hold_heads
+from toast.families.anatomy import Anatomy
 from toast.feedback import feed_back
-from toast.hooks import BlockHook
-from toast.methods import StandIn
-from toast.names import as_written
+from toast.generation.caching import cache_name, pass_caches, under_name, wants_all_blocks, without_cache
+from toast.generation.continuous_batching import attach_batching
 from toast.passes import (
     Pass,
     collected_passes,
@@ -38,8 +39,7 @@ from toast.passes import (
     running,
     stored_first_pass,
 )
-from toast.preconditions import check_call, refuse_trained_below
-from toast.recomputing import Carrying, carry_passes, tame_input_hooks, untame_input_hooks
+from toast.saving.names import as_written
 from toast.selector import ToastSelector
 from toast.value import ToastValue
 

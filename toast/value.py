@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast.anatomy import Unit
 from toast.config import ToastConfig
+from toast.families.anatomy import Unit
+from toast.families.layouts import Layout, is_plain, may_write
+from toast.families.tokens import channels_last, like_map
 from toast.feedback import Signal
 from toast.functional import SteeredWeight
 from toast.layer import ToastLayer
-from toast.layouts import Layout, is_plain, may_write
 from toast.passes import Pass, current_pass, current_signals
-from toast.tokens import channels_last, like_map
 
 OUTSIDE = (
     "a steered block runs outside of a call of its trunk, so it has no signal. If activation checkpointing "
@@ -68,7 +68,7 @@ class ToastValue(ToastLayer):
     Args:
         base_layer: The module that makes the values.
         unit: Its place in the feedback path.
-        tokens: The family's order of tokens, see `toast.tokens`.
+        tokens: The family's order of tokens, see `toast.families.tokens`.
         functional: Whether the attention takes the weight of the module and does not call it.
     """
 

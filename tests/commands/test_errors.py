@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from tests.training.settings import vision
 from toast.cli import app
 from toast.commands import errors
-from toast.files import try_file, try_folder
+from toast.files.atomic import try_file, try_folder
+from toast.training.config_files import to_yaml
 from toast.training.interrupts import Interrupted
-from toast.training.loading import to_yaml
 from toast.training.run import run
 
 
@@ -109,7 +109,7 @@ def test_what_the_user_can_mend_is_a_message(
     def table() -> str:
         raise error
 
-    monkeypatch.setattr("toast.listing.table", table)
+    monkeypatch.setattr("toast.families.listing.table", table)
     done = _call("families")
     assert (done.exit_code, said in done.stderr) == (code, True), done.stderr
     assert "--debug" in done.stderr or code > 2  # raised outside of the package
@@ -125,7 +125,7 @@ def test_faults_of_the_program_keep_their_traceback(
     def table() -> str:
         raise error
 
-    monkeypatch.setattr("toast.listing.table", table)
+    monkeypatch.setattr("toast.families.listing.table", table)
     assert _call("families").exception is error
 
 

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from tests.training.settings import language, vision
 from toast.cli import app
+from toast.training.config_files import to_yaml
 from toast.training.dry_run import dry_run
-from toast.training.loading import to_yaml
 from toast.training.run import run
 
 

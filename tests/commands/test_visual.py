@@ -25,11 +25,11 @@ from tests.training.settings import language, vision, write_language_model
 from toast.commands import visual
 from toast.commands.errors import Commands
 from toast.data.vision import transforms
+from toast.report.opening import open_model
+from toast.report.samples import find_pictures, of_files, of_split, open_split
 from toast.training.loaded import load_run
 from toast.training.run import run
 from toast.visual.maps import look
-from toast.visual.opening import open_model
-from toast.visual.samples import find_pictures, of_files, of_split, open_split
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from tests.training.settings import vision
-from toast.report.reading import read_run, remarks
+from toast.report.run_data import read_run, remarks
 from toast.report.writing import write_report
 from toast.training.run import run
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.report.reports import run_on_pictures
 from toast.report.writing import write_report
-from toast.visual.text_colours import DARK, LIGHT, Theme
+from toast.visual.text.colours import DARK, LIGHT, Theme
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium, to look at the page")

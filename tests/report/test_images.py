@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from toast.report.gallery import box_of
 from toast.report.images import as_uri, shown
-from toast.report.views import box_of
 
 
 def test_the_brightest_place_is_that_of_the_greatest_value() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from tests.training.settings import vision
-from toast.training import folder
-from toast.training.config import RunConfig
-from toast.training.loading import to_yaml
+from toast.training import run_folder
+from toast.training.config_files import to_yaml
+from toast.training.run_config import RunConfig
 
 #: Right answers, of how many pictures.
 PICTURES = 20
@@ -56,18 +56,18 @@ class Runs:
     def __call__(self, config: RunConfig, stage: str, resume: bool = False) -> dict[str, Any]:
         """Runs it, unless it is done."""
         place = config.folder
-        if resume and (place / folder.RESULT).is_file():
-            return dict(folder.read_json(place / folder.RESULT))
+        if resume and (place / run_folder.RESULT).is_file():
+            return dict(run_folder.read_json(place / run_folder.RESULT))
         if self.stop == len(self.asked) and self.error is not None:
             self.stop = None
             raise self.error
         self.asked.append(config)
         place.mkdir(parents=True)
-        (place / folder.CHECKPOINTS).mkdir()
-        (place / folder.ADAPTER).mkdir()
+        (place / run_folder.CHECKPOINTS).mkdir()
+        (place / run_folder.ADAPTER).mkdir()
         right = 5 + round(1000 * config.optimizer.learning_rate) // 2 + config.seed
         if config.data.test is not None:
-            write_predictions(place / folder.PREDICTIONS, np.arange(PICTURES) < right)
+            write_predictions(place / run_folder.PREDICTIONS, np.arange(PICTURES) < right)
         measured = {"accuracy": right / PICTURES, "loss": 1.0, "samples": PICTURES}
         result = {
             "name": config.name, "stage": stage, "task": config.task, "method": config.method.name,
@@ -77,7 +77,7 @@ class Runs:
             "steps": 10, "step_seconds": 5.0, "median_step_seconds": 0.4, "seconds": 6.0,
             "trainable_parameters": 123, "samples": {"images": {"train": 24}},
         }  # fmt: skip
-        folder.write_json(place / folder.RESULT, result)
+        run_folder.write_json(place / run_folder.RESULT, result)
         return result
 
 

@@ -17,7 +17,7 @@ from tests.study.studies import study
 from toast.study.lines import read_lines, read_pictures
 from toast.study.running import run_study
 from toast.study.tables import page
-from toast.training.loading import to_yaml
+from toast.training.config_files import to_yaml
 
 
 @pytest.mark.timeout(900)  # two processes import everything, which a busy machine takes minutes for

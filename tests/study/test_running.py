@@ -13,7 +13,7 @@ from toast.study import running
 from toast.study.lines import append_line, read_lines, read_pictures
 from toast.study.running import run_study
 from toast.training import sweep
-from toast.training.config import RunConfig
+from toast.training.run_config import RunConfig
 
 CURVE = {"curve": {"data.limit": [12, 24]}, "choose_at": 24, "tasks": {"a": {}, "b": {"batch_size": 4}}}
 

@@ -12,7 +12,7 @@ from tests.study.studies import study, write_predictions
 from toast.study.figures import draw
 from toast.study.lines import append_line, pictures_path, write_pictures
 from toast.study.tables import page
-from toast.training.config import RunConfig
+from toast.training.run_config import RunConfig
 
 
 def _write(tmp_path: Path, right: dict[str, int], points: tuple[Any, ...] = (None,), **fields: Any) -> None:

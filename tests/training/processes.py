@@ -15,9 +15,9 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
-from toast.training.config import RunConfig
-from toast.training.folder import write_json
 from toast.training.run import Run, run
+from toast.training.run_config import RunConfig
+from toast.training.run_folder import write_json
 
 #: In a run's folder: when a process of it was killed, in seconds since 1970.
 KILLED = "killed"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from toast.training.config import RunConfig
-from toast.training.loading import make_config
+from toast.training.config_files import make_config
+from toast.training.run_config import RunConfig
 
 #: A ViT of three blocks of width 24 on pictures of 16 pixels.
 TINY_VIT: dict[str, Any] = {

@@ -9,9 +9,9 @@ import pytest
 
 from tests.training.settings import language, vision
 from toast.commands.training import _summary
-from toast.training.config import RunConfig
 from toast.training.measuring import measure
 from toast.training.run import run
+from toast.training.run_config import RunConfig
 from toast.training.sweep import sweep
 
 CORRUPTIONS = {"noise": [1, 5], "contrast": [3]}

@@ -17,10 +17,10 @@ from tests.training.settings import losses, vision
 from toast.evaluation.choosing import best_of
 from toast.training import measurements
 from toast.training.best import Best
-from toast.training.config import RunConfig
 from toast.training.evaluate import Measured
 from toast.training.interrupts import Interrupted
 from toast.training.run import Run, run
+from toast.training.run_config import RunConfig
 
 #: Three steps an epoch on 24 pictures, of which six are held out to select.
 SETTINGS = {"data.validation_share": 0.25, "batch_size": 6, "epochs": 5}

@@ -15,14 +15,14 @@ from tests.training.processes import on_two_processes
 from tests.training.settings import language, losses, vision
 from toast.data.vision import VisionDataset
 from toast.evaluation.choosing import best_of
-from toast.files import strict_json
+from toast.files.atomic import strict_json
 from toast.training.checkpoints import newest_checkpoint
-from toast.training.config import RunConfig
+from toast.training.config_files import load_config
 from toast.training.finite import Diverged
-from toast.training.loading import load_config
 from toast.training.loop import Loop
 from toast.training.order import EpochBatches
 from toast.training.run import Run, run
+from toast.training.run_config import RunConfig
 from toast.training.sweep import sweep
 
 _READ = VisionDataset.__getitem__

@@ -14,12 +14,12 @@ import toast
 from tests.training.settings import vision
 from toast.data.vision import transforms
 from toast.report.looking import look_at_split
+from toast.report.samples import Counted, batches, of_split, open_split
 from toast.training.loaded import load_run
 from toast.training.measuring import measure
 from toast.training.preparing import open_all
 from toast.training.run import run
 from toast.visual.comparing import compare
-from toast.visual.samples import Counted, batches, of_split, open_split
 
 
 def _box_pictures(tmp_path: Path, box: list[int]) -> None:

@@ -12,8 +12,8 @@ from torch import nn
 import toast
 from tests.models import vit
 from toast.rates import Groups, trained_groups
-from toast.training.config import OptimizerConfig
 from toast.training.optimizers import make_optimizer, make_schedule, rated_groups, set_rates
+from toast.training.run_config import OptimizerConfig
 
 BARE = nn.Module()
 

@@ -13,8 +13,8 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from tests.training.processes import KILLED, on_two_processes
 from tests.training.settings import language, losses, vision
-from toast.training.config import RunConfig
 from toast.training.run import run
+from toast.training.run_config import RunConfig
 
 
 def assert_same(two: RunConfig, one: RunConfig, tolerance: float = 1e-5) -> None:

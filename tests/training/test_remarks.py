@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.data_language.wording import tokenizer, write_lines
-from tests.data_vision.pictures import write_folder, write_picture
+from tests.data.language.wording import tokenizer, write_lines
+from tests.data.vision.pictures import write_folder, write_picture
+from toast.training.config_files import load_config, make_config
 from toast.training.data import language_splits, vision_sources
-from toast.training.loading import load_config, make_config
 
 
 def test_the_remarks_of_pictures_are_kept(tmp_path: Path) -> None:

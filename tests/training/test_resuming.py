@@ -23,11 +23,11 @@ from safetensors.torch import load_file
 
 from tests.training.settings import language, losses, vision
 from toast.training.checkpoints import newest_checkpoint, save_checkpoint
-from toast.training.config import RunConfig
+from toast.training.config_files import to_yaml
 from toast.training.interrupts import Interrupted, listening
-from toast.training.loading import to_yaml
 from toast.training.resuming import MAY_CHANGE, flat
 from toast.training.run import run
+from toast.training.run_config import RunConfig
 
 #: Dropout, augmentation, several micro-batches: all that could differ after a resumption.
 SETTINGS = {

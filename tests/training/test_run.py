@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 import toast
-from tests.test_official import weights
+from tests.official.test_models import weights
 from tests.training.settings import language, losses, vision
-from toast.training.config import RunConfig
 from toast.training.loaded import load_run
 from toast.training.measuring import measure
 from toast.training.preparing import open_all
 from toast.training.run import run
+from toast.training.run_config import RunConfig
 
 METHODS: dict[str, dict[str, Any]] = {
     "linear": {"method": "linear"},

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from toast.cli import app
 from toast.training import shipped
-from toast.training.loading import load_config
+from toast.training.config_files import load_config
 from toast.training.sweep import pretunings
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from tests.training.settings import TINY_VIT, vision, write_pictures
 from toast.training import sweep as module
-from toast.training.config import RunConfig
-from toast.training.loading import to_yaml
+from toast.training.config_files import to_yaml
+from toast.training.run_config import RunConfig
 from toast.training.sweep import sweep
 
 ROWS: dict[str, Any] = {

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 import toast
 from toast.cli import app
-from toast.files import read_regular
-from toast.training.loading import load_config, make_config, parse_override, to_yaml
+from toast.files.atomic import read_regular
+from toast.training.config_files import load_config, make_config, parse_override, to_yaml
 from toast.training.yaml_text import MOST_LEVELS, dump_yaml, parse_yaml
 
 BASE = "model: {library: demo}\ndata: {source: demo}\n"

@@ -18,7 +18,7 @@ from tests.models import images, vit
 from tests.visual.seen import steer
 from toast.visual.figure import Panel, Row, _Drawing, draw
 from toast.visual.maps import look
-from toast.visual.preparing import Preparation, find_preparation, open_picture
+from toast.visual.pixels import Preparation, find_preparation, open_picture
 from toast.visual.visualizing import panels, visualize
 
 

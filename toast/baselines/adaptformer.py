@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from toast.anatomy import Anatomy, find_anatomy
+from toast.families.anatomy import Anatomy, find_anatomy
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast.anatomy import Anatomy, find_anatomy
 from toast.baselines.heads import head_of
+from toast.families.anatomy import Anatomy, find_anatomy
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from toast.anatomy import Anatomy, find_anatomy
 from toast.baselines.adaptformer import ParallelAdapter
 from toast.baselines.attentive import AttentivePool
 from toast.baselines.heads import heads_of
 from toast.baselines.vpt import Prompts
+from toast.families.anatomy import Anatomy, find_anatomy
 
 #: What can be trained. The last three are those of `toast.baselines.vpt`, `.adaptformer` and `.attentive`.
 PARTS = ("linear", "full", "partial", "bias", "prompts", "adapters", "probe")

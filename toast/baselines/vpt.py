@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from toast.anatomy import Anatomy, find_anatomy
+from toast.families.anatomy import Anatomy, find_anatomy
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-#: Rows of `toast.families` whose blocks take any number of tokens, and in any order.
+#: Rows of `toast.families.table` whose blocks take any number of tokens, and in any order.
 PROMPTABLE = (
     "timm-vit", "timm-vit-parallel", "timm-vit-parallel-attentions", "timm-cait", "vit", "deit", "dinov2",
     "clip-vision", "siglip-vision",

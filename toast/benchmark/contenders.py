@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 import toast
-from toast.baselines.methods import apply_method
+from toast.baselines.applying import apply_method
 from toast.benchmark.textbook import TextbookLlama, TextbookVit
 
 CLASSES = 100

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from toast.commands.errors import Command
-from toast.files import strict_json
+from toast.files.atomic import strict_json
 
 if TYPE_CHECKING:
     from toast.training.preparing import Stage
@@ -25,8 +25,8 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest ch
 
 
 def _train(stage: Stage, config: Path, overrides: list[str] | None, dry_run: bool, resume: bool) -> None:
+    from toast.training.config_files import load_config
     from toast.training.dry_run import dry_run as show
-    from toast.training.loading import load_config
     from toast.training.run import run
 
     loaded = load_config(config, overrides or ())
@@ -107,7 +107,7 @@ def sweep(
 
     What is done already is not done again: call it again to go on.
     """
-    from toast.training.loading import load_config
+    from toast.training.config_files import load_config
     from toast.training.sweep import sweep as run_sweep
 
     run_sweep(load_config(config, overrides or ()), dry_run)

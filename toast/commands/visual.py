@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from toast.files import try_folder
+from toast.files.atomic import try_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import RenderableType
 
-    from toast.visual.opening import Opened
-    from toast.visual.samples import Sample
+    from toast.report.opening import Opened
+    from toast.report.samples import Sample
 
 Base = Annotated[
     str | None,
@@ -74,7 +74,7 @@ def visualize(
 
     boxes.json (or boxes.csv) beside the pictures is drawn in.
     """
-    from toast.visual.opening import open_model
+    from toast.report.opening import open_model
 
     try_folder(out, "--out")
     opened = open_model(place, base, weights, demo)
@@ -100,7 +100,7 @@ def _show_pictures(
     smooth: bool,
     options: dict[str, Any],
 ) -> None:
-    from toast.visual.showing import show_samples
+    from toast.report.showing import show_samples
 
     some = False
     for files in show_samples(opened, samples, out, formats=formats, smooth=smooth, **options):
@@ -111,8 +111,8 @@ def _show_pictures(
 
 
 def _show_texts(opened: Opened, what: list[str], out: Path, options: dict[str, Any]) -> None:
-    from toast.visual.showing import show_texts
-    from toast.visual.text_terminal import as_terminal
+    from toast.report.showing import show_texts
+    from toast.visual.text.terminal import as_terminal
 
     if not what:
         raise ValueError(f"{opened.name} is a language model: needs prompts, or @FILE for a file's text.")
@@ -124,7 +124,7 @@ def _show_texts(opened: Opened, what: list[str], out: Path, options: dict[str, A
 
 def _prompt(text: str) -> str:
     """Returns a prompt; of `@FILE` the text of the file without the line feed at its end."""
-    from toast.data.plain_text import half_pair, read_text
+    from toast.files.plain_text import half_pair, read_text
 
     if not text.startswith("@"):
         if half := half_pair(text):
@@ -150,7 +150,7 @@ def _head(text: str) -> int | str:
 def _samples(opened: Opened, what: list[str], split: str, most: int | None) -> Iterator[Sample]:
     """Returns the pictures that are named; without any, those of a split."""
     from toast.data.vision import transforms
-    from toast.visual import samples
+    from toast.report import samples
 
     transform = transforms(opened.backbone.data, train=False)
     if what:
@@ -192,9 +192,9 @@ def compare(
 
     Where targets are known, also attention and selection on them.
     """
+    from toast.report.opening import check_same_backbone, frozen_model, open_model
+    from toast.report.samples import Counted, batches
     from toast.visual import comparing
-    from toast.visual.opening import check_same_backbone, frozen_model, open_model
-    from toast.visual.samples import Counted, batches
 
     counted = Counted()
     try_folder(out, "--out")

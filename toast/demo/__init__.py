@@ -1,1 +1,1 @@
-"""The embedded demonstration: a small real backbone, a task with known truth, and the run over both."""
+"""`toast demo`: the method on what the package holds, as runs of the training program."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from toast.files import beside
+from toast.files.atomic import beside
 
 
 def write_predictions(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Path:

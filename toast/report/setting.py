@@ -8,11 +8,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from toast.report.reading import RunFiles
-from toast.report.tables import bar, facts, folded, seconds, table
-from toast.training import folder
-from toast.training.config import RunConfig
-from toast.training.loading import to_yaml
+from toast.report.elements import bar, facts, folded, seconds, table
+from toast.report.run_data import RunFiles
+from toast.training import run_folder
+from toast.training.config_files import to_yaml
+from toast.training.run_config import RunConfig
 
 #: What the trained groups are, in the symbols of arXiv 2305.15542.
 _GROUPS = {
@@ -72,7 +72,7 @@ def _groups(files: RunFiles) -> Markup:
     ]
     note = (
         f"{result['trainable_parameters']:,} of {result['parameters']:,} parameters, "
-        f"{share_trained(result)}; saved in {_size(files.place / folder.ADAPTER)}."
+        f"{share_trained(result)}; saved in {_size(files.place / run_folder.ADAPTER)}."
     )
     return Markup("<p>{}</p>{}").format(note, table(["group", "", "parameters"], rows, words=2))
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from toast.visual.text_colours import DARK, LIGHT
-from toast.visual.text_html import STYLE as TEXT_STYLE
-from toast.visual.text_html import variables
+from toast.visual.text.colours import DARK, LIGHT
+from toast.visual.text.html import STYLE as TEXT_STYLE
+from toast.visual.text.html import variables
 
 _STYLE = """
 :root {

@@ -7,11 +7,11 @@ from typing import Any
 from markupsafe import Markup
 from torch import nn
 
-from toast.report.tables import folded
+from toast.report.elements import folded
 from toast.training.data import Splits
-from toast.visual.text import TextViews, look_at_text
-from toast.visual.text_colours import heat_maps
-from toast.visual.text_html import heat_map_section
+from toast.visual.text.colours import heat_maps
+from toast.visual.text.html import heat_map_section
+from toast.visual.text.looking import TextViews, look_at_text
 
 #: Rows that are shown, and tokens of each.
 ROWS, TOKENS = 3, 120

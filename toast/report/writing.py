@@ -10,15 +10,15 @@ import torch
 from markupsafe import Markup
 
 import toast
-from toast.files import beside, try_file
-from toast.report import measures, setting, views
-from toast.report.loading import loading
+from toast.files.atomic import beside, try_file
+from toast.report import gallery, results, setting
+from toast.report.curves import curves
+from toast.report.elements import listed, seconds, tiles
 from toast.report.looking import Looks, look_at_split
 from toast.report.page import page
-from toast.report.reading import RunFiles, read_run, remarks
-from toast.report.tables import listed, seconds, tiles
+from toast.report.run_data import RunFiles, read_run, remarks
+from toast.report.snippets import loading
 from toast.report.texts import texts
-from toast.report.training import curves
 from toast.training.data import Splits, language_splits, vision_sources, vision_splits
 from toast.training.loaded import LoadedRun, load_run
 from toast.training.preparing import open_seeded
@@ -154,7 +154,7 @@ def _lead(files: RunFiles, opened: _Opened) -> str:
     split, measured = files.measured
     said = [trains]
     if "accuracy" in measured:
-        interval = measures.interval(measured)
+        interval = results.interval(measured)
         before = files.before.get("accuracy")
         grown = "" if before is None else f"; before training it was {before:.1%}"
         within = f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval is not None else ""
@@ -166,7 +166,7 @@ def _lead(files: RunFiles, opened: _Opened) -> str:
         before = files.before.get("perplexity")
         grown = "" if before is None else f", {before:.2f} before training"
         said.append(f"Its perplexity on the {split} split is {measured['perplexity']:.2f}{grown}.")
-    shares = views.on_target(opened.looks) if opened.looks is not None else None
+    shares = gallery.on_target(opened.looks) if opened.looks is not None else None
     if shares is not None and shares[0] is not None:
         frozen, after, area, _ = shares
         said.append(
@@ -190,11 +190,11 @@ def _tiles(files: RunFiles, opened: _Opened) -> Markup:
     for name in ("accuracy", "perplexity", "loss", "token_accuracy"):
         if name in measured and (name != "loss" or files.config.task == "language"):
             called = name.replace("_", " ").capitalize()
-            interval = measures.interval(measured) if name == "accuracy" else None
+            interval = results.interval(measured) if name == "accuracy" else None
             note = f"{split} split" if interval is None else "{:.3f} to {:.3f}, 95%".format(*interval)
             note += ", before training → now" if name in files.before else ""
             figures.append((called, files.from_before(name), note))
-    shares = views.on_target(opened.looks) if opened.looks is not None else None
+    shares = gallery.on_target(opened.looks) if opened.looks is not None else None
     if shares is not None:
         before, after, _, count = shares
         value = f"{after:.2f}" if before is None else f"{before:.2f} → {after:.2f}"
@@ -208,12 +208,12 @@ def _tiles(files: RunFiles, opened: _Opened) -> Markup:
 
 
 def _sections(files: RunFiles, opened: _Opened, pictures: int) -> list[Markup]:
-    made = [measures.results(files, opened.looks)]
+    made = [results.results(files, opened.looks)]
     loaded, splits = opened.loaded, opened.splits
     if loaded is not None and splits is not None:
         if opened.looks is not None and opened.looks.seen:
             made.append(
-                views.views(opened.looks, splits, loaded.backbone.data, files.config.method.name, pictures)
+                gallery.views(opened.looks, splits, loaded.backbone.data, files.config.method.name, pictures)
             )
         if files.config.task == "language" and files.config.method.is_toast:
             made.append(texts(loaded.model, loaded.backbone.tokenizer, splits))

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from toast.files import beside
+from toast.files.atomic import beside
 from toast.study import plan
 from toast.study.lines import pace, read_lines
 from toast.study.tables import Measured, measured
-from toast.training.config import RunConfig
+from toast.training.run_config import RunConfig
 
 Value = Callable[[plan.Cell, Measured], Any]
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toast.files import beside
+from toast.files.atomic import beside
 
 Line = dict[str, Any]
 Key = tuple[str, str, str, int, str | None]

@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from toast.training.config import RunConfig
-from toast.training.loading import read_yaml
+from toast.training.config_files import read_yaml
+from toast.training.run_config import RunConfig
 from toast.training.sweep import Row, Settings, checked, make_row, pretunings
 
 #: Settings of a run that its figures do not depend on, beside those that make the runs of a sweep differ.

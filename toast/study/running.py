@@ -15,10 +15,10 @@ from rich.console import Console
 import toast
 from toast.study import plan
 from toast.study.lines import Line, append_line, key_of, pictures_path, read_lines, write_pictures
-from toast.training import folder
-from toast.training.config import RunConfig
+from toast.training import run_folder
 from toast.training.measuring import measure
 from toast.training.run import run
+from toast.training.run_config import RunConfig
 from toast.training.sweep import Row, Settings, choose, make_final, pretune
 
 RESULTS = Path("results/study")
@@ -141,8 +141,10 @@ class Study:
                 "seed": seed, "evaluation": None, "settings": plan.digest(self.config, row, cell),
             }  # fmt: skip
             if key_of(line) not in self.lines:
-                self.add(line | figures(run(final, "tune", resume=True)), final.folder / folder.PREDICTIONS)
-                shutil.rmtree(final.folder / folder.CHECKPOINTS, ignore_errors=True)
+                self.add(
+                    line | figures(run(final, "tune", resume=True)), final.folder / run_folder.PREDICTIONS
+                )
+                shutil.rmtree(final.folder / run_folder.CHECKPOINTS, ignore_errors=True)
             for name, settings in self.study.evaluations.items():
                 again = {**self.lines[key_of(line)], "evaluation": name}
                 if key_of(again) not in self.lines:
@@ -156,14 +158,14 @@ class Study:
             return {name: known[0][name] for name in ("chosen", "select_by", "validation")}
         choice = choose(plan.sweep_of(self.config, at), plan.in_cell(row, at))
         for each in (plan.sweep_of(self.config, at).folder / "search" / row.name).glob(
-            f"*/{folder.CHECKPOINTS}"
+            f"*/{run_folder.CHECKPOINTS}"
         ):
             shutil.rmtree(each)
         return {"chosen": choice.point, "select_by": choice.by, "validation": choice.best}
 
     def evaluate(self, line: Line, final: RunConfig, settings: Settings) -> None:
         """Measures a finished run on the test split with settings on top."""
-        if not (final.folder / folder.ADAPTER).is_dir():
+        if not (final.folder / run_folder.ADAPTER).is_dir():
             raise ValueError(f"{final.folder} is gone; delete the lines of {line['row']} to train it again.")
         at = final.folder / f"{line['evaluation']}.jsonl"
         keep = at if final.task == "vision" else None

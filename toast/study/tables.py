@@ -20,7 +20,7 @@ from toast.study.statistics import (
     paired_bootstrap,
     rank_correlation,
 )
-from toast.training.config import RunConfig
+from toast.training.run_config import RunConfig
 from toast.visual.targets import ATTENTION, RATIO
 
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from toast.layer import ToastLayer
 from toast.model import find_steering
-from toast.training.config import RunConfig
 from toast.training.preparing import Prepared
+from toast.training.run_config import RunConfig
 
 #: Methods of which a step may leave a trained parameter out, such as a pooler that the head does not read.
 _MAY_LEAVE_OUT = ("full", "partial", "bias")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toast.data.vision.channels import channels_of, with_channels
-from toast.training.config import ModelConfig, RunConfig
+from toast.training.run_config import ModelConfig, RunConfig
 
 #: Maps a batch to a model's arguments, positional and by name.
 Feed = Callable[[dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]]
@@ -84,7 +84,7 @@ def _timm(config: ModelConfig, classes: int) -> Backbone:
 
 
 def _demo(config: ModelConfig, classes: int) -> Backbone:
-    from toast.demo.backbone import MEAN, STD, load_backbone
+    from toast.embedded.backbone import MEAN, STD, load_backbone
 
     data = {
         "input_size": (3, 112, 112), "mean": MEAN, "std": STD, "crop_pct": 1.0, "crop_mode": "center",

@@ -17,9 +17,9 @@ from accelerate.utils.constants import OPTIMIZER_NAME, SCALER_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from toast.files import flush, flush_all
-from toast.reading import NUMBER, Kinds, checksum_file, read_json, read_safetensors, refuse_values
-from toast.training.folder import write_json
+from toast.files.atomic import flush, flush_all
+from toast.files.tensors import NUMBER, Kinds, checksum_file, read_json, read_safetensors, refuse_values
+from toast.training.run_folder import write_json
 
 _TRAINED = "trained.safetensors"
 #: What was trained when the run measured best, if that is kept.

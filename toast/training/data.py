@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toast.training.backbones import Backbone
-from toast.training.config import RunConfig
+from toast.training.run_config import RunConfig
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
 

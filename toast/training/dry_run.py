@@ -9,12 +9,12 @@ from rich.table import Table
 from torch import Tensor
 
 from toast.training.accelerating import make_accelerator
-from toast.training.config import RunConfig
-from toast.training.loading import to_yaml
+from toast.training.config_files import to_yaml
 from toast.training.memory import estimate, kept_for_backward
 from toast.training.optimizers import rated_groups
 from toast.training.order import EpochBatches
 from toast.training.preparing import Stage, prepare
+from toast.training.run_config import RunConfig
 
 
 def dry_run(config: RunConfig, stage: Stage, console: Console | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from toast.reading import is_finite
+from toast.files.tensors import is_finite
 from toast.training.order import Key
 
 #: Samples that a message names.

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import nn
 
-from toast.training import folder
+from toast.training import run_folder
 from toast.training.backbones import Backbone
-from toast.training.config import RunConfig
-from toast.training.loading import load_config
+from toast.training.config_files import load_config
 from toast.training.methods import load_method
 from toast.training.preparing import open_seeded
+from toast.training.run_config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,13 @@ def load_run(place: str | Path) -> LoadedRun:
         ValueError: If it is no run's folder, or the run has not ended.
     """
     place = Path(place)
-    if not (place / folder.CONFIG).is_file():
-        raise ValueError(f"{place} is no run: it has no {folder.CONFIG}.")
-    if not (place / folder.ADAPTER).is_dir():
-        raise ValueError(f"{place} has not ended: it has no {folder.ADAPTER}/. Go on with it by --resume.")
+    if not (place / run_folder.CONFIG).is_file():
+        raise ValueError(f"{place} is no run: it has no {run_folder.CONFIG}.")
+    if not (place / run_folder.ADAPTER).is_dir():
+        raise ValueError(
+            f"{place} has not ended: it has no {run_folder.ADAPTER}/. Go on with it by --resume."
+        )
     config = load_config(place)
-    classes = tuple(folder.read_json(place / folder.LABELS))
+    classes = tuple(run_folder.read_json(place / run_folder.LABELS))
     backbone = open_seeded(config, len(classes) or None)
-    return LoadedRun(load_method(backbone, config, place / folder.ADAPTER), backbone, config, classes)
+    return LoadedRun(load_method(backbone, config, place / run_folder.ADAPTER), backbone, config, classes)

@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from toast.training import folder
+from toast.training import run_folder
 from toast.training.finite import not_finite, read
 
 
@@ -46,7 +46,7 @@ class Log:
                 return step, bad
             self.loss = values["loss"]
             if self.accelerator.is_main_process:
-                folder.append_metrics(self.place, self._row(step, values))
+                run_folder.append_metrics(self.place, self._row(step, values))
             self.accelerator.log({f"train/{name}": value for name, value in values.items()}, step=step)
         return None
 
@@ -56,11 +56,11 @@ class Log:
         Args:
             step: Steps that were made; lines of later ones are taken back.
         """
-        folder.cut_metrics(self.place, step)
-        last = max((row["step"] for row in folder.read_metrics(self.place)), default=0)
+        run_folder.cut_metrics(self.place, step)
+        last = max((row["step"] for row in run_folder.read_metrics(self.place)), default=0)
         for number, parts in self.pending:
             if last < number <= step:
-                folder.append_metrics(self.place, self._row(number, read(parts)))
+                run_folder.append_metrics(self.place, self._row(number, read(parts)))
 
     def _row(self, step: int, values: dict[str, float]) -> dict[str, Any]:
         return {"step": step, "epoch": round(step / self.epoch, 4), "split": "train", **values}

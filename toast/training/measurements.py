@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from toast.data.vision.noting import Notes
-from toast.training import folder
+from toast.training import run_folder
 from toast.training.best import Best
-from toast.training.config import RunConfig
 from toast.training.data import Splits
 from toast.training.evaluate import Measured, evaluate
+from toast.training.run_config import RunConfig
 
 
 class Measurements:
@@ -99,7 +99,7 @@ class Measurements:
         epoch = round(step / self.epoch, 4)
         if self.accelerator.is_main_process:
             row = {"step": step, "epoch": epoch, "split": "validation", **scalars}
-            folder.append_metrics(self.place, row)
+            run_folder.append_metrics(self.place, row)
         self.accelerator.log({f"validation/{name}": value for name, value in scalars.items()}, step=step)
         self.say(f"epoch {epoch:g}: {_shown(measured.metrics)}{', the best so far' if is_best else ''}")
         if self.best.is_over and step < self.total:
@@ -139,7 +139,7 @@ class Measurements:
         for line in self.notes.add([] if measured is None else measured.notes):
             self.say(line)
         if measured is not None and predictions and self.accelerator.is_main_process:
-            measured.write_predictions(self.place / folder.PREDICTIONS)
+            measured.write_predictions(self.place / run_folder.PREDICTIONS)
         return measured
 
     def progress(self) -> dict[str, Any]:

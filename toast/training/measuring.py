@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from toast.data.vision.noting import Notes
-from toast.files import try_file
-from toast.training import folder
+from toast.files.atomic import try_file
+from toast.training import run_folder
 from toast.training.accelerating import make_accelerator
 from toast.training.at_end import under_corruption
+from toast.training.config_files import load_config
 from toast.training.evaluate import Measured, evaluate
-from toast.training.loading import load_config
 from toast.training.methods import apply_method, load_method
 from toast.training.objective import Objective
 from toast.training.preparing import open_all
@@ -56,7 +56,7 @@ def measure(
         )
     accelerator = make_accelerator(config)
     backbone, splits = open_all(config)
-    trained = place / folder.ADAPTER
+    trained = place / run_folder.ADAPTER
     if trained.is_dir():
         model = load_method(backbone, config, trained)
     else:

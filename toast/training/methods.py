@@ -13,12 +13,12 @@ from peft import PeftModel
 from torch import nn
 
 import toast
-from toast.baselines import methods as baselines
+from toast.baselines import applying as baselines
 from toast.baselines.heads import head_of
 from toast.config import OFFICIAL
 from toast.rates import Groups, trained_groups
 from toast.training.backbones import Backbone
-from toast.training.config import MethodConfig, RunConfig
+from toast.training.run_config import MethodConfig, RunConfig
 
 #: Rank, bottleneck width, where none is given.
 RANKS = {"lora": 8, "toast-lite": 4, "adapter": 64}
@@ -132,7 +132,7 @@ def _as_adapter(start: Path, folder: Path | None) -> Path:
         raise ValueError(
             f"method.start: {start} is no adapter's folder; import it with toast import-official."
         )
-    from toast.importing import convert
+    from toast.official.importing import convert
 
     # Under a name of its own: a run that was refused before it began may have imported another one.
     files = [start] if start.is_file() else sorted(path for path in start.rglob("*") if path.is_file())
@@ -204,7 +204,7 @@ def save_method(model: nn.Module, config: RunConfig, folder: Path) -> None:
     if isinstance(model, PeftModel):
         toast.save_adapter(model, folder)
     else:
-        from toast.baselines.saving import save_trained
+        from toast.baselines.weights import save_trained
 
         meta = {"method": config.method.name, "settings": config.method.model_dump(mode="json")}
         save_trained(model, folder, meta)
@@ -218,7 +218,7 @@ def load_method(backbone: Backbone, config: RunConfig, folder: Path) -> nn.Modul
     """
     if (folder / ADAPTER_CONFIG).is_file():
         return PeftModel.from_pretrained(backbone.model, str(folder)).eval()  # type: ignore[no-any-return]
-    from toast.baselines.saving import load_trained
+    from toast.baselines.weights import load_trained
 
     load_trained(backbone.model, folder)  # puts in prompts and adapters, too
     return backbone.model.requires_grad_(False).eval()

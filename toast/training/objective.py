@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import toast
-from toast.stored import FirstPass
+from toast.stored_pass import FirstPass
 from toast.training.backbones import Backbone
 
 #: Label of what does not count.

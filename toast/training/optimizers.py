@@ -10,7 +10,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 from toast.rates import Groups, optimizer_groups
-from toast.training.config import OptimizerConfig
+from toast.training.run_config import OptimizerConfig
 
 #: In the names of optimisers whose steps do not have the size of the rate in every entry: they follow the
 #: gradient, or are brought to the norm of a whole matrix. Rates scaled by width are not for them.

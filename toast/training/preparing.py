@@ -11,10 +11,10 @@ from torch import nn
 
 import toast
 from toast.training.backbones import Backbone, open_backbone
-from toast.training.config import RunConfig
 from toast.training.data import Splits, language_splits, vision_sources, vision_splits
 from toast.training.methods import Method, apply_method
 from toast.training.objective import Objective
+from toast.training.run_config import RunConfig
 
 Stage = Literal["pretune", "tune"]
 

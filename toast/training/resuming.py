@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from toast.training import folder
-from toast.training.config import RunConfig
-from toast.training.loading import load_config
+from toast.training import run_folder
+from toast.training.config_files import load_config
+from toast.training.run_config import RunConfig
 
 #: Settings, and whole sections, that a run may go on with another value of: why its results stay the same.
 MAY_CHANGE: dict[str, str] = {
@@ -34,7 +34,7 @@ MAY_CHANGE: dict[str, str] = {
 #: Of these, what an ended run cannot take up any more: its figures were measured under the recorded ones.
 _UNTIL_MEASURED = ("evaluation",)
 #: What a folder holds once a run has begun in it.
-_TRACES = (folder.METRICS, folder.RESULT, folder.CHECKPOINTS, folder.ADAPTER)
+_TRACES = (run_folder.METRICS, run_folder.RESULT, run_folder.CHECKPOINTS, run_folder.ADAPTER)
 
 
 def ended_run(config: RunConfig, stage: str, resume: bool) -> dict[str, Any] | None:
@@ -58,12 +58,12 @@ def ended_run(config: RunConfig, stage: str, resume: bool) -> dict[str, Any] | N
         raise ValueError(
             f"{place} holds a run already. Go on with it by --resume, or choose another name=… or out=…."
         )
-    ended = (place / folder.RESULT).is_file()
+    ended = (place / run_folder.RESULT).is_file()
     recorded = load_config(place)
     refuse_others(config, recorded, place, ended)
     if not ended:
         return None
-    result = dict(folder.read_json(place / folder.RESULT))
+    result = dict(run_folder.read_json(place / run_folder.RESULT))
     refuse_changed({"stage": stage}, {"stage": result.get("stage", stage)}, str(place))
     return result
 
@@ -119,7 +119,7 @@ def refuse_other_classes(labels: Path, classes: Sequence[str]) -> None:
         ValueError: If they are; it names the first.
     """
     now = list(classes)
-    before = folder.read_json(labels) if labels.is_file() else now
+    before = run_folder.read_json(labels) if labels.is_file() else now
     if before != now:
         pairs = itertools.zip_longest(before, now)
         was, is_ = next((was, is_) for was, is_ in pairs if was != is_)

@@ -13,15 +13,15 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from toast.data.vision.noting import Notes
-from toast.files import finite, try_folder
-from toast.training import checkpoints, folder
+from toast.files.atomic import finite, try_folder
+from toast.training import checkpoints, run_folder
 from toast.training.accelerating import make_accelerator, replicate_trained
 from toast.training.at_end import beside_test
-from toast.training.config import RunConfig
+from toast.training.cached_passes import stored_first_pass
+from toast.training.config_files import to_yaml
 from toast.training.evaluate import Measured, refuse_bad
 from toast.training.finite import Diverged, all_finite, listed, named_samples
 from toast.training.interrupts import Interrupted, Lost, is_lost, listening
-from toast.training.loading import to_yaml
 from toast.training.locking import by_main, locked
 from toast.training.log import Log
 from toast.training.loop import Batch, Loop
@@ -32,7 +32,7 @@ from toast.training.order import EpochBatches
 from toast.training.pace import Pace
 from toast.training.preparing import Stage, prepare
 from toast.training.resuming import ended_run, flat, refuse_changed, refuse_other_classes
-from toast.training.storing import stored_first_pass
+from toast.training.run_config import RunConfig
 from toast.training.workers import as_messages
 
 logger = logging.getLogger(__name__)
@@ -222,8 +222,8 @@ class Run:
             "seconds": round(time.perf_counter() - self.began, 2),
         }
         if self.is_main:
-            save_method(model, self.config, self.place / folder.ADAPTER)
-            folder.write_json(self.place / folder.RESULT, result)
+            save_method(model, self.config, self.place / run_folder.ADAPTER)
+            run_folder.write_json(self.place / run_folder.RESULT, result)
         self.end_trackers()
         self.accelerator.wait_for_everyone()
         return dict(finite(result))
@@ -283,7 +283,7 @@ class Run:
 
     def diverged(self, step: int, what: str, before: Path | None) -> NoReturn:
         """Ends the run; names the step, its samples, and the checkpoint from before."""
-        before = before or checkpoints.newest_checkpoint(self.place / folder.CHECKPOINTS)
+        before = before or checkpoints.newest_checkpoint(self.place / run_folder.CHECKPOINTS)
         names = named_samples(self.splits.train, self.order.keys(step - 1))
         self.end_trackers()
         raise Diverged(step, self.total, what, names, before)
@@ -314,7 +314,7 @@ class Run:
         self.flush()
         if not all_finite(self.accelerator, (p for held in self.groups.values() for p in held.values())):
             self.diverged(step, "the weights after the step are not finite", None)
-        at, keep = self.place / folder.CHECKPOINTS, self.config.checkpoint.keep + more
+        at, keep = self.place / run_folder.CHECKPOINTS, self.config.checkpoint.keep + more
         return checkpoints.save_checkpoint(
             self.accelerator, at, step, self.progress(), keep, self.measurements.best.weights
         )
@@ -333,12 +333,12 @@ class Run:
 
     def resume(self) -> int:
         """Goes to the newest checkpoint; returns the steps that were made."""
-        newest = checkpoints.newest_checkpoint(self.place / folder.CHECKPOINTS, self.say)
+        newest = checkpoints.newest_checkpoint(self.place / run_folder.CHECKPOINTS, self.say)
         if newest is None:
-            if (self.place / folder.METRICS).is_file():
+            if (self.place / run_folder.METRICS).is_file():
                 self.say(f"{self.place} has no checkpoint yet; starting from the beginning")
             return 0
-        refuse_other_classes(self.place / folder.LABELS, self.splits.classes)
+        refuse_other_classes(self.place / run_folder.LABELS, self.splits.classes)
         progress = checkpoints.load_checkpoint(self.accelerator, newest)
         refuse_changed(self.identity(), progress, str(newest))
         step = int(progress["step"])
@@ -365,7 +365,7 @@ class Run:
     def describe(self, step: int) -> None:
         """Writes what the run is; all has been checked by now."""
         if self.is_main:
-            folder.begin(self.place, step, to_yaml(self.config), self.splits.classes)
+            run_folder.begin(self.place, step, to_yaml(self.config), self.splits.classes)
         self.accelerator.init_trackers("tensorboard", config=flat(self.config.model_dump(mode="json")))
         self.accelerator.wait_for_everyone()
 
@@ -374,11 +374,11 @@ class Run:
         step = self.loop.made
         at = checkpoints.save_alone(
             self.accelerator,
-            self.place / folder.CHECKPOINTS,
+            self.place / run_folder.CHECKPOINTS,
             step,
             self.progress(),
             self.measurements.best.weights,
-        ) or checkpoints.newest_checkpoint(self.place / folder.CHECKPOINTS)
+        ) or checkpoints.newest_checkpoint(self.place / run_folder.CHECKPOINTS)
         self.log.write_alone(step)
         raise Lost(step, self.total, error, at) from error
 

@@ -22,14 +22,14 @@ from rich.console import Console
 from tqdm import tqdm
 
 from toast.evaluation.choosing import best_of
-from toast.files import try_folder
-from toast.training import folder
+from toast.files.atomic import try_folder
+from toast.training import run_folder
 from toast.training.accelerating import make_accelerator
-from toast.training.config import RunConfig
+from toast.training.config_files import make_config, read_yaml
 from toast.training.finite import Diverged
-from toast.training.loading import make_config, read_yaml
 from toast.training.locking import locked
 from toast.training.run import run
+from toast.training.run_config import RunConfig
 from toast.training.shipped import find_config
 from toast.training.sweep_config import SweepConfig
 
@@ -131,8 +131,10 @@ def _search_and_measure(
             failed.append(f"sweep.rows.{row.name}: with every seed the choice diverged, {choice.point}")
             continue
         table[row.name] = _line(choice, ended)
-        folder.write_json(place / folder.SWEEP, {"name": config.name, "seeds": spec.seeds, "rows": table})
-        folder.write_text(place / "table.md", as_markdown(table))
+        run_folder.write_json(
+            place / run_folder.SWEEP, {"name": config.name, "seeds": spec.seeds, "rows": table}
+        )
+        run_folder.write_text(place / "table.md", as_markdown(table))
         console.print(
             f"{row.name}: {choice.point}, {choice.by} {choice.best:.4f} of the validation split",
             highlight=False,
@@ -272,7 +274,7 @@ def _made(config: RunConfig, settings: Settings, out: Path, name: str) -> RunCon
             raise ValueError(
                 f"sweep.rows.{out.name}: method.start is {start}, but sweep.pretune names {has}."
             )
-        start = _shared(config) / start / folder.ADAPTER
+        start = _shared(config) / start / run_folder.ADAPTER
         return made.model_copy(update={"method": made.method.model_copy(update={"start": start})})
     return made
 

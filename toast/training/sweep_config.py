@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from toast.training.settings import SECTION, Integer, Name
+from toast.training.setting_types import SECTION, Integer, Name
 
 
 class SweepConfig(BaseModel):

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-from toast.data.plain_text import decode_text
-from toast.files import read_regular
+from toast.files.atomic import read_regular
+from toast.files.plain_text import decode_text
 
 #: Characters of a file, levels of nesting, and values with aliases written out: far above any configuration.
 MOST_CHARACTERS, MOST_LEVELS, MOST_VALUES = 2**20, 50, 100_000

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from toast.files import beside
+from toast.files.atomic import beside
 from toast.visual.views import Views
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from toast.files import beside, strict_json
+from toast.files.atomic import beside, strict_json
 from toast.visual import measures, targets
 from toast.visual.grids import Maps
 from toast.visual.maps import look

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from toast.files import beside
+from toast.files.atomic import beside
 from toast.visual.grids import Pair
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from toast.layouts import stride
-from toast.tokens import like_windows
+from toast.families.layouts import stride
+from toast.families.tokens import like_windows
 from toast.visual.seeing import Parts
 
 Pair = tuple[float, float]
@@ -159,7 +159,7 @@ def real_tokens(block: Any, batch: int, rows: int, columns: int, like: Tensor) -
 
 
 def put_back(windows: Tensor, block: Any, rows: int, columns: int) -> Tensor:
-    """Puts values of a block's windows back in their place; the inverse of `toast.tokens.like_windows`.
+    """Puts values of a block's windows back in their place; the inverse of `tokens.like_windows`.
 
     Args:
         windows: `(batch * windows, tokens of a window)`.

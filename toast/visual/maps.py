@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from toast.families.tokens import channels_last
 from toast.passes import running
-from toast.tokens import channels_last
 from toast.visual import relevance
 from toast.visual.grids import (
     Grid,

@@ -11,12 +11,12 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor, nn
 
-from toast.anatomy import find_anatomy, unwrapped
-from toast.families import Family
+from toast.families.anatomy import find_anatomy, unwrapped
+from toast.families.table import Family
+from toast.families.tokens import channels_last
 from toast.model import find_steering
 from toast.passes import Pass, current_pass, running
 from toast.steering import Steering
-from toast.tokens import channels_last
 from toast.tracing import AttentionMode, SeenAttention, Trace, trace
 
 

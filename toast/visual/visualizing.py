@@ -17,7 +17,7 @@ from toast.visual.figure import Panel, Row, draw, require_matplotlib
 from toast.visual.grids import Maps
 from toast.visual.maps import look
 from toast.visual.modes import evaluating
-from toast.visual.preparing import Preparation, Statistics, find_preparation, open_picture
+from toast.visual.pixels import Preparation, Statistics, find_preparation, open_picture
 from toast.visual.views import METHODS, Views
 
 #: What a drawing can be written as.

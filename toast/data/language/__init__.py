@@ -10,9 +10,9 @@ check     leaking.py            whether a live model keeps packed documents apar
 """
 
 from toast.data.language.collating import collate
-from toast.data.language.dataset import LanguageData, Summary
 from toast.data.language.leaking import leaks
-from toast.data.language.opening import open_language
+from toast.data.language.named_texts import open_language
 from toast.data.language.packing import check_block
+from toast.data.language.rows import LanguageData, Summary
 
 __all__ = ["LanguageData", "Summary", "check_block", "collate", "leaks", "open_language"]

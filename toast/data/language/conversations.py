@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from toast.data.language.files import Row
-from toast.data.plain_text import half_pair
+from toast.data.language.row_files import Row
+from toast.files.plain_text import half_pair
 
 Form = Literal["text", "alpaca", "sharegpt", "messages"]
 Message = dict[str, str]

@@ -19,9 +19,9 @@ from toast.data.language.conversations import (
     instruction_of,
     text_of,
 )
-from toast.data.language.files import Row
+from toast.data.language.row_files import Row
 from toast.data.language.turns import ChatTemplate, Segment, alpaca_messages, alpaca_segments
-from toast.data.plain_text import read_text
+from toast.files.plain_text import read_text
 
 T = TypeVar("T")
 

@@ -17,14 +17,14 @@ _EXPORTS = {
     "CORRUPTIONS": "corrupting",
     "Corrupted": "corrupting",
     "PRESETS": "augmentation",
-    "SOURCES": "opening",
+    "SOURCES": "named_sources",
     "Sample": "source",
     "Transform": "transforming",
     "VisionDataset": "dataset",
     "VisionSource": "source",
     "check": "checking",
     "collate": "dataset",
-    "open_vision": "opening",
+    "open_vision": "named_sources",
     "repeated": "repeating",
     "split_validation": "splitting",
     "transforms": "transforming",
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from toast.data.vision.corrupting import Corrupted as Corrupted
     from toast.data.vision.dataset import VisionDataset as VisionDataset
     from toast.data.vision.dataset import collate as collate
-    from toast.data.vision.opening import SOURCES as SOURCES
-    from toast.data.vision.opening import open_vision as open_vision
+    from toast.data.vision.named_sources import SOURCES as SOURCES
+    from toast.data.vision.named_sources import open_vision as open_vision
     from toast.data.vision.repeating import repeated as repeated
     from toast.data.vision.source import BadSample as BadSample
     from toast.data.vision.source import Sample as Sample

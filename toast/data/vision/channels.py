@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from toast.anatomy import unwrapped
+from toast.families.anatomy import unwrapped
 
 
 def channels_of(model: nn.Module) -> int:

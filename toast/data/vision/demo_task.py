@@ -12,7 +12,7 @@ from toast.data.vision.source import Sample, VisionSource
 from toast.data.vision.splitting import split_validation
 
 if TYPE_CHECKING:
-    from toast.demo.task import Pictures
+    from toast.embedded.task import Pictures
 
 SPLITS: Final = ("train", "val", "test", "generic")
 
@@ -75,7 +75,7 @@ def open_demo(
     Raises:
         ValueError: If there is no such split, or a number does not suit.
     """
-    from toast.demo.task import CLASSES, DISTRACTORS, load_generic, load_materials
+    from toast.embedded.task import CLASSES, DISTRACTORS, load_generic, load_materials
 
     if split not in SPLITS:
         raise ValueError(f"split: the demo has {', '.join(SPLITS)}; got {split!r}.")
@@ -99,8 +99,8 @@ def open_demo(
 def _two_objects(
     split: str, counts: dict[str, int], labels: str, seed: int, distractors: int | None
 ) -> VisionSource:
-    from toast.demo import two_objects
-    from toast.demo.task import CLASSES
+    from toast.embedded import two_objects
+    from toast.embedded.task import CLASSES
 
     beside = two_objects.DISTRACTORS if distractors is None else distractors
     pictures = two_objects.load_two_objects(split, counts[split], labels, seed, beside)  # type: ignore[arg-type]
@@ -111,13 +111,13 @@ def _two_objects(
 # Thousands of pictures take seconds, and a sweep opens the same ones for every run.
 @lru_cache(maxsize=1)
 def _training_pictures(count: int, seed: int, distractors: int) -> Pictures:
-    from toast.demo.task import load_task
+    from toast.embedded.task import load_task
 
     return load_task(count, 1, seed, distractors)[0]
 
 
 @lru_cache(maxsize=1)
 def _test_pictures(count: int, seed: int, distractors: int) -> Pictures:
-    from toast.demo.task import load_task
+    from toast.embedded.task import load_task
 
     return load_task(1, count, seed, distractors)[1]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from toast.data.vision.boxes import read_bird_boxes
-from toast.data.vision.files import FileSource, Picture
 from toast.data.vision.lists import Entry, read_mapping
+from toast.data.vision.picture_files import FileSource, Picture
 from toast.data.vision.source import VisionSource
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toast.data import plain_text
+from toast.files import plain_text
 
 
 @dataclass(frozen=True)

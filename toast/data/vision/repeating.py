@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Final
 
-from toast.data.vision.files import file_state
+from toast.data.vision.picture_files import file_state
 from toast.data.vision.source import VisionSource
 
 LOOKED_AT: Final = 1000

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from toast.data.vision.decoding import DECODING_ERRORS, VERSION, reason, to_rgb
-from toast.data.vision.files import file_state
+from toast.data.vision.picture_files import file_state
 from toast.data.vision.source import BadSample, Sample, VisionSource
 
 log = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from toast.data.vision.files import FileSource, Picture
 from toast.data.vision.lists import read_rows
+from toast.data.vision.picture_files import FileSource, Picture
 from toast.data.vision.source import VisionSource
 
 CLASSES: Final = {

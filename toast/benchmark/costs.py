@@ -1,0 +1,164 @@
+"""What is measured of the contenders. Every figure is a ratio."""
+
+from __future__ import annotations
+
+import copy
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import toast
+from toast.benchmark.contenders import CLASSES, FULL, SMALL, Size, fused, languages, visions
+from toast.benchmark.textbook import TextbookLlama, cache_keyword
+from toast.benchmark.timing import Ratio, in_turns
+
+
+def forward(size: Size, names: list[str], batch: int, rounds: int) -> dict[str, Ratio]:
+    """Times a forward pass without gradients, against the plain model."""
+    images = torch.randn(batch, 3, size.image, size.image)
+    models = {name: visions(size)[name]().eval() for name in ("plain", *names)}
+    with torch.inference_mode():
+        return in_turns({name: partial(m, images) for name, m in models.items()}, "plain", rounds)
+
+
+def depth(size: Size, batches: list[int], rounds: int) -> dict[str, Ratio]:
+    """Times a fused forward pass by batch size and by the block from which it is steered, against plain."""
+    model = visions(size)["plain"]()
+    blocks = len(model.blocks)
+    starts = sorted({0, blocks // 4, blocks // 2, 3 * blocks // 4, blocks - 1})
+    steered = {start: fused(toast.wrap(copy.deepcopy(model), steer_from=start)) for start in starts}
+    found: dict[str, Ratio] = {}
+    for batch in batches:
+        images = torch.randn(batch, 3, size.image, size.image)
+        runs = {"plain": partial(model.eval(), images)}
+        runs |= {f"batch {batch}, from block {start}": partial(m, images) for start, m in steered.items()}
+        with torch.inference_mode():
+            found |= in_turns(runs, "plain", rounds)
+    return found
+
+
+def step(size: Size, names: list[str], batch: int, rounds: int) -> dict[str, Ratio]:
+    """Times a training step (forward, backward, AdamW) against LoRA's.
+
+    `… , stored` is the contender of that name on a first pass that is stored.
+    """
+    images = torch.randn(batch, 3, size.image, size.image)
+    return in_turns({name: stepper(size, name, images) for name in ("LoRA", *names)}, "LoRA", rounds)
+
+
+def stepper(size: Size, name: str, images: Tensor) -> Callable[[], object]:
+    """Returns a training step of a contender."""
+    model: nn.Module = visions(size)[name.removesuffix(", stored")]().train()
+    labels = torch.randint(0, CLASSES, (len(images),))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    stored = toast.first_pass(model, images) if name.endswith(", stored") else None
+
+    def run() -> None:
+        if stored is None:
+            loss = F.cross_entropy(model(images), labels)
+        else:
+            with toast.given_first_pass(model, stored):
+                loss = F.cross_entropy(model(images), labels)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+
+    return run
+
+
+def memory(size: Size, names: list[str], batch: int) -> dict[str, Ratio]:
+    """Compares the peak memory of a process that trains two steps with that of LoRA; one process each."""
+    kind = "small" if size == SMALL else "full"
+    peaks = {}
+    for name in ("LoRA", *names):
+        command = [sys.executable, "-m", "toast.benchmark.costs", kind, name, str(batch)]
+        peaks[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return {name: Ratio.of([peak / peaks["LoRA"]]) for name, peak in peaks.items() if name != "LoRA"}
+
+
+def decode(size: Size, names: list[str], rounds: int) -> dict[str, Ratio]:
+    """Compares tokens per second of greedy decoding, batch 1, after a prompt of as many tokens."""
+    prompt = torch.randint(1, size.llama["vocab_size"], (1, size.prompt))
+    models = {name: languages(size)[name]() for name in ("plain", *names)}
+    with torch.inference_mode():
+        runs = {name: partial(continued, m, prompt, size.prompt) for name, m in models.items()}
+        return in_turns(runs, "plain", rounds, higher_is_better=True)
+
+
+def prefill(size: Size, names: list[str], rounds: int) -> dict[str, Ratio]:
+    """Times the first step of decoding after a long prompt, against the plain model."""
+    prompt = torch.randint(1, size.llama["vocab_size"], (1, size.prefill))
+    models = {name: languages(size)[name]() for name in ("plain", *names)}
+    with torch.inference_mode():
+        runs = {name: partial(continued, m, prompt, 1) for name, m in models.items()}
+        return in_turns(runs, "plain", rounds)
+
+
+def continued(model: Any, prompt: Tensor, count: int) -> Tensor:
+    """Continues a prompt greedily; the same loop for every contender. Returns `(batch, count)`."""
+    from peft import PeftModel
+    from transformers import DynamicCache
+
+    textbook = isinstance(model, TextbookLlama)
+    llama = model.llama if textbook else model.get_base_model() if isinstance(model, PeftModel) else model
+    caches = DynamicCache(config=llama.config), DynamicCache(config=llama.config)
+    given = {cache_keyword(llama): caches[0], "use_cache": True}
+    tokens, found = prompt, []
+    for _ in range(count):
+        logits = model(tokens, caches) if textbook else model(tokens, **given, logits_to_keep=1).logits
+        tokens = logits[:, -1:].argmax(-1)
+        found.append(tokens)
+    return torch.cat(found, dim=1)
+
+
+def checkpoint(size: Size) -> dict[str, Ratio]:
+    """Compares the parameters in a saved adapter (without the head) with those of the backbone."""
+    model = visions(size)["plain"]()
+    backbone = sum(p.numel() for p in model.parameters())
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        generic, lite = Path(folder, "generic"), Path(folder, "lite")
+        toast.save_adapter(toast.wrap(copy.deepcopy(model)), generic)
+        # stands on the pre-tuned adapter, which is not saved again
+        options: dict[str, Any] = {"pretrained": str(generic), "lora_rank": 4, "save_frozen": False}
+        toast.save_adapter(toast.wrap(model, **options), lite)
+        for name, at in (("TOAST", generic), ("TOAST-Lite", lite)):
+            found[name] = Ratio.of([(at / "adapter_model.safetensors").stat().st_size / 4 / backbone])
+    return found
+
+
+def help_seconds(rounds: int) -> Ratio:
+    """Returns the seconds that `toast --help` takes; the one figure that is no ratio."""
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "toast.cli", "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    return Ratio.of(seconds)
+
+
+def _peak(kind: str, name: str, batch: int) -> int:
+    """Returns the peak memory of this process after two training steps, in KiB."""
+    size = SMALL if kind == "small" else FULL
+    run = stepper(size, name, torch.randn(batch, 3, size.image, size.image))
+    run()
+    run()
+    status = Path("/proc/self/status")
+    if status.is_file():  # what getrusage gives there may be the peak of the process that started this one
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    print(_peak(sys.argv[1], sys.argv[2], int(sys.argv[3])))  # noqa: T201 - read by `memory`

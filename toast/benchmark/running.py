@@ -1,0 +1,129 @@
+"""`toast benchmark`: runs the measures, prints a table, writes a JSON file and a picture."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toast.benchmark import costs
+from toast.benchmark.contenders import FULL, SMALL, Size
+from toast.benchmark.picture import draw
+from toast.benchmark.timing import Ratio
+from toast.files.atomic import beside, strict_json, try_folder
+
+Results = dict[str, dict[str, Ratio]]
+_STEPS = [
+    "full tuning", "VPT-deep", "textbook", "TOAST", "TOAST-Lite", "TOAST, stored", "TOAST-Lite, stored",
+    "TOAST, top half", "TOAST, top half, stored",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure.
+
+    Args:
+        title: What is measured, and against what.
+        run: Runs it; gets sizes and rounds.
+    """
+
+    title: str
+    run: Callable[[Size, int], dict[str, Ratio]]
+
+
+def _steps(batch: int) -> Measure:
+    return Measure(
+        f"training step, batch {batch}, × LoRA's", lambda size, n: costs.step(size, _STEPS, batch, n)
+    )
+
+
+#: The measures by name, in the order in which they run.
+MEASURES: dict[str, Measure] = {
+    "forward": Measure(
+        "forward, batch 8, × plain",
+        lambda size, n: costs.forward(
+            size,
+            ["LoRA", "VPT-deep", "textbook", "TOAST", "TOAST, fused", "TOAST, fused, top half"],
+            8, 2 * n,
+        ),
+    ),
+    "depth": Measure(
+        "fused forward by batch size and by the block from which it is steered, × plain",
+        lambda size, n: costs.depth(size, [1, 4, 16], n),
+    ),
+    "step-16": _steps(16),
+    "step-32": _steps(32),
+    "memory": Measure(
+        "peak memory of a training process, batch 16, × LoRA's",
+        lambda size, n: costs.memory(size, [*_STEPS[:5], *_STEPS[7:8]], 16),
+    ),
+    "decode": Measure(
+        "tokens per second, batch 1, × plain",
+        lambda size, n: costs.decode(
+            size, ["LoRA", "textbook", "TOAST", "TOAST, fused", "TOAST, fused, top half"], n
+        ),
+    ),
+    "prefill": Measure(
+        "prefill, × plain",
+        lambda size, n: costs.prefill(
+            size, ["LoRA", "textbook", "TOAST", "TOAST, fused", "TOAST, fused, top half"], 2 * n
+        ),
+    ),
+    "checkpoint": Measure(
+        "size of the adapter's file, × the backbone's parameters", lambda size, n: costs.checkpoint(size)
+    ),
+    "help": Measure("toast --help, seconds", lambda size, n: {"toast --help": costs.help_seconds(n)}),
+}  # fmt: skip
+
+
+def run(out: Path, only: list[str], rounds: int, threads: int | None, small: bool) -> Results:
+    """Runs measures and writes `benchmark.json` after each.
+
+    Args:
+        out: Folder for the results.
+        only: Names of measures; empty for all.
+        rounds: Rounds of each comparison.
+        threads: Threads of PyTorch; None leaves its choice.
+        small: Whether to use tiny models, to see that it runs.
+
+    Raises:
+        ValueError: If a measure is unknown.
+    """
+    unknown = sorted(set(only) - MEASURES.keys())
+    if unknown:
+        raise ValueError(f"only: needs some of {', '.join(MEASURES)}; got {', '.join(unknown)}.")
+    try_folder(out, "out")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    out.mkdir(parents=True, exist_ok=True)
+    found: Results = {}
+    for name in only or MEASURES:
+        measure = MEASURES[name]
+        found[name] = measure.run(SMALL if small else FULL, rounds)
+        print(_table(measure.title, found[name]), flush=True)  # noqa: T201 - a command's output
+        _write(out / "benchmark.json", found)
+        if name == "depth":
+            draw(found[name], out / "depth.png")
+    print(f"written: {out / 'benchmark.json'}")  # noqa: T201
+    return found
+
+
+def _table(title: str, ratios: dict[str, Ratio]) -> str:
+    width = max(len(name) for name in ratios)
+    lines = [f"  {name:{width}}  {ratio}" for name, ratio in ratios.items()]
+    return "\n".join([f"{title}: median (least to greatest)", *lines, ""])
+
+
+def _write(path: Path, found: Results) -> None:
+    machine: dict[str, Any] = {
+        "torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(),
+    }  # fmt: skip
+    ratios = {name: {who: ratio.as_dict() for who, ratio in each.items()} for name, each in found.items()}
+    with beside(path) as new:
+        new.write_text(strict_json({"machine": machine, "ratios": ratios}, indent=1))

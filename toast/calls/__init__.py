@@ -1,0 +1,1 @@
+"""How a call of a wrapped model is caught and run: what stands in for methods and blocks, and hooks."""

@@ -1,0 +1,1 @@
+"""Generation: two key-value caches, one a pass."""

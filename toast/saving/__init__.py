@@ -1,0 +1,1 @@
+"""What a saved adapter holds."""

@@ -1,0 +1,108 @@
+"""What a saved adapter holds."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft.utils import CONFIG_NAME, AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from toast.config import ToastConfig
+from toast.families.layouts import is_plain
+from toast.files.atomic import named, replace_all
+from toast.files.tensors import TensorFile, checksum
+from toast.saving.initial import without_initial
+from toast.saving.names import CONTAINER, PREFIX, is_frozen, without_adapter_name
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+#: Names of the files of tensors: the one that is written unless asked otherwise, and the other.
+WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
+
+
+def save_adapter(model: PeftModel, folder: str | Path, **options: Any) -> Path:
+    """Saves an adapter as `PeftModel.save_pretrained` does, but written beside the folder and then renamed.
+
+    Args:
+        model: The wrapped model.
+        folder: Where the adapter goes. Its files replace those of an earlier one, each at once and only when
+            all are written; other files there stay.
+        **options: Further options of `save_pretrained`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If the folder has no name.
+    """
+    folder = named(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
+        model.save_pretrained(beside, **options)
+        written = [path for path in Path(beside).rglob("*") if path.is_file()]
+        # The configuration comes last: until it is there, nothing loads what is not complete.
+        written.sort(key=lambda path: path.name == CONFIG_NAME)
+        replace_all([(path, folder / path.relative_to(beside)) for path in written])
+    return folder
+
+
+def weights_of(folder: Path) -> Path:
+    """Returns the file of tensors that PEFT would read from a folder; it may not be there."""
+    if not (folder / WEIGHTS).exists() and (folder / PICKLED).exists():
+        return folder / PICKLED
+    return folder / WEIGHTS
+
+
+def tensors_to_save(
+    model: nn.Module, config: ToastConfig, adapter: str, state_dict: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Returns the tensors of one adapter; without the frozen feedback if its source is named.
+
+    Their checksums are left with the configuration, which is written beside them.
+    """
+    own = {name: tensor for name, tensor in state_dict.items() if CONTAINER.search(name)}
+    if not config.save_frozen:
+        own = {name: tensor for name, tensor in own.items() if not is_frozen(name)}
+    own = without_initial(config, own)
+    config.written = None  # type: ignore[misc]
+    if all(is_plain(tensor) and not tensor.is_meta for tensor in own.values()):
+        config.written = {  # type: ignore[misc]
+            without_adapter_name(name, adapter).removeprefix(PREFIX): checksum(tensor)
+            for name, tensor in (own | _of_modules_to_save(model, adapter, state_dict)).items()
+        }
+    return own
+
+
+def _of_modules_to_save(model: nn.Module, adapter: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns what PEFT saves of the modules that are trained in full, by their saved names."""
+    found: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            for saved, key in module.adapter_state_dict_load_map(adapter).items():
+                tensor = state_dict.get(f"{name}.{key}")
+                if tensor is not None and is_plain(tensor) and not tensor.is_meta:
+                    found[f"{name}.{saved}"] = tensor
+    return found
+
+
+def checksums_for(config: ToastConfig, folder: Path) -> dict[str, str] | None:
+    """Returns the checksums to write into a configuration, by the names of the tensors without PEFT's prefix.
+
+    PEFT writes the tensors before the configuration, transformers after it. So the file in the folder is
+    believed, with the embeddings that PEFT has added, if it holds what was to be saved.
+    """
+    written = config.written
+    config.written = None  # type: ignore[misc]
+    path = weights_of(folder)
+    if not path.is_file():
+        return written
+    if written is None and config.checksums is not None and config.folder == folder:
+        return config.checksums  # settings were changed, and written where they came from
+    try:
+        held = {name.removeprefix(PREFIX): checksum(tensor) for name, tensor in TensorFile(path).tensors()}
+    except ValueError:
+        return written
+    return held if written is None or written.items() <= held.items() else written

@@ -1,0 +1,1 @@
+"""Where a steered language model looks, over text."""
