@@ -46,13 +46,12 @@ def demo(
     test: Annotated[int, typer.Option(min=10, max=1000, help="Held-out pictures.")] = 500,
     generic: Annotated[int, typer.Option(min=64, help="Pictures of stage one.")] = 1000,
     share: Annotated[
-        float, typer.Option(min=0.01, max=10, help="Share of the epochs of every run, at least one each.")
+        float, typer.Option(min=0.01, max=10, help="Fraction of every run's epochs, at least one each.")
     ] = 1.0,
 ) -> None:
-    """Run both stages on embedded pictures, beside a linear probe and LoRA. Offline.
+    """Run both stages on embedded pictures, and compare with a linear probe and LoRA. Works offline.
 
-    Interrupted, the same command goes on. Its runs are those of the training program, for toast report,
-    visualize and compare.
+    If it is interrupted, the same command continues. toast report, visualize and compare read its runs.
     """
     try:
         from toast.demo.demonstration import run
@@ -68,7 +67,7 @@ _Folder = Annotated[
     Path, typer.Argument(exists=True, file_okay=False, help="Causal language model with its tokenizer.")
 ]
 _Adapter = Annotated[
-    Path | None, typer.Option(exists=True, file_okay=False, help="TOAST adapter; without it a new one.")
+    Path | None, typer.Option(exists=True, file_okay=False, help="TOAST adapter. Default: a new one.")
 ]
 
 
@@ -77,10 +76,13 @@ def generate(
     model: _Folder,
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     adapter: _Adapter = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 40,
-    seed: Annotated[int | None, typer.Option(help="Sample with this seed; without it, greedy.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 40,
+    seed: Annotated[int | None, typer.Option(help="Sample with this seed. Default: greedy decoding.")] = None,
 ) -> None:
-    """Continue a prompt with a steered language model. A new adapter starts exactly at the frozen model."""
+    """Continue a prompt with a steered language model.
+
+    A new adapter gives exactly the text of the frozen model.
+    """
     from toast.generation.prompting import continue_prompt
 
     typer.echo(continue_prompt(model, prompt, adapter, tokens, seed))
@@ -94,9 +96,9 @@ def benchmark(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each comparison.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: PyTorch's choice.")] = None,
-    small: Annotated[bool, typer.Option("--small", help="Tiny models, to see that it runs.")] = False,
+    small: Annotated[bool, typer.Option("--small", help="Tiny models, to check that it runs.")] = False,
 ) -> None:
-    """Compare what TOAST costs with the plain model, LoRA and others: interleaved, ratios only."""
+    """Measure the cost of TOAST relative to the plain model, LoRA and others, interleaved."""
     from toast.benchmark.running import run
 
     run(out, only or [], rounds, threads, small)
@@ -104,7 +106,7 @@ def benchmark(
 
 @app.command()
 def families() -> None:
-    """Print the known families: where each is steered, what was verified, and what is refused."""
+    """List the supported families: where each is steered, what the tests verify, and what is refused."""
     from toast.families.listing import table
 
     typer.echo(table())
@@ -115,12 +117,12 @@ def import_official(
     source: Annotated[
         Path, typer.Argument(metavar="IN", help="Official checkpoint: file, index of shards, or folder.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the adapter, without one in it.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the adapter, without one yet.")],
     head: Annotated[
-        bool | None, typer.Option("--head/--no-head", help="Keep the trained head. Default: if it is there.")
+        bool | None, typer.Option("--head/--no-head", help="Keep the trained head. Default: if there is one.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="vision, language or convnext, if the checkpoint does not tell.")
+        str | None, typer.Option(help="vision, language or convnext, if the checkpoint does not show it.")
     ] = None,
 ) -> None:
     """Write an official TOAST checkpoint as an adapter folder for PEFT. Needs no backbone."""

@@ -42,7 +42,7 @@ def test_a_file_of_the_same_path_goes_first(elsewhere: Path) -> None:
 
 @pytest.mark.parametrize("path", ["configs/offline/none.yaml", "configs", "other/offline/demo-sweep.yaml"])
 def test_what_is_not_shipped_is_refused_with_where_to_look(path: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{path} is not there; .*`toast configs` lists"):
+    with pytest.raises(ValueError, match=rf"^{path} does not exist; .*`toast configs` lists"):
         load_config(Path(path))
 
 

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, or a run's folder.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings on top, such as optimizer.learning_rate=1e-3."),
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Replace settings of the file, such as optimizer.learning_rate=1e-3."
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
 
 
 def _train(stage: Stage, config: Path, overrides: list[str] | None, dry_run: bool, resume: bool) -> None:
@@ -105,7 +107,7 @@ def sweep(
 ) -> None:
     """Search a grid on the validation split, then measure the best of each row on the test split.
 
-    What is done already is not done again: call it again to go on.
+    Finished runs are not repeated: call it again to continue.
     """
     from toast.training.config_files import load_config
     from toast.training.sweep import sweep as run_sweep

@@ -25,7 +25,7 @@ Weights = Annotated[
     Path | None,
     typer.Option(exists=True, dir_okay=False, help="Adapter: file with the backbone's weights (timm)."),
 ]
-Demo = Annotated[bool, typer.Option("--demo", help="Adapter: it is for the backbone in this package.")]
+Demo = Annotated[bool, typer.Option("--demo", help="Adapter: use the backbone in this package.")]
 Split = Annotated[str, typer.Option(help="Of a run: test or validation.")]
 Block = Annotated[int, typer.Option(help="Block from 0, or from the top if negative.")]
 Head = Annotated[str, typer.Option(help="A head from 0, or mean.", metavar="mean|N")]
@@ -35,9 +35,7 @@ Query = Annotated[
 ]
 Method = Annotated[
     str | None,
-    typer.Option(
-        help="How it is seen where a model looks.", metavar="attention|rollout|relevance|grad-cam|energy"
-    ),
+    typer.Option(help="How maps are computed.", metavar="attention|rollout|relevance|grad-cam|energy"),
 ]
 
 
@@ -47,7 +45,7 @@ def visualize(
         list[str] | None,
         typer.Argument(
             metavar="IMAGES|PROMPTS",
-            help="Pictures and folders of them; none takes some of the run's split. Language: prompts, or "
+            help="Pictures or folders of pictures. Default: some of the run's split. Language: prompts, or "
             "@FILE for the text of a file.",
         ),
     ] = None,
@@ -67,12 +65,12 @@ def visualize(
         list[str] | None, typer.Option("--format", help="png, svg or pdf; may be given several times.")
     ] = None,
     smooth: Annotated[bool, typer.Option("--smooth", help="Interpolate between patches.")] = False,
-    tokens: Annotated[int, typer.Option(min=1, help="Language: tokens to answer.")] = 40,
+    tokens: Annotated[int, typer.Option(min=1, help="Language: tokens to generate.")] = 40,
     chat: Annotated[bool, typer.Option("--chat", help="Language: prompts are a user's messages.")] = False,
 ) -> None:
-    """Draw where a model looks: the frozen one, what is selected, and the steered one.
+    """Draw attention before and after steering, and the selection weights.
 
-    boxes.json (or boxes.csv) beside the pictures is drawn in.
+    Boxes from boxes.json or boxes.csv beside the pictures are drawn in.
     """
     from toast.report.opening import open_model
 
@@ -164,7 +162,7 @@ def _skipped(reason: str) -> None:
 
 def compare(
     places: Annotated[
-        list[Path], typer.Argument(metavar="RUN|ADAPTER", help="Runs or adapters on one backbone.")
+        list[Path], typer.Argument(metavar="RUN|ADAPTER", help="Runs or adapters with the same backbone.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for comparison.json and comparison.csv.")] = Path(
         "toast-compare"
@@ -175,11 +173,11 @@ def compare(
         typer.Option(
             exists=True,
             help="Instead of a split: folder of pictures; with boxes.json, boxes.csv or masks/ beside them, "
-            "targets are measured, too.",
+            "targets are measured as well.",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many pictures of the split.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 32,
+    limit: Annotated[int | None, typer.Option(min=1, help="Pictures of the split. Default: all.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size.")] = 32,
     base: Base = None,
     weights: Weights = None,
     demo: Demo = False,
@@ -188,9 +186,9 @@ def compare(
     query: Query = None,
     method: Method = None,
 ) -> None:
-    """Measure what models say and where they look, beside the frozen model: accuracy, entropy and change.
+    """Compare models with the frozen one: accuracy, entropy of the attention, and how far it moved.
 
-    Where targets are known, also attention and selection on them.
+    Where targets are known, attention and selection on them are measured as well.
     """
     from toast.report.opening import check_same_backbone, frozen_model, open_model
     from toast.report.samples import Counted, batches
@@ -217,7 +215,7 @@ def compare(
             typer.echo(f"{len(names)} of the pictures have {said}, first {names[0]}.")
     if not comparison.in_sight:
         typer.echo(
-            "No target is in sight, so nothing is measured on targets. That needs boxes.json or boxes.csv "
+            "No target is visible, so nothing is measured on targets. This needs boxes.json or boxes.csv "
             "beside the pictures, with their paths from there, or grey pictures in masks/, white on targets."
         )
     typer.echo("  ".join(str(file) for file in files))

@@ -35,7 +35,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     place = path / "config.yaml" if path.is_dir() else find_config(path)
     if not place.exists():
         raise ValueError(
-            f"{place} is not there; needs a YAML file, or a run folder with its config.yaml. "
+            f"{place} does not exist; needs a YAML file, or a run folder with its config.yaml. "
             "`toast configs` lists the files that the package ships."
         )
     return make_config(read_yaml(place), [parse_override(text) for text in overrides], str(place))

@@ -153,8 +153,8 @@ class Run:
 
         if leaks(self.prepared.method.model, len(self.prepared.backbone.tokenizer)):
             self.say(
-                "packed documents see each other in this model: its attention takes no notice of positions "
-                "that start again. Load it with attn_implementation=sdpa, or set data.packing=none."
+                "packed documents attend to each other in this model: its attention ignores positions that "
+                "restart. Load it with attn_implementation=sdpa, or set data.packing=none."
             )
 
     def execute(self, resume: bool) -> dict[str, Any]:
@@ -278,7 +278,7 @@ class Run:
             self.diverged(step + 1, what, self.checkpoint(step, more=1))
         names = named_samples(self.splits.train, self.order.keys(step))
         self.skipped[str(step + 1)] = names
-        self.say(f"left out step {step + 1}: {what}; its samples: {listed(names)}")
+        self.say(f"skipped step {step + 1}: {what}; its samples: {listed(names)}")
         self.bar.update()
 
     def diverged(self, step: int, what: str, before: Path | None) -> NoReturn:
@@ -349,7 +349,9 @@ class Run:
         self.skipped = progress.get("skipped", {})
         held = progress.get("data", self.splits.fingerprint)
         if held != self.splits.fingerprint and not self.config.data.streaming:
-            self.say("the training data have changed since the run began (names, sizes or times of change)")
+            self.say(
+                "the training data have changed since the run began (names, sizes or modification times)"
+            )
         self.say(f"resumed from {newest}")
         return step
 
@@ -388,7 +390,7 @@ class Run:
         at = self.checkpoint(step)
         self.end_trackers()
         raise Interrupted(
-            number, f"interrupted after {step} of {self.total} steps; {at} holds it. Go on with --resume."
+            number, f"interrupted after {step} of {self.total} steps; {at} holds it. Continue with --resume."
         )
 
 

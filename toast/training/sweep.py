@@ -128,7 +128,7 @@ def _search_and_measure(
         finals = [make_final(config, row, choice.point, seed) for seed in range(spec.seeds)]
         ended = [result for result in map(_tried, finals) if result is not None]
         if not ended:
-            failed.append(f"sweep.rows.{row.name}: with every seed the choice diverged, {choice.point}")
+            failed.append(f"sweep.rows.{row.name}: the chosen point diverged with every seed: {choice.point}")
             continue
         table[row.name] = _line(choice, ended)
         run_folder.write_json(
@@ -206,7 +206,7 @@ def pretunings(spec: SweepConfig) -> dict[str, tuple[Path, Settings]]:
             raise ValueError(f"sweep.pretune.{name}: needs config: FILE; got {', '.join(settings)}.")
         at = find_config(Path(settings.pop("config")))
         if not at.is_file():
-            raise ValueError(f"sweep.pretune: {at} is not there; needs the YAML file of a pre-tuning.")
+            raise ValueError(f"sweep.pretune: {at} does not exist; needs the YAML file of a pre-tuning.")
         made[name] = at, settings
     return made
 

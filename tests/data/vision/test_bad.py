@@ -17,8 +17,8 @@ def test_each_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
         bad.add([])
     assert len(bad) == 2
     assert caplog.messages == [
-        "picture left out: a.png: truncated",
-        "picture left out: b.png: no picture",
+        "picture skipped: a.png: truncated",
+        "picture skipped: b.png: no picture",
     ]
 
 
@@ -26,7 +26,7 @@ def test_too_many() -> None:
     bad = BadSamples(0.5, 4)
     bad.add([("a", "x"), ("b", "y")])
     with pytest.raises(
-        ValueError, match=r"3 of 4 pictures .*\n  a: x\n  b: y\n  c: z\n.*share of 0\.5 .* Mend"
+        ValueError, match=r"3 of 4 pictures .*\n  a: x\n  b: y\n  c: z\n.*share of 0\.5 .* Fix"
     ):
         bad.add([("c", "z")])
     with pytest.raises(ValueError, match="share of 0 "):

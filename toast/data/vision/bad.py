@@ -42,11 +42,11 @@ class BadSamples:
         for name, reason in bad:
             if name not in self.reasons:
                 self.reasons[name] = reason
-                log.warning("picture left out: %s: %s", name, reason)
+                log.warning("picture skipped: %s: %s", name, reason)
         if len(self.reasons) > self.limit_share * self.total:
             raise ValueError(
                 f"{self.summary()}\nThat is more than the share of {self.limit_share:g} that is allowed. "
-                "Mend or remove these files (an interrupted download or unpacking is the usual cause), or "
+                "Fix or remove these files (an interrupted download or unpacking is the usual cause), or "
                 "raise the limit."
             )
 
