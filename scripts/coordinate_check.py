@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import toast
-from toast.model import active_parts
+from toast.steering import steering_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def move(
     pictures, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
     toast.calibrate(model, pictures)
     optimizer = torch.optim.AdamW(toast.parameter_groups(model, rate, scaled=scaled))
-    embedding = active_parts(model, "move")[1].task_embedding
+    embedding = steering_of(model, "move")[1].task_embedding
     before, logits = embedding.detach().clone(), model(pictures).detach()
     for _ in range(steps):
         optimizer.zero_grad()
@@ -83,7 +83,7 @@ def move(
     with torch.no_grad():
         seen = toast.trace(model, pictures, block_states=True)
         state = seen.selected
-        for maps in reversed(active_parts(model, "move")[1].maps):
+        for maps in reversed(steering_of(model, "move")[1].maps):
             state = maps.bring_down(state)
         entering = [seen.states[block][0] for block in range(depth)]
         return Moved(

@@ -3,7 +3,8 @@
 accelerate launch scripts/pretune.py --config CONFIG [KEY=VALUE]...
 """
 
-from toast.commands.training import pretune, script
+from toast.commands.processes import script
+from toast.commands.train import pretune
 
 if __name__ == "__main__":
     script(pretune)

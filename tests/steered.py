@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import toast
 from tests.models import awaken, decoder, images, tokens, vit
-from toast.model import find_steering
+from toast.steering import find_steering
 
 MODELS = ["vit", "llama", "gpt2", "mistral"]
 Loss = Callable[[Any, Tensor], Tensor]

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 import toast
 from tests.models import CACHE, DEPTH, awaken, decoder, images, tokens, vit
 from tests.steered import call, gradients, trained
-from toast.model import find_steering
+from toast.steering import find_steering
 
 pytestmark = [
     pytest.mark.filterwarnings(

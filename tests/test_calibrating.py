@@ -15,7 +15,7 @@ import toast
 from tests.models import WIDTH, decoder, images, tokens, vit
 from tests.snapshots import refused
 from toast.calibrating import stands_out
-from toast.model import find_steering
+from toast.steering import find_steering
 
 NAN = float("nan")
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 import toast
 from tests.models import awaken, decoder, images, tokens, vit
-from toast.feedback import ComposedSignal, composing_pays, feed_back
-from toast.model import find_steering
+from toast.feedback import composing_pays, feed_back
+from toast.signals import ComposedSignal
+from toast.steering import find_steering
 
 
 def outcome(model, form: str, *inputs: Tensor, autocast: bool = False) -> tuple[Tensor, dict[str, Tensor]]:

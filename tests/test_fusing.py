@@ -19,7 +19,7 @@ from tests.families.test_table import steered as steered_row
 from tests.models import awaken, decoder, images, tokens
 from tests.steered import assert_same, call, inputs, steered
 from tests.zoo import build
-from toast.model import find_steering
+from toast.steering import find_steering
 
 #: One of every layout, and grouped-query attention, a bias counted twice, Lite, a part of the blocks.
 ROWS: list[tuple[str, dict[str, Any]]] = [

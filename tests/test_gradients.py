@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import toast
 from tests.models import images, tokens
 from tests.steered import assert_same, steered, trained
-from toast.selector import Selection
+from toast.signals import Selection
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "whole": {},

@@ -16,7 +16,7 @@ import toast
 from tests.models import awaken, decoder, images, tokens, vit
 from tests.snapshots import refused
 from toast.config import ToastConfig
-from toast.model import find_steering
+from toast.steering import find_steering
 
 MAKERS = pytest.mark.parametrize("make", [vit, decoder])
 

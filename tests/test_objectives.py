@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import toast
 from tests.models import DEPTH, awaken, decoder, images, tokens, vit
-from toast.model import find_steering
+from toast.steering import find_steering
 
 
 def steered(kind: str = "vit", **options: Any) -> Any:

@@ -15,7 +15,7 @@ import toast
 from tests.models import CACHE, DEPTH, decoder, images, tokens, vit
 from tests.steered import assert_same, blocks_of, call, checkpoint, gradients, inputs, steer, steered, trained
 from tests.zoo import build
-from toast.model import find_steering
+from toast.steering import find_steering
 
 KINDS = ["vit", "llama", "gpt2", "mistral"]
 FROM = [(1, None), (2, None), (2, 0), (1, 0), (2, 1)]

@@ -16,7 +16,7 @@ from torch import nn
 
 import toast
 from tests.models import WIDTH, decoder, images, vit
-from toast.model import find_steering
+from toast.steering import find_steering
 
 RATE = 1e-2
 

@@ -14,7 +14,7 @@ from peft import PeftModel
 
 import toast
 from tests.models import decoder, images, tokens, vit
-from toast.model import find_steering
+from toast.steering import find_steering
 
 
 def sharing_a_direction() -> Any:

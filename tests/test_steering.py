@@ -20,7 +20,7 @@ from tests.steered import (
     steered,
     trained,
 )
-from toast.model import find_steering
+from toast.steering import find_steering
 
 # Every way to call a ViT.
 

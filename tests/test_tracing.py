@@ -14,8 +14,8 @@ from transformers import AttentionInterface
 
 import toast
 from tests.models import CACHE, DECODERS, DEPTH, VITS, WIDTH, awaken, decoder, images, tokens, vit
-from toast.model import find_steering
-from toast.passes import current_observer, observing
+from toast.steering import find_steering
+from toast.thread_state import current_observer, observing
 from toast.tracing import AttentionMode, _Recorder, attention_map
 
 DECODER_KINDS = [*DECODERS, "gpt2"]
@@ -269,7 +269,7 @@ def test_a_plain_call_has_no_observer() -> None:
     assert observers == [None, None]
     toast.trace(model, x)
     assert all(isinstance(observer, _Recorder) for observer in observers[2:])
-    recorder = _Recorder([maps.layer for maps in steering.adapter.maps], {0}, False)
+    recorder = _Recorder({0}, False)
     with observing(steering, recorder), AttentionMode(recorder.keep):
         assert current_observer(object()) is None
     assert current_observer(steering) is None

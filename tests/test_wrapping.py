@@ -19,7 +19,7 @@ import toast
 from tests.models import DECODERS, DEPTH, VITS, VOCABULARY, WIDTH, awaken, decoder, images, tokens, vit
 from toast.config import GROUPS, OFFICIAL, ToastConfig
 from toast.layer import ToastLayer
-from toast.model import find_steering
+from toast.steering import find_steering
 
 MODELS = [
     *(pytest.param(vit, kind, images, id=f"vit-{kind}") for kind in VITS),

@@ -9,19 +9,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from toast import registration
+from toast.version import __version__ as __version__
 
-__version__ = "0.1.0"
-
-# Public name -> module that defines it. Imported when used, so that `import toast` stays quick.
+# Public name -> module that defines it, imported by `__getattr__` when the name is first used. All of them
+# need torch, which takes seconds to import, and `import toast` is part of every start of the command. The
+# imports under TYPE_CHECKING say the same to type checkers.
 _EXPORTS = {
+    "FirstPass": "toast.stored_pass",
+    "LoadedRun": "toast.training.loaded",
+    "Probe": "toast.probing",
     "ToastConfig": "toast.config",
     "ToastModel": "toast.model",
     "Trace": "toast.tracing",
     "calibrate": "toast.calibrating",
     "compare": "toast.visual.comparing",
-    "first_pass": "toast.stored_pass",
+    "first_pass": "toast.reusing",
     "fuse": "toast.fusing",
-    "given_first_pass": "toast.stored_pass",
+    "given_first_pass": "toast.reusing",
+    "import_official": "toast.official.importing",
     "load_official": "toast.official.models",
     "load_run": "toast.training.loaded",
     "look": "toast.visual.maps",
@@ -30,7 +35,7 @@ _EXPORTS = {
     "probe": "toast.probing",
     "reconstruction_loss": "toast.objectives",
     "register_family": "toast.families.table",
-    "running_pass": "toast.passes",
+    "running_pass": "toast.thread_state",
     "save_adapter": "toast.saving.contents",
     "trace": "toast.tracing",
     "unfuse": "toast.fusing",
@@ -50,15 +55,19 @@ if TYPE_CHECKING:
     from toast.model import ToastModel as ToastModel
     from toast.objectives import pretraining_loss as pretraining_loss
     from toast.objectives import reconstruction_loss as reconstruction_loss
+    from toast.official.importing import import_official as import_official
     from toast.official.models import load_official as load_official
-    from toast.passes import running_pass as running_pass
+    from toast.probing import Probe as Probe
     from toast.probing import probe as probe
     from toast.rates import parameter_groups as parameter_groups
+    from toast.reusing import first_pass as first_pass
+    from toast.reusing import given_first_pass as given_first_pass
     from toast.saving.contents import save_adapter as save_adapter
-    from toast.stored_pass import first_pass as first_pass
-    from toast.stored_pass import given_first_pass as given_first_pass
+    from toast.stored_pass import FirstPass as FirstPass
+    from toast.thread_state import running_pass as running_pass
     from toast.tracing import Trace as Trace
     from toast.tracing import trace as trace
+    from toast.training.loaded import LoadedRun as LoadedRun
     from toast.training.loaded import load_run as load_run
     from toast.visual.comparing import compare as compare
     from toast.visual.maps import look as look

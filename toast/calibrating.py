@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from toast.compiled import eagerly
 from toast.files.tensors import is_finite
-from toast.model import active_parts
-from toast.stored_pass import first_pass
+from toast.reusing import first_pass
+from toast.steering import steering_of
 from toast.visual.grids import sequence_grid
 from toast.visual.seeing import find_parts
 
@@ -44,7 +44,7 @@ def calibrate(model: nn.Module, *inputs: Any, **kwargs: Any) -> None:
         ValueError: If the model has no active TOAST adapter, or the samples give no finite features. The
             embedding is as it was.
     """
-    steering, adapter = active_parts(model, "calibrate")
+    steering, adapter = steering_of(model, "calibrate")
     for given in (*inputs, *kwargs.values()):
         if isinstance(given, Tensor) and not given.numel():
             raise ValueError(f"calibrate needs samples; got an empty batch of shape {tuple(given.shape)}.")

@@ -15,6 +15,7 @@ from peft import PeftConfig
 from peft.utils import CONFIG_NAME
 
 from toast import registration
+from toast.files.adapter_folder import checksums_for, weights_of
 from toast.files.tensors import read_json
 
 Features = Literal["normed", "unnormed", "mixed"]
@@ -269,10 +270,12 @@ class ToastConfig(PeftConfig):
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Writes the configuration as PEFT does, with the checksums of the tensors beside it."""
-        from toast.saving.contents import checksums_for
-
-        written = copy.copy(self)
-        written.checksums = checksums_for(self, Path(save_directory))
+        written, folder = copy.copy(self), Path(save_directory)
+        saved, self.written = self.written, None  # type: ignore[misc]
+        keeps = saved is None and self.checksums is not None and self.folder == folder
+        if not keeps or not weights_of(folder).is_file():
+            # Otherwise settings were changed, and are written where they came from.
+            written.checksums = checksums_for(saved, folder)
         super(ToastConfig, written).save_pretrained(save_directory, **kwargs)
 
     @property

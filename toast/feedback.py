@@ -16,56 +16,13 @@ Shapes: `width` channels, `value_width` channels of the values (fewer under grou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from toast.adapter import Adapter, FeedbackMaps
-
-if TYPE_CHECKING:
-    from toast.selector import Selection
-
-
-@dataclass(frozen=True)
-class ComposedSignal:
-    """What a block's values get in the composed form.
-
-    Args:
-        selection: The selected tokens, `(batch, tokens, width)`.
-        matrix: What maps them to the value shift, the channel map included, `(width, value_width)`.
-    """
-
-    selection: Selection
-    matrix: Tensor
-
-    def value_shift(self, dtype: torch.dtype) -> Tensor:
-        """Returns `W_V s`, `(batch, tokens, value_width)`."""
-        device = self.matrix.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        return self.selection.product(self.matrix.to(dtype))
-
-
-@dataclass(frozen=True)
-class FusedSignal:
-    """What a block's values get where all blocks' shifts were computed at once (`toast.fuse`).
-
-    Args:
-        shift: `W_V s`, `(batch, tokens, value_width)`.
-    """
-
-    shift: Tensor
-
-    def value_shift(self, dtype: torch.dtype) -> Tensor:
-        """Returns `W_V s`, `(batch, tokens, value_width)`."""
-        return self.shift.to(dtype)
-
-
-#: What a block gets: a signal for every token, with the channels last, or what its values get.
-Signal = Tensor | ComposedSignal | FusedSignal
+from toast.signals import ComposedSignal, FusedSignal, Selection, Signal
 
 
 def feed_back(adapter: Adapter, selection: Selection) -> dict[int, Signal]:
@@ -101,7 +58,7 @@ def feed_back(adapter: Adapter, selection: Selection) -> dict[int, Signal]:
 
 
 def _by_number(maps: Sequence[FeedbackMaps], found: Sequence[Signal]) -> dict[int, Signal]:
-    return {each.layer.unit.number: signal for each, signal in zip(maps, found, strict=True)}
+    return {each.unit.number: signal for each, signal in zip(maps, found, strict=True)}
 
 
 def fused_signals(
@@ -115,7 +72,7 @@ def fused_signals(
         matrix: See `fused_matrix`.
         with_values: Whether it gives value shifts, and not signals.
     """
-    sizes = [each.layer.value_width if with_values else each.layer.width for each in maps]
+    sizes = [each.value_width if with_values else each.width for each in maps]
     parts = torch.split(tokens.to(matrix.dtype) @ matrix, sizes, dim=-1)
     return [FusedSignal(part) if with_values else part for part in parts]
 
@@ -132,7 +89,7 @@ def fused_matrix(maps: Sequence[FeedbackMaps], channel_transform: Tensor) -> tup
         does not say what it computes (a quantised one), without W_V: `(width, blocks * width)`. And whether
         W_V is part of it.
     """
-    with_values = all(each.layer.can_shift for each in maps)
+    with_values = all(each.value_weight is not None for each in maps)
     return torch.cat(value_matrices(maps, channel_transform, with_values), dim=-1), with_values
 
 
@@ -175,7 +132,7 @@ def value_matrices(
         rows = signals(maps, channel_transform)
         if not with_values:
             return rows
-        weights = [each.layer.value_weight for each in maps]
+        weights = [each.value_weight for each in maps]
         return [F.linear(each, weight.to(each.dtype)) for each, weight in zip(rows, weights, strict=True)]  # type: ignore[union-attr]
 
 
@@ -191,26 +148,25 @@ def can_compose(adapter: Adapter) -> bool:
         return False
     if adapter.config.lora_dropout > 0 and maps[0].layer.training:
         return False
-    weights = [each.layer.value_weight for each in maps]
+    weights = [each.value_weight for each in maps]
     known = [weight for weight in weights if weight is not None]
     return len(known) == len(maps) and len({weight.device for weight in known}) == 1
 
 
 def alike(maps: Sequence[FeedbackMaps]) -> bool:
     """Whether all blocks have the same tokens and width."""
-    layers = [each.layer for each in maps]
-    top = layers[-1].unit.above
-    return all(v.tokens == "sequence" and v.unit.scale == 1 and v.unit.above == top for v in layers)
+    top = maps[-1].unit.above
+    return all(m.tokens == "sequence" and m.unit.scale == 1 and m.unit.above == top for m in maps)
 
 
 def composing_pays(maps: Sequence[FeedbackMaps], tokens: int) -> bool:
     """Whether the composed form does fewer multiplications than the chain, for a call of so many tokens."""
-    width = maps[0].layer.width
+    width = maps[0].width
     per_token = composed = 0
-    for value in [each.layer for each in maps]:
-        value_width = value.value_width
+    for each in maps:
+        value_width = each.value_width
         # a separate projection takes x + s in the product that it does anyway
-        own_product = not value.layout.whole
+        own_product = not each.unit.layout.whole
         per_token += tokens * width * (2 * width + own_product * value_width)
         composed += width * (tokens * value_width + width * (width + 2 * value_width))
     return composed < per_token

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from toast.passes import Pass
-    from toast.value import ToastValue
+#: `F.linear(input, weight, bias)` of a steered projection.
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class SteeredWeight(Tensor):
@@ -20,15 +20,14 @@ class SteeredWeight(Tensor):
     sees.
     """
 
-    layer: ToastValue
-    call: Pass
+    product: Product
     plain: Tensor
 
     @classmethod
-    def of(cls, weight: Tensor, layer: ToastValue, call: Pass) -> SteeredWeight:
+    def of(cls, weight: Tensor, product: Product) -> SteeredWeight:
         """Returns a view of a weight that steers the product it is used in."""
         steered = weight.as_subclass(cls)
-        steered.layer, steered.call, steered.plain = layer, call, weight
+        steered.product, steered.plain = product, weight
         return steered
 
     @classmethod
@@ -39,6 +38,6 @@ class SteeredWeight(Tensor):
         named = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
         steered = named.get("weight")
         if func is F.linear and isinstance(steered, cls):
-            return steered.layer.steer_product(steered.call, named["input"], steered.plain, named.get("bias"))
+            return steered.product(named["input"], steered.plain, named.get("bias"))
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from toast.adapter import FUSED, Fusion
 from toast.feedback import alike, fused_matrix
-from toast.model import active_parts
+from toast.fusion import FUSED, Fusion
+from toast.saving.names import is_of_adapter
+from toast.steering import steering_of
 
 
 @torch.no_grad()
@@ -27,9 +28,9 @@ def fuse(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If the adapter is trained, or the blocks differ in tokens or width.
     """
-    steering, adapter = active_parts(model, "fuse")
+    steering, adapter = steering_of(model, "fuse")
     selector = steering.selector
-    trained = [name for name, p in model.named_parameters() if p.requires_grad and ".toast_" in name]
+    trained = [name for name, p in model.named_parameters() if p.requires_grad and is_of_adapter(name)]
     if trained:
         raise ValueError(
             f"fuse is for inference, and {len(trained)} parameters of the adapter are trained, such as "
@@ -57,7 +58,7 @@ def unfuse(model: nn.Module) -> nn.Module:
     Returns:
         The model.
     """
-    selector = active_parts(model, "unfuse")[0].selector
+    selector = steering_of(model, "unfuse")[0].selector
     for name in list(selector.fusions):
         selector.drop_fused(name)
     return model

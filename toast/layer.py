@@ -13,8 +13,8 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from toast.adapter import Fusion
 from toast.config import ToastConfig
+from toast.fusion import Fusion
 
 #: The layers of all models that are alive: they say whether a configuration is in use.
 LIVE: weakref.WeakSet[ToastLayer] = weakref.WeakSet()

@@ -14,7 +14,6 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from toast import registration
-from toast.adapter import Adapter
 from toast.config import ToastConfig
 from toast.families.anatomy import Anatomy, find_anatomy, unwrapped
 from toast.families.layouts import fresh_weight_like
@@ -30,11 +29,12 @@ from toast.injection.refusing import (
     warn_of_second_bias,
 )
 from toast.layer import CANNOT_MERGE, ToastLayer, refuse_several
+from toast.probing import probe
 from toast.saving import contents
 from toast.saving.initial import with_initial
 from toast.saving.names import as_written, without_adapter_name
 from toast.selector import ToastSelector
-from toast.steering import SteeredMethod, Steering
+from toast.steering import Steering, find_steering
 from toast.value import ToastValue
 
 logger = logging.getLogger(__name__)
@@ -321,32 +321,6 @@ def _unround(parameter: nn.Parameter, read: Tensor) -> None:
         parameter.copy_(read)
 
 
-def find_steering(model: nn.Module) -> Steering | None:
-    """Returns the parts of a wrapped model that take part in the two passes; None if it is not wrapped."""
-    for module in model.modules():
-        for attribute in module.__dict__.values():
-            if isinstance(attribute, SteeredMethod):
-                return attribute.steering
-    return None
-
-
-def active_parts(model: nn.Module, what: str) -> tuple[Steering, Adapter]:
-    """Returns the same of a model that has to be wrapped, and its active adapter.
-
-    Args:
-        model: The model.
-        what: What needs it, for the message.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    steering = find_steering(model)
-    adapter = None if steering is None else steering.adapter
-    if steering is None or adapter is None:
-        raise ValueError(f"{what} needs a model with an active TOAST adapter; wrap it with toast.wrap first.")
-    return steering, adapter
-
-
 def _attach(model: nn.Module, anatomy: Anatomy) -> None:
     selector = model.get_submodule(anatomy.norm_name)
     assert isinstance(selector, ToastSelector)
@@ -359,8 +333,6 @@ def _prove(model: nn.Module, anatomy: Anatomy) -> None:
     Raises:
         ValueError: If it is not, or that cannot be shown.
     """
-    from toast.probing import probe
-
     what = (
         f"{type(model).__name__} is of no known family; by names and shapes its parts are {anatomy.guessed}"
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toast.families.tokens import fit
-from toast.model import active_parts
+from toast.steering import steering_of
 from toast.tracing import Trace, trace
 
 
@@ -38,7 +38,7 @@ def reconstruction_loss(model: nn.Module, traced: Trace) -> Tensor:
     Raises:
         ValueError: If the model has no active adapter or the trace has no block states.
     """
-    _, adapter = active_parts(model, "reconstruction_loss")
+    _, adapter = steering_of(model, "reconstruction_loss")
     if len(traced.states) != len(adapter.maps):
         raise ValueError(
             "reconstruction_loss needs the states of all blocks: toast.trace(..., block_states=True)."
@@ -46,7 +46,7 @@ def reconstruction_loss(model: nn.Module, traced: Trace) -> Tensor:
     relative, scale = adapter.config.reconstruction_form == "relative", adapter.config.reconstruction_scale
     terms = []
     for maps in adapter.maps:
-        entering, leaving = (state.detach() for state in traced.states[maps.layer.unit.number])
+        entering, leaving = (state.detach() for state in traced.states[maps.unit.number])
         guess = maps.bring_down(leaving.to(next(maps.to_state.parameters()).dtype))
         if guess.ndim == 4:
             guess = fit(guess, *entering.shape[1:3])
@@ -90,7 +90,7 @@ def pretraining_loss(
     Returns:
         The loss, and its detached parts `first_task`, `task` and `reconstruction`.
     """
-    steering, adapter = active_parts(model, "pretraining_loss")
+    steering, adapter = steering_of(model, "pretraining_loss")
     with steering.holding(adapter):
         traced = trace(model, *inputs, block_states=True, **kwargs)
         reconstruction = reconstruction_loss(model, traced)

@@ -16,10 +16,11 @@ from torch.overrides import TorchFunctionMode
 
 from toast.adapter import Adapter
 from toast.compiled import eagerly
-from toast.feedback import Signal
-from toast.model import active_parts
-from toast.passes import Observer, observing
-from toast.value import ToastValue
+from toast.families.anatomy import Unit
+from toast.passes import Observer
+from toast.signals import Signal
+from toast.steering import steering_of
+from toast.thread_state import observing
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,13 @@ def probe(model: nn.Module, *inputs: Any, **kwargs: Any) -> Probe:
     Raises:
         ValueError: If the model is not wrapped, or says nothing of its inputs and none were passed.
     """
-    steering, adapter = active_parts(model, "probe")
+    steering, adapter = steering_of(model, "probe")
     if not inputs and not kwargs:
         kwargs = sample_inputs(model)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
 
-    def run(moved: ToastValue | None) -> _Run:
+    def run(moved: Unit | None) -> _Run:
         recorder = _Run(moved, adapter)
         with observing(steering, recorder), _AttentionInputs(recorder), eagerly(model):
             recorder.output = _first_tensor(model(*inputs, **kwargs))
@@ -109,7 +110,7 @@ def probe(model: nn.Module, *inputs: Any, **kwargs: Any) -> Probe:
         still = run(None)
         with steering.holding(None):
             plain = _first_tensor(model(*inputs, **kwargs))
-        units = [_compare(maps.layer, still, run(maps.layer)) for maps in adapter.maps]
+        units = [_compare(maps.unit, still, run(maps.unit)) for maps in adapter.maps]
     finally:
         for module, training in modes:
             module.training = training
@@ -154,16 +155,16 @@ class _Run(Observer):
     wants_states = True
     replaces_signals = True
 
-    def __init__(self, moved: ToastValue | None, adapter: Adapter) -> None:
+    def __init__(self, moved: Unit | None, adapter: Adapter) -> None:
         self.moved = moved
         self.adapter = adapter
         self.states: dict[int, Tensor] = {}
-        self.seen: dict[ToastValue, dict[str, Tensor]] = {}
-        self.now: ToastValue | None = None
+        self.seen: dict[int, dict[str, Tensor]] = {}
+        self.now: int | None = None
         self.output: Tensor | None = None
 
-    def on_block(self, number: int, layer: ToastValue) -> None:
-        self.now = layer if number == 2 else None
+    def on_block(self, number: int, unit: Unit) -> None:
+        self.now = unit.number if number == 2 else None
 
     def on_states(self, number: int, index: int, state: Tensor) -> None:
         if number == 2:
@@ -172,14 +173,14 @@ class _Run(Observer):
     def on_signals(self, signals: dict[int, Signal]) -> dict[int, Signal]:
         replaced: dict[int, Signal] = {}
         for maps in self.adapter.maps:
-            number = maps.layer.unit.number
+            number = maps.unit.number
             signal = signals[number]
             # a tensor in the shape of the signal, also where that is composed
             if not isinstance(signal, Tensor):
                 signal = maps.signal_like(signal.value_shift(torch.float32))
             noise = torch.Generator().manual_seed(0)
             random = torch.randn(signal.shape, generator=noise).to(signal)
-            replaced[number] = random if maps.layer is self.moved else torch.zeros_like(signal)
+            replaced[number] = random if maps.unit is self.moved else torch.zeros_like(signal)
         return replaced
 
     @property
@@ -220,15 +221,15 @@ class _AttentionInputs(TorchFunctionMode):
         return out
 
 
-def _compare(value: ToastValue, still: _Run, moved: _Run) -> ProbedUnit:
-    before, after = still.seen.get(value, {}), moved.seen.get(value, {})
+def _compare(unit: Unit, still: _Run, moved: _Run) -> ProbedUnit:
+    before, after = still.seen.get(unit.number, {}), moved.seen.get(unit.number, {})
     kept = [torch.equal(before[what], after[what]) for what in ("query", "key", "weights") if what in after]
-    number = value.unit.number
+    number = unit.number
     values_moved = "value" in after and bool((before["value"] != after["value"]).any(-2).all())
-    if value.layout.name == "input":  # no attention: what the module is given moves what comes out of it
+    if unit.layout.name == "input":  # no attention: what the module is given moves what comes out of it
         kept, values_moved = [True], not torch.equal(still.states[number + 1], moved.states[number + 1])
     return ProbedUnit(
-        name=value.unit.name,
+        name=unit.name,
         values_moved=values_moved,
         queries_and_keys_kept=all(kept) if kept else None,
         below_kept=all(torch.equal(still.states[i], moved.states[i]) for i in range(number + 1)),

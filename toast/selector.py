@@ -4,66 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast.adapter import FUSED, Adapter
+from toast.adapter import Adapter
 from toast.compiled import is_transformed
 from toast.config import ToastConfig
 from toast.families.tokens import channels_last
+from toast.fusion import FUSED
 from toast.layer import ToastLayer
-from toast.passes import current_pass
+from toast.signals import Selection
+from toast.thread_state import current_pass
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Selection:
-    """What the selector makes of the features. Channels last.
-
-    Args:
-        features: The features that were read, h, `(batch, tokens, width)`.
-        weights: The selection weights, w, `(batch, tokens)`, from 0 to 1.
-        channel_transform: P, `(width, width)`.
-    """
-
-    features: Tensor
-    weights: Tensor
-    channel_transform: Tensor
-    _cast: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
-
-    @property
-    def tokens(self) -> Tensor:
-        """Features after token selection: w · h."""
-        return self.weights[..., None] * self.features
-
-    @property
-    def selected(self) -> Tensor:
-        """Features after token and channel selection: (w · h) P."""
-        return self.tokens @ self.channel_transform
-
-    def product(self, matrix: Tensor) -> Tensor:
-        """Returns (w · h) N of the selected tokens, computed as w · (h N).
-
-        The features are frozen, so their product with N has one product in its backward, that for N; and the
-        gradient of a weight, ⟨∂y, h N⟩, is as fine for a weight near 0, which half precision would lose.
-
-        Args:
-            matrix: N, `(width, out)`.
-        """
-        return self.weights[..., None].to(matrix.dtype) * (self._features_in(matrix.dtype) @ matrix)
-
-    def _features_in(self, dtype: torch.dtype) -> Tensor:
-        """Returns the features in a dtype; of frozen ones a copy is made once for all blocks."""
-        if self.features.requires_grad or dtype == self.features.dtype:
-            return self.features.to(dtype)
-        if dtype not in self._cast:
-            self._cast[dtype] = self.features.to(dtype)
-        return self._cast[dtype]
 
 
 class ToastSelector(ToastLayer):

@@ -13,39 +13,36 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from accelerate.hooks import remove_hook_from_module
 from torch import nn
 
-from toast.adapter import Adapter, take
+from toast.adapter import Adapter
 from toast.calls.blocks import REPLACED, Blocks, BoundBlock, KnownBlock, with_lists
 from toast.calls.entrances import ENTRANCES, HeldHead, attach_entrances, hold_heads
 from toast.calls.hooks import BlockHook
 from toast.calls.preconditions import check_call, refuse_trained_below
 from toast.calls.recomputing import Carrying, carry_passes, tame_input_hooks, untame_input_hooks
-from toast.calls.stand_ins import StandIn
-from toast.compiled import COMPILED, is_compiled
+from toast.calls.stand_ins import StandIn, SteeredMethod
+from toast.calls.wrapped import WrappedModel
+from toast.compiled import is_compiled
 from toast.families.anatomy import Anatomy
 from toast.feedback import feed_back
-from toast.generation.caching import cache_name, pass_caches, under_name, wants_all_blocks, without_cache
+from toast.generation.caching import pass_caches, wants_all_blocks, without_cache
 from toast.generation.continuous_batching import attach_batching
-from toast.passes import (
-    Pass,
+from toast.passes import Pass
+from toast.saving.names import as_written
+from toast.selector import ToastSelector
+from toast.thread_state import (
     collected_passes,
     current_observer,
-    current_pass,
     held_adapter,
     holding,
-    replayed_output,
     running,
     stored_first_pass,
 )
-from toast.saving.names import as_written
-from toast.selector import ToastSelector
-from toast.value import ToastValue
 
 
-class Steering:
-    """Knows the parts of one wrapped model that take part in the two passes.
+class Steering(WrappedModel):
+    """Runs the calls of one wrapped model in two passes.
 
     Args:
         model: The model that was wrapped, which holds the trunk.
@@ -54,19 +51,9 @@ class Steering:
     """
 
     def __init__(self, model: nn.Module, anatomy: Anatomy, selector: ToastSelector) -> None:
-        self.model = model
-        self.trunk = anatomy.trunk
-        self.family = anatomy.family
-        self.block_names = anatomy.blocks
-        self.value_paths = [unit.path for unit in anatomy.units]
-        self.units_of = [
-            [u.number for u in anatomy.units if u.block == i] for i in range(len(anatomy.blocks))
-        ]
-        self.selector = selector
+        super().__init__(model, anatomy, selector)
         self.hooks: list[BlockHook] = []
-        self.methods: dict[str, SteeredMethod] = {}
         self.entrances: list[StandIn] = []
-        self._found: list[tuple[ToastValue, nn.Module, str]] | None = None
         self.heads: list[HeldHead] | None = None  # found when they are needed: PEFT adds them late
 
     def forward(
@@ -122,6 +109,11 @@ class Steering:
             observer.on_output(2, output)
         return output
 
+    def refresh(self) -> None:
+        """Looks for the layers and the heads anew; to be called when an adapter was added."""
+        super().refresh()
+        self.heads = None
+
     @contextmanager
     def holding_adapter(self, generates: bool = False) -> Iterator[Adapter | None]:
         """Takes the active adapter for all calls of the model within, unless that is done already.
@@ -146,44 +138,6 @@ class Steering:
             self.heads = hold_heads(self)
         return holding(self, adapter, [head.chosen(adapter) for head in self.heads or ()])
 
-    @property
-    def adapter(self) -> Adapter | None:
-        """The adapter of the call that runs; outside of calls, the active one. None for the plain model."""
-        held = held_adapter(self)
-        if held is not None:
-            return held.adapter
-        return take(self.selector, [layer for layer, _, _ in self.places])
-
-    @property
-    def values(self) -> list[ToastValue]:
-        """The value projections that the active adapter steers, bottom block first; of any, if none is."""
-        adapter = self.selector.adapter
-        return [layer for layer, _, _ in self.places if adapter is None or adapter in layer.configs]
-
-    @property
-    def places(self) -> list[tuple[ToastValue, nn.Module, str]]:
-        """The value layers of all adapters, with the module and the name under which each is held."""
-        if self._found is None:
-            self._found = [place for place in map(self._find, self.value_paths) if place is not None]
-            for layer, _, _ in self._found:
-                layer.fusions = self.selector.fusions
-        return self._found
-
-    def refresh(self) -> None:
-        """Looks for the layers anew; to be called when an adapter was added."""
-        self._found = self.heads = None
-
-    def _find(self, path: str) -> tuple[ToastValue, nn.Module, str] | None:
-        holder_path, _, name = path.rpartition(".")
-        holder = self.trunk.get_submodule(holder_path)
-        layer: Any = holder.get_submodule(name)
-        while not isinstance(layer, ToastValue):
-            inner = layer._modules.get(COMPILED, getattr(layer, "base_layer", None))
-            if inner is None:
-                break
-            layer = inner  # it is compiled by itself, or an adapter of another method stands around it
-        return (layer, holder, name) if isinstance(layer, ToastValue) else None
-
     def blocks_run_once(self, method: SteeredMethod, adapter: Adapter, inputs: dict[str, Any]) -> int:
         """Returns how many of the lowest blocks give the same in both passes and need not run again.
 
@@ -193,16 +147,6 @@ class Steering:
         if method.before is not None or method.name != self.family.methods[0]:
             return 0
         return 0 if once and wants_all_blocks(self, adapter, method, inputs) else once
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The blocks, bottom first."""
-        return [self.trunk.get_submodule(name) for name in self.block_names]
-
-    def last_read(self, adapter: Adapter) -> int:
-        """Returns the block whose output the selector reads."""
-        last = adapter.config.select_from
-        return len(self.block_names) - 1 if last is None else last
 
     def first_pass(self, this: Pass, inputs: dict[str, Any], checkpointing: bool) -> Any:
         """Runs the trunk up to the block that the selector reads, through the final norm."""
@@ -273,30 +217,6 @@ class Steering:
         view = with_lists(self.trunk, lists, hidden=(*self.family.methods, *ENTRANCES))
         return functools.partial(getattr(type(self.trunk), name), view)
 
-    def fetch_parameters(self, needs_gradients: bool) -> None:
-        """Takes back TOAST's own parameters, which Accelerate offloads if a wrapped model is dispatched.
-
-        Its hooks would fetch them anew for every call, as other parameters than an optimiser holds.
-
-        Args:
-            needs_gradients: Whether the call needs the gradients of those that are trained.
-
-        Raises:
-            ValueError: If one that the call needs the gradient of was offloaded.
-        """
-        layers = (self.selector, *(layer for layer, _, _ in self.places))
-        if not any(layer.may_be_offloaded for layer in layers):
-            return
-        for layer in layers:
-            for name, module in layer.named_modules():
-                if not name.startswith("toast_") or not hasattr(module, "_hf_hook"):
-                    continue
-                offloaded = [p for p in module.parameters(recurse=False) if p.is_meta]
-                if offloaded and needs_gradients and any(p.requires_grad for p in offloaded):
-                    raise ValueError(OFFLOADED)
-                if offloaded:
-                    remove_hook_from_module(module)
-
     def attach(self) -> None:
         """Puts steered methods in the place of the trunk's, and hooks at its blocks."""
         self.hooks = [
@@ -320,41 +240,27 @@ class Steering:
                 block._gradient_checkpointing_func = carrying.checkpoint  # type: ignore[assignment]
 
 
-class SteeredMethod(StandIn):
-    """Stands on the trunk in the place of one of its methods and runs it in two passes.
+def find_steering(model: nn.Module) -> Steering | None:
+    """Returns what runs the calls of a wrapped model; None if it is not wrapped."""
+    for module in model.modules():
+        for attribute in module.__dict__.values():
+            if isinstance(attribute, SteeredMethod) and isinstance(attribute.steering, Steering):
+                return attribute.steering
+    return None
+
+
+def steering_of(model: nn.Module, what: str) -> tuple[Steering, Adapter]:
+    """Returns the same of a model that has to be wrapped, and its active adapter.
 
     Args:
-        steering: The wrapped model's parts.
-        name: Name of the method.
+        model: The model.
+        what: What needs it, for the message.
+
+    Raises:
+        ValueError: If it is not.
     """
-
-    def __init__(self, steering: Steering, name: str) -> None:
-        super().__init__(steering, steering.trunk, name)
-        self.cache_name = cache_name(self.__signature__.parameters)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the method, steered if an adapter is active."""
-        steering = self.steering
-        this = current_pass()
-        if this is not None and this.owner is steering:
-            return steering.plain(self.name)(*args, **kwargs)  # the trunk's own methods call each other
-        with steering.holding_adapter() as adapter:
-            if adapter is None:
-                with running(Pass(steering, 0)):
-                    return steering.plain(self.name)(*args, **kwargs)
-            replayed = replayed_output(steering)
-            return steering.forward(self, adapter, args, kwargs) if replayed is None else replayed
-
-    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Returns positional and keyword arguments by name; the cache by the name that the method knows."""
-        names = [p.name for p in self.__signature__.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        if len(args) > len(names):
-            raise TypeError(f"{self.name}() takes at most {len(names)} arguments; got {len(args)}.")
-        return under_name(self.cache_name, dict(zip(names[: len(args)], args, strict=True)) | kwargs)
-
-
-OFFLOADED = (
-    "parameters that are trained were offloaded when the wrapped model was dispatched; an optimiser would "
-    "hold parameters that get no gradient. Dispatch the model before toast.wrap, or, before the optimiser "
-    "is made, call it once under torch.no_grad(), which takes them back."
-)
+    steering = find_steering(model)
+    adapter = None if steering is None else steering.adapter
+    if steering is None or adapter is None:
+        raise ValueError(f"{what} needs a model with an active TOAST adapter; wrap it with toast.wrap first.")
+    return steering, adapter

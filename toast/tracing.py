@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from toast.compiled import eagerly
+from toast.families.anatomy import Unit
 from toast.feedback import signals
-from toast.model import active_parts
-from toast.passes import Observer, observing, replaying
-from toast.selector import Selection
-from toast.value import ToastValue
+from toast.passes import Observer
+from toast.signals import Selection
+from toast.steering import steering_of
+from toast.thread_state import observing, replaying
 
 
 @dataclass
@@ -82,16 +83,16 @@ def trace(
         ValueError: If the model is not wrapped, no adapter is active, a block is not there, or the model's
             attention kernel does not show its queries and keys.
     """
-    steering, adapter = active_parts(model, "trace")
+    steering, adapter = steering_of(model, "trace")
     count = len(steering.value_paths)
-    steered = [maps.layer.unit.number for maps in adapter.maps]
+    steered = [maps.unit.number for maps in adapter.maps]
     wanted = steered if attention_blocks == "all" else [int(block) for block in attention_blocks]
     wrong = [block for block in wanted if not -count <= block < count or block % count not in steered]
     if wrong:
         raise ValueError(
             f"attention_blocks: the model has steered blocks {steered[0]} to {steered[-1]}; got {wrong}."
         )
-    recorder = _Recorder([maps.layer for maps in adapter.maps], {b % count for b in wanted}, block_states)
+    recorder = _Recorder({b % count for b in wanted}, block_states)
     sees_attention = AttentionMode(recorder.keep) if recorder.wanted else nullcontext()
     with steering.holding(adapter), eagerly(model):
         with observing(steering, recorder), sees_attention:
@@ -126,8 +127,7 @@ def trace(
 class _Recorder(Observer):
     """Keeps what the passes tell."""
 
-    def __init__(self, values: list[ToastValue], wanted: set[int], wants_states: bool) -> None:
-        self.index = {value: value.unit.number for value in values}
+    def __init__(self, wanted: set[int], wants_states: bool) -> None:
         self.wanted = wanted
         self.wants_states = wants_states
         self.attention: dict[int, dict[int, SeenAttention]] = {1: {}, 2: {}}
@@ -136,11 +136,10 @@ class _Recorder(Observer):
         self.selection: Selection
         self.expects: tuple[int, int] | None = None
 
-    def on_block(self, number: int, layer: ToastValue) -> None:
-        block = self.index.get(layer)
+    def on_block(self, number: int, unit: Unit) -> None:
         # Seen before: activation checkpointing recomputes this block.
-        missing = block is not None and block in self.wanted and block not in self.attention[number]
-        self.expects = (number, block) if missing else None  # type: ignore[assignment]
+        missing = unit.number in self.wanted and unit.number not in self.attention[number]
+        self.expects = (number, unit.number) if missing else None
 
     def on_states(self, number: int, index: int, state: Tensor) -> None:
         if number == 2 and 2 not in self.outputs:  # else activation checkpointing recomputes the block

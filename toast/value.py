@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -14,19 +15,18 @@ from toast.config import ToastConfig
 from toast.families.anatomy import Unit
 from toast.families.layouts import Layout, is_plain, may_write
 from toast.families.tokens import channels_last, like_map
-from toast.feedback import Signal
 from toast.functional import SteeredWeight
 from toast.layer import ToastLayer
-from toast.passes import Pass, current_pass, current_signals
+from toast.passes import Pass
+from toast.saving.names import FACTORS
+from toast.signals import Signal
+from toast.thread_state import current_pass, current_signals
 
 OUTSIDE = (
     "a steered block runs outside of a call of its trunk, so it has no signal. If activation checkpointing "
     "recomputes it, checkpoint with the library's own switch (gradient_checkpointing_enable of transformers, "
     "set_grad_checkpointing of timm), not re-entrant; to run blocks by themselves, disable the adapter."
 )
-
-#: Stands in the names of the factors' tensors, which PEFT's LoRA layer gave them in older adapters.
-FACTORS = "low_rank"
 
 
 class LowRankMap(nn.Module):
@@ -143,7 +143,7 @@ class ToastValue(ToastLayer):
             if self.adapter is not None:
                 raise RuntimeError(OUTSIDE)
             return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
-        call.enter(self)
+        call.enter(self.unit)
         if call.wants_states and self.layout.name == "input":
             assert call.observer is not None
             call.observer.on_states(call.number, self.unit.number, channels_last(x, self.tokens))
@@ -161,7 +161,7 @@ class ToastValue(ToastLayer):
         call = current_pass()
         if not self.functional or call is None:
             return weight  # type: ignore[no-any-return]
-        call.enter(self)
+        call.enter(self.unit)
         if self.unit.number not in call.signals:
             return weight  # type: ignore[no-any-return]
         if not is_plain(weight):
@@ -169,7 +169,7 @@ class ToastValue(ToastLayer):
                 f"the attention multiplies with a {type(weight).__name__} by itself, which cannot be "
                 "steered. Let it call the projection: set qkv_bias_separate=True on every attention."
             )
-        return SteeredWeight.of(weight, self, call)
+        return SteeredWeight.of(weight, functools.partial(self.steer_product, call))
 
     def steer_product(self, call: Pass, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Returns `F.linear(x, weight, bias)` with the values of `x + s`."""

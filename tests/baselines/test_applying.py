@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.models import decoder, images, tokens, vit
-from toast.baselines.applying import LANGUAGE_PROMPTS, METHODS, apply_method
+from toast.baselines.applying import METHODS, apply_method
 
 # What PEFT says of its own calls of a newer transformers.
 pytestmark = pytest.mark.filterwarnings(
@@ -34,12 +34,12 @@ def test_heads_can_stay_frozen(name: str) -> None:
     assert not model.head.bias.requires_grad
 
 
-@pytest.mark.parametrize("name", LANGUAGE_PROMPTS)
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.on_text])
 def test_prompts_of_language_models_are_pefts(name: str) -> None:
     plain, text = decoder(dtype=torch.float32), tokens()
     before = plain(text).logits
     model, groups = apply_method(plain, name, prompts=3)
-    assert type(model.peft_config["default"]) is LANGUAGE_PROMPTS[name]
+    assert type(model.peft_config["default"]) is METHODS[name].on_text
     assert model.peft_config["default"].num_virtual_tokens == 3
     assert list(groups) == ["prompts"]
     loss = model(input_ids=text, labels=text).loss

@@ -27,8 +27,8 @@ from tests.steered import (
     trained,
 )
 from toast.calls.hooks import BlockHook
-from toast.model import find_steering
-from toast.passes import current_pass
+from toast.steering import find_steering
+from toast.thread_state import current_pass
 
 # Threads.
 

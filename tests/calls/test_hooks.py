@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import toast
 from tests.models import images, tokens
 from tests.steered import assert_same, blocks_of, call, gradients, steered
-from toast.model import find_steering
+from toast.steering import find_steering
 
 
 @pytest.mark.parametrize("kind", ["vit", "gpt2"])  # both with queries, keys and values in one projection

@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 import toast
 from tests.models import awaken
 from tests.training.settings import language, vision, write_language_model
-from toast.commands import visual
+from toast.commands import compare, visualize
 from toast.commands.errors import Commands
 from toast.data.vision import transforms
 from toast.report.opening import open_model
@@ -55,7 +55,8 @@ def language_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(*args: object) -> Result:
     app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
-    visual.register(app)
+    for looking in (visualize.visualize, compare.compare):
+        app.command()(looking)
     return CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "160"})
 
 
@@ -294,9 +295,9 @@ def test_what_cannot_be_shown_is_refused(runs: Path, language_run: Path, tmp_pat
 
 
 def test_runs_of_one_name_are_told_apart(runs: Path, tmp_path: Path) -> None:
-    assert visual._names([runs / "steered", runs / "tuned"]) == ["steered", "tuned"]
+    assert compare._names([runs / "steered", runs / "tuned"]) == ["steered", "tuned"]
     same = tmp_path / "other" / "steered"
-    assert visual._names([runs / "steered", same, tmp_path / "frozen"]) == [
+    assert compare._names([runs / "steered", same, tmp_path / "frozen"]) == [
         "runs/steered",
         "other/steered",
         f"{tmp_path.name}/frozen",
@@ -304,6 +305,6 @@ def test_runs_of_one_name_are_told_apart(runs: Path, tmp_path: Path) -> None:
 
 
 def test_the_commands_load_no_torch_before_they_run() -> None:
-    code = "import sys, toast.commands.visual; print('torch' in sys.modules)"
+    code = "import sys, toast.cli; print('torch' in sys.modules)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "False"

@@ -17,7 +17,7 @@ from tests.models import awaken
 from tests.zoo import build, example
 from toast.families import table
 from toast.families.guessing import guess
-from toast.model import find_steering
+from toast.steering import find_steering
 
 
 @pytest.fixture

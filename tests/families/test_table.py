@@ -24,7 +24,7 @@ from tests.zoo import DECODERS, ENCODERS, MULTIMODAL, TIMM, build, example
 from toast.families.listing import table, verified
 from toast.families.table import FAMILIES
 from toast.families.table import REFUSED as REFUSED_TRUNKS
-from toast.model import find_steering
+from toast.steering import find_steering
 
 REFUSED = {"timm-maxvit"}
 CONVOLUTIONS = [name for name in TIMM if name.startswith("timm-convnext")]

@@ -13,8 +13,8 @@ from transformers.models.llama.modeling_llama import LlamaModel
 
 import toast
 from tests.models import CACHE, DEPTH, VOCABULARY, WIDTH, awaken, decoder, tokens
-from toast.generation.caching import CACHE_NAMES, cache_name, under_name
-from toast.model import find_steering
+from toast.calls.arguments import CACHE_NAMES, cache_name, under_name
+from toast.steering import find_steering
 
 
 class NewerTrunk(LlamaModel):

@@ -13,7 +13,7 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 import toast
 from tests.models import CACHE, DECODERS, DEPTH, awaken, decoder, tokens
-from toast.model import find_steering
+from toast.steering import find_steering
 
 KINDS = [*DECODERS, "gpt2"]
 

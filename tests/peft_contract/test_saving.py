@@ -17,7 +17,7 @@ from tests.models import awaken
 from tests.peft_contract.cases import Case, layers, output
 from tests.snapshots import refused
 from toast.config import ToastConfig
-from toast.saving.contents import WEIGHTS
+from toast.files.adapter_folder import WEIGHTS
 
 
 def assert_equal(model: nn.Module, other: nn.Module) -> None:

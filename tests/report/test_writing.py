@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from tests.report.reports import Page, run_on_pictures
 from tests.training.settings import language, vision
-from toast.commands import reporting
 from toast.commands.errors import Commands
+from toast.commands.report import report
 from toast.evaluation.intervals import wilson
 from toast.report.writing import write_report
 from toast.training.run import run
@@ -192,7 +192,7 @@ def test_what_is_no_run_is_refused(runs: Path, tmp_path: Path) -> None:
 
 def test_the_command_writes_the_page_or_says_why_not(runs: Path, tmp_path: Path) -> None:
     app = typer.Typer(cls=Commands)
-    reporting.register(app)
+    app.command()(report)
     app.callback()(lambda: None)
     done = CliRunner().invoke(
         app, ["report", str(runs / "lora"), "--out", str(tmp_path / "x.html"), "--pictures", "1"]

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
+from toast.training.log import Log
 from toast.training.run import Run, run
 from toast.training.run_config import RunConfig
 from toast.training.run_folder import write_json
@@ -68,15 +69,15 @@ def _process(
 
 def _kill_after(step: int) -> None:
     """Ends this process as a lack of memory does."""
-    told = Run.on_step
+    note = Log.note
 
-    def on_step(self: Run, made: int, parts: Any) -> None:
-        told(self, made, parts)
+    def note_and_die(self: Log, made: int, losses: Any) -> None:
+        note(self, made, losses)
         if made == step:
             (self.place / KILLED).write_text(str(time.time()))
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Run.on_step = on_step  # type: ignore[method-assign]
+    Log.note = note_and_die  # type: ignore[method-assign]
 
 
 def _shard(kind: str) -> None:

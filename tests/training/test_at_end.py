@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.settings import language, vision
-from toast.commands.training import _summary
+from toast.commands.train import summary
 from toast.training.measuring import measure
 from toast.training.run import run
 from toast.training.run_config import RunConfig
@@ -39,7 +39,7 @@ def test_a_run_measures_all_of_it(tmp_path: Path) -> None:
     losses = [found["loss"] for held in result["corrupted"].values() for found in held.values()]
     assert len({*losses, result["test"]["loss"], shift["loss"]}) == 5
     assert result["samples"]["images"]["shift"] == shift["samples"]
-    said = _summary(result, config.folder).splitlines()
+    said = summary(result, config.folder).splitlines()
     assert [line.partition(":")[0] for line in said[:-1]] == [
         "test", "shift", "test, noise 1", "test, noise 5", "test, contrast 3",
     ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from toast.training import measurements
 from toast.training.best import Best
 from toast.training.evaluate import Measured
 from toast.training.interrupts import Interrupted
-from toast.training.run import Run, run
+from toast.training.log import Log
+from toast.training.run import run
 from toast.training.run_config import RunConfig
 
 #: Three steps an epoch on 24 pictures, of which six are held out to select.
@@ -119,15 +121,15 @@ def test_a_stopped_run_ends_as_one_that_went_on(
     run(whole, "tune")
     _give(monkeypatch, dict(enumerate([0.9, *values], 1)))
     stopped = vision(tmp_path, name="stopped", **settings)
-    told = Run.on_step
+    note = Log.note
 
-    def on_step(self: Run, step: int, parts: Any) -> None:
-        told(self, step, parts)
+    def note_and_stop(self: Log, step: int, losses: Any) -> None:
+        note(self, step, losses)
         if step == stop_at:
-            self.loop.wish.signal = 15
+            signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Run, "on_step", on_step)
+        patched.setattr(Log, "note", note_and_stop)
         with pytest.raises(Interrupted):
             run(stopped, "tune")
     run(stopped, "tune", resume=True)

@@ -36,12 +36,15 @@ def test_numbers_with_an_exponent_are_numbers(number: str) -> None:
     [
         ({"optimizer.learning_rat": 1}, r"optimizer\.learning_rat: .* did you mean learning_rate\?"),
         ({"optimizer.learning_rate": -1}, r"optimizer\.learning_rate: .*greater than 0; got -1"),
-        ({"method": "lorra"}, r"method\.name: .*'lora'.*got 'lorra'"),
+        ({"method": "lorra"}, r"method\.name: .*lora, .*got 'lorra'"),
         ({"epochs": 2, "steps": 3}, "epochs, steps: needs one of the two"),
         ({"batch_size": 10, "micro_batches": 4}, r"multiple of micro_batches \(4\); got 10"),
-        ({"method": "lora", "method.start": "x"}, "belong to toast and toast-lite; the method is lora"),
+        (
+            {"method": "lora", "method.start": "x"},
+            "start: belongs to toast and toast-lite; the method is lora",
+        ),
         ({"method.preset": "audio"}, "preset: needs one of vision, language.*'audio'"),
-        ({"method": "lora", "first_pass.mode": "cached"}, "lora has no frozen first pass"),
+        ({"method": "lora", "first_pass.mode": "cached"}, "lora: it has no frozen first pass"),
         ({"model": {"library": "timm"}}, "name: needs the name of a model"),
         ({"data.root": 3.5}, r"data\.root: .*path.*; got 3\.5"),
     ],

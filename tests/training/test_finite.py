@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from toast.files.atomic import strict_json
 from toast.training.checkpoints import newest_checkpoint
 from toast.training.config_files import load_config
 from toast.training.finite import Diverged
-from toast.training.loop import Loop
+from toast.training.loop import Loop, Step
 from toast.training.order import EpochBatches
-from toast.training.run import Run, run
+from toast.training.run import run
 from toast.training.run_config import RunConfig
 from toast.training.sweep import sweep
 
@@ -105,7 +106,7 @@ def test_what_is_read_with_the_log_comes_to_light_before_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on an accelerator, where a look at each step would wait for the device."""
-    monkeypatch.setattr(Run, "is_watched", property(lambda self: False))
+    monkeypatch.setattr(Loop, "is_watched", property(lambda self: False))
     config = vision(tmp_path, epochs=3)
     _nan_in(monkeypatch, 1, 10)
     bad = _step_of(1, 10)
@@ -118,15 +119,15 @@ def test_what_is_read_with_the_log_comes_to_light_before_a_checkpoint(
 
 def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A last step that overflows has a finite loss."""
-    step = Loop._step
+    steps = Loop.steps
 
-    def broken(self: Loop, number: int, *args: Any) -> Any:
-        parts = step(self, number, *args)
-        if number == 5:
-            next(iter(next(iter(self.groups.values())).values())).data[0] = math.inf
-        return parts
+    def broken(self: Loop, start: int = 0) -> Iterator[Step]:
+        for step in steps(self, start):
+            if step.number == 6:
+                self.trained[0].data[0] = math.inf
+            yield step
 
-    monkeypatch.setattr(Loop, "_step", broken)
+    monkeypatch.setattr(Loop, "steps", broken)
     config = vision(tmp_path)
     with pytest.raises(
         Diverged, match=r"step 6 of 6: the weights after the step are not finite.*step-00000003"

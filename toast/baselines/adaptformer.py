@@ -7,15 +7,13 @@ with a non-linearity of its own.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from toast.baselines.added import Added, find_added, remove_added
 from toast.families.anatomy import Anatomy, find_anatomy
-
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
 
 #: Where the MLP is in a block: the modules that its input enters and that its output leaves, the same or two.
 #: `*` stands for every child of a list. The first row that fits the live block is taken.
@@ -34,7 +32,7 @@ NAME = "adapters"
 _running = threading.local()
 
 
-class ParallelAdapter(nn.Module):
+class ParallelAdapter(Added):
     """`s · ReLU(x W_down) W_up`, added to what the MLP makes of the same x.
 
     `W_up` and the biases start at zero, so that the model starts where it was; `W_down` as any linear layer.
@@ -54,7 +52,6 @@ class ParallelAdapter(nn.Module):
         self.scale = scale
         for parameter in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(parameter)
-        self.handles: list[RemovableHandle] = []
 
     @property
     def options(self) -> dict[str, Any]:
@@ -155,7 +152,7 @@ def add_adapters(
 
 def find_adapters(model: nn.Module) -> list[ParallelAdapter]:
     """Returns the adapters of a model, bottom first."""
-    return [module for module in model.modules() if isinstance(module, ParallelAdapter)]
+    return find_added(model, ParallelAdapter)
 
 
 def remove_adapters(model: nn.Module) -> nn.Module:
@@ -167,15 +164,7 @@ def remove_adapters(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If it has none.
     """
-    if not (adapters := find_adapters(model)):
-        raise ValueError(f"{type(model).__name__} has no adapters; add_adapters adds some.")
-    for adapter in adapters:
-        for handle in adapter.handles:
-            handle.remove()
-    for block in list(model.modules()):
-        held = block._modules.get(NAME)
-        if isinstance(held, nn.ModuleList) and any(adapter in adapters for adapter in held):
-            del block._modules[NAME]
+    remove_added(model, ParallelAdapter, NAME, "no adapters; add_adapters adds some")
     return model
 
 

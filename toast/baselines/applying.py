@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NoReturn
 
 import peft
 from torch import nn
@@ -15,13 +17,39 @@ from toast.baselines.freezing import train_only
 from toast.baselines.vpt import add_prompts
 from toast.families.anatomy import find_anatomy
 
-#: The methods of this package. LoRA and TOAST are PEFT's.
-METHODS = ("linear", "attentive", "full", "partial", "bias", "vpt-shallow", "vpt-deep", "adapter")
 
-#: Prompts of language models are PEFT's: at the input alone, or as keys and values of every block.
-LANGUAGE_PROMPTS: dict[str, type[peft.PromptLearningConfig]] = {
-    "vpt-shallow": peft.PromptTuningConfig,
-    "vpt-deep": peft.PrefixTuningConfig,
+@dataclass(frozen=True)
+class Baseline:
+    """How a method is applied.
+
+    Args:
+        trains: What `train_only` trains.
+        put_in: Puts it into a model first; None adds nothing.
+        size: Which argument of `apply_method` says how large it is; None has no size.
+        on_text: PEFT's configuration that takes its place on a language model.
+    """
+
+    trains: str
+    put_in: Callable[..., Any] | None = None
+    size: Literal["prompts", "bottleneck"] | None = None
+    on_text: type[peft.PromptLearningConfig] | None = None
+
+
+#: The methods of this package. LoRA and TOAST are PEFT's, as are prompts of language models: at the input
+#: alone, or as keys and values of every block.
+METHODS = {
+    "linear": Baseline("linear"),
+    "attentive": Baseline("probe", add_probe),
+    "full": Baseline("full"),
+    "partial": Baseline("partial"),
+    "bias": Baseline("bias"),
+    "vpt-shallow": Baseline(
+        "prompts", partial(add_prompts, deep=False), "prompts", on_text=peft.PromptTuningConfig
+    ),
+    "vpt-deep": Baseline(
+        "prompts", partial(add_prompts, deep=True), "prompts", on_text=peft.PrefixTuningConfig
+    ),
+    "adapter": Baseline("adapters", add_adapters, "bottleneck"),
 }
 
 
@@ -58,28 +86,19 @@ def apply_method(
     """
     if name not in METHODS:
         raise ValueError(f"method: needs one of {', '.join(METHODS)}; got {name!r}.")
-    if name in LANGUAGE_PROMPTS:
-        if find_anatomy(model).family.kind == "decoder":
-            config = LANGUAGE_PROMPTS[name]
-            _check_options(name, config, options)
-            wrapped = peft.get_peft_model(
-                model, config(task_type="CAUSAL_LM", num_virtual_tokens=prompts, **options)
-            )
-            wrapped.generate = _refuse_generation
-            return wrapped, {"prompts": [n for n, p in wrapped.named_parameters() if p.requires_grad]}
-        _check_options(name, add_prompts, options)
-        add_prompts(model, prompts, deep=name == "vpt-deep", **options)
-        return model, train_only(model, "prompts", head=head)
-    if name == "adapter":
-        _check_options(name, add_adapters, options)
-        add_adapters(model, bottleneck, **options)
-        return model, train_only(model, "adapters", head=head)
-    if name == "attentive":
-        _check_options(name, add_probe, options)
-        add_probe(model, **options)
-        return model, train_only(model, "probe", head=head)
-    _check_options(name, train_only, options)
-    return model, train_only(model, name, freeze=freeze, head=head)
+    method = METHODS[name]
+    if method.on_text is not None and find_anatomy(model).family.kind == "decoder":
+        _check_options(name, method.on_text, options)
+        config = method.on_text(task_type="CAUSAL_LM", num_virtual_tokens=prompts, **options)
+        wrapped = peft.get_peft_model(model, config)
+        wrapped.generate = _refuse_generation
+        return wrapped, {"prompts": [n for n, p in wrapped.named_parameters() if p.requires_grad]}
+    _check_options(name, method.put_in or train_only, options)
+    if method.put_in is None:
+        return model, train_only(model, method.trains, freeze=freeze, head=head)
+    sizes = {None: (), "prompts": (prompts,), "bottleneck": (bottleneck,)}
+    method.put_in(model, *sizes[method.size], **options)
+    return model, train_only(model, method.trains, head=head)
 
 
 def _refuse_generation(*_: Any, **__: Any) -> NoReturn:

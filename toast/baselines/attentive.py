@@ -11,17 +11,15 @@ in the place of what the model pools.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from toast.baselines.added import Added, find_added, remove_added
 from toast.baselines.heads import head_of
 from toast.families.anatomy import Anatomy, find_anatomy
-
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
 
 #: Where the probe stands in the trunk.
 NAME = "probe"
@@ -29,7 +27,7 @@ NAME = "probe"
 _running = threading.local()
 
 
-class AttentivePool(nn.Module):
+class AttentivePool(Added):
     """`y_k = softmax(q_k Xᵀ / √d) X V_k`, the parts of all queries put beside each other.
 
     Queries start so small that every token weighs alike.
@@ -45,7 +43,6 @@ class AttentivePool(nn.Module):
         self.queries = nn.Parameter(torch.empty(queries, width))
         self.values = nn.Linear(width, out)
         nn.init.normal_(self.queries, std=width**-0.5)
-        self.handles: list[RemovableHandle] = []
 
     @property
     def options(self) -> dict[str, Any]:
@@ -150,7 +147,7 @@ def add_probe(model: nn.Module, queries: int = 8) -> nn.Module:
 
 def find_probe(model: nn.Module) -> AttentivePool | None:
     """Returns the attentive probe of a model; None if it has none."""
-    return next((module for module in model.modules() if isinstance(module, AttentivePool)), None)
+    return next(iter(find_added(model, AttentivePool)), None)
 
 
 def remove_probe(model: nn.Module) -> nn.Module:
@@ -162,14 +159,8 @@ def remove_probe(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If it has none.
     """
-    for trunk in model.modules():
-        probe = trunk._modules.get(NAME)
-        if isinstance(probe, AttentivePool):
-            for handle in probe.handles:
-                handle.remove()
-            del trunk._modules[NAME]
-            return model
-    raise ValueError(f"{type(model).__name__} has no attentive probe; add_probe adds one.")
+    remove_added(model, AttentivePool, NAME, "no attentive probe; add_probe adds one")
+    return model
 
 
 def _tokens() -> dict[AttentivePool, Tensor]:

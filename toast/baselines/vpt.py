@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from toast.baselines.added import Added, find_added, remove_added
 from toast.families.anatomy import Anatomy, find_anatomy
-
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
 
 #: Rows of `toast.families.table` whose blocks take any number of tokens, and in any order.
 PROMPTABLE = (
@@ -29,7 +27,7 @@ PROMPTABLE = (
 NAME = "prompts"
 
 
-class Prompts(nn.Module):
+class Prompts(Added):
     """The prompts of a model, and how they meet its tokens.
 
     Shallow: `x_1 = B_1([x_0, P])`, and what the blocks make of the prompts goes along to the last.
@@ -49,7 +47,6 @@ class Prompts(nn.Module):
         bound = math.sqrt(6 / (fan_in + width))
         self.tokens = nn.Parameter(torch.empty(blocks, count, width).uniform_(-bound, bound))
         self.dropout = nn.Dropout(dropout)
-        self.handles: list[RemovableHandle] = []
 
     @property
     def count(self) -> int:
@@ -168,7 +165,7 @@ def add_prompts(model: nn.Module, count: int, deep: bool, dropout: float = 0.0) 
 
 def find_prompts(model: nn.Module) -> Prompts | None:
     """Returns the prompts of a model; None if it has none."""
-    return next((module for module in model.modules() if isinstance(module, Prompts)), None)
+    return next(iter(find_added(model, Prompts)), None)
 
 
 def remove_prompts(model: nn.Module) -> nn.Module:
@@ -180,15 +177,9 @@ def remove_prompts(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If it has none.
     """
-    for trunk in model.modules():
-        prompts = trunk._modules.get(NAME)
-        if isinstance(prompts, Prompts):
-            for handle in prompts.handles:
-                handle.remove()
-            del trunk._modules[NAME]
-            trunk.__dict__.pop("forward_intermediates", None)
-            return model
-    raise ValueError(f"{type(model).__name__} has no prompts; add_prompts adds some.")
+    for trunk in remove_added(model, Prompts, NAME, "no prompts; add_prompts adds some"):
+        trunk.__dict__.pop("forward_intermediates", None)
+    return model
 
 
 def _patch_size(trunk: nn.Module) -> int:

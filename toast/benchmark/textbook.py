@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toast.generation.caching import cache_name
+from toast.calls.arguments import cache_name
 
 
 class Feedback(nn.Module):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
+from toast.calls.hooks import BlockHook
 from toast.compiled import COMPILED
-from toast.passes import Pass, running
-
-if TYPE_CHECKING:
-    from toast.calls.hooks import BlockHook
-
+from toast.passes import Pass
+from toast.thread_state import running
 
 REPLACED = (
     "{} was replaced on this instance (by a device hook of Accelerate, for example), which does not work "

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
+from toast.adapter import Adapter
 from toast.calls.stand_ins import StandIn
-from toast.passes import held_adapter
-
-if TYPE_CHECKING:
-    from toast.adapter import Adapter
-    from toast.steering import Steering
+from toast.calls.wrapped import WrappedModel
+from toast.thread_state import held_adapter
 
 #: Methods of the wrapped model that are one call each.
 ENTRANCES = ("forward", "generate")
@@ -40,7 +38,7 @@ class HeldHead(StandIn):
         place: Its place among those of the model.
     """
 
-    def __init__(self, steering: Steering, kept: nn.Module, place: int) -> None:
+    def __init__(self, steering: WrappedModel, kept: nn.Module, place: int) -> None:
         super().__init__(steering, kept, "forward")
         self.place = place
 
@@ -64,7 +62,7 @@ class HeldHead(StandIn):
         return self.own(*args, **kwargs) if module is None else module(*args, **kwargs)
 
 
-def attach_entrances(steering: Steering) -> list[StandIn]:
+def attach_entrances(steering: WrappedModel) -> list[StandIn]:
     """Puts entrances in the place of the model's methods, but for those of a model that is its own trunk."""
     model = steering.model
     steered = steering.methods if model is steering.trunk else {}
@@ -78,7 +76,7 @@ def attach_entrances(steering: Steering) -> list[StandIn]:
     return entrances
 
 
-def hold_heads(steering: Steering) -> list[HeldHead]:
+def hold_heads(steering: WrappedModel) -> list[HeldHead]:
     """Makes the modules that are saved with an adapter go by the adapter of the call, and returns how."""
     kept = [module for module in steering.model.modules() if isinstance(module, ModulesToSaveWrapper)]
     heads = []

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from toast.calls.wrapped import WrappedModel
 from toast.families.tokens import channels_last, like_windows
-from toast.passes import Pass, current_pass
-
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
-
-    from toast.steering import Steering
+from toast.passes import Pass
+from toast.thread_state import current_pass
 
 
 class BlockHook:
@@ -25,7 +23,7 @@ class BlockHook:
         units: Numbers of the units of the feedback path in it.
     """
 
-    def __init__(self, steering: Steering, block: nn.Module, index: int, units: list[int]) -> None:
+    def __init__(self, steering: WrappedModel, block: nn.Module, index: int, units: list[int]) -> None:
         self.steering = steering
         self.index = index
         self.units = units
@@ -58,7 +56,7 @@ class BlockHook:
             return
         entering = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
         for maps in this.adapter.maps:
-            unit = maps.layer.unit
+            unit = maps.unit
             if unit.block != self.index:
                 continue
             if this.wants_states and unit.layout.name != "input":  # else the layer itself tells
@@ -73,10 +71,10 @@ class BlockHook:
         steering = self.steering
         if this.number == 1 and this.once and self.index == this.once - 1:
             this.known = out
-        reads = None if steering.family.reads == "norm" else this.reads
-        if reads is not None and this.adapter is not None and self.index == steering.last_read(this.adapter):
+        reads = this.reads is not None and steering.family.reads != "norm"
+        if reads and this.adapter is not None and self.index == steering.last_read(this.adapter):
             leaving = out[0] if isinstance(out, tuple) else out
-            this.features = reads.read(leaving, None)
+            this.features = steering.selector.read(leaving, None)
         if this.wants_states and self.index == len(steering.block_names) - 1:
             assert this.observer is not None
             leaving = channels_last(out[0] if isinstance(out, tuple) else out, steering.family.tokens)

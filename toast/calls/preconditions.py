@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from toast.adapter import Adapter
+from toast.calls.wrapped import WrappedModel
 from toast.compiled import COMPILED
-
-if TYPE_CHECKING:
-    from toast.adapter import Adapter
-    from toast.steering import Steering
+from toast.saving.names import is_of_adapter
 
 
-def check_call(steering: Steering, adapter: Adapter) -> None:
+def check_call(steering: WrappedModel, adapter: Adapter) -> None:
     """Refuses a call whose adapter cannot steer the model as it is now.
 
     Args:
@@ -28,7 +27,7 @@ def check_call(steering: Steering, adapter: Adapter) -> None:
     adapter.refuse_training_fused()
 
 
-def _refuse_wrapped_values(steering: Steering) -> None:
+def _refuse_wrapped_values(steering: WrappedModel) -> None:
     """Refuses active adapters of another method around a steered projection: they would not see x + s."""
     for layer, holder, name in steering.places:
         outer: Any = holder._modules[name]
@@ -45,7 +44,7 @@ def _refuse_wrapped_values(steering: Steering) -> None:
                 )
 
 
-def _refuse_dropped_tokens(steering: Steering) -> None:
+def _refuse_dropped_tokens(steering: WrappedModel) -> None:
     """Refuses random token dropping: each pass would drop its own, and signals reach other tokens."""
     rate = getattr(getattr(steering.trunk, "patch_drop", None), "prob", 0.0)
     if steering.trunk.training and rate > 0:
@@ -55,7 +54,7 @@ def _refuse_dropped_tokens(steering: Steering) -> None:
         )
 
 
-def refuse_trained_below(steering: Steering) -> None:
+def refuse_trained_below(steering: WrappedModel) -> None:
     """Refuses a stored first pass where its graph would be needed: of what stands before the final norm."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return
@@ -63,8 +62,8 @@ def refuse_trained_below(steering: Steering) -> None:
         if module is steering.selector:
             return
         for name, parameter in module.named_parameters(recurse=False):
-            path = f".{module_name}.{name}"
-            if parameter.requires_grad and ".toast_" not in path:
+            path = f"{module_name}.{name}"
+            if parameter.requires_grad and not is_of_adapter(path):
                 raise ValueError(
                     f"{path.lstrip('.')} is trained, and its gradient comes through the first pass, too; a "
                     "stored one has no graph. Call the model without toast.given_first_pass."

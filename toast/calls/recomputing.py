@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from toast.passes import current_pass, current_signals, running
-
-if TYPE_CHECKING:
-    from toast.steering import Steering
+from toast.calls.wrapped import WrappedModel
+from toast.thread_state import current_pass, current_signals, running
 
 #: Hooks of transformers and PEFT that make what embeddings give require a gradient.
 REQUIRE_GRADIENTS = ("make_inputs_require_grads", "make_inputs_require_grad")
@@ -45,7 +43,7 @@ class NotInFirstPass:
         hook: The hook.
     """
 
-    def __init__(self, steering: Steering, hook: Callable[..., Any]) -> None:
+    def __init__(self, steering: WrappedModel, hook: Callable[..., Any]) -> None:
         self.steering = steering
         self.hook = hook
 
@@ -57,7 +55,7 @@ class NotInFirstPass:
         return self.hook(*args)
 
 
-def carry_passes(steering: Steering) -> bool:
+def carry_passes(steering: WrappedModel) -> bool:
     """Lets checkpointing functions of blocks carry the pass; True if the trunk checkpoints its blocks.
 
     Raises:
@@ -82,7 +80,7 @@ def carry_passes(steering: Steering) -> bool:
     return True
 
 
-def tame_input_hooks(steering: Steering) -> None:
+def tame_input_hooks(steering: WrappedModel) -> None:
     """Keeps hooks that make embeddings require a gradient to the second pass.
 
     transformers and PEFT register them for activation checkpointing. Nobody asks for that gradient, and
@@ -94,7 +92,7 @@ def tame_input_hooks(steering: Steering) -> None:
                 hooks[key] = NotInFirstPass(steering, hook)
 
 
-def untame_input_hooks(steering: Steering) -> None:
+def untame_input_hooks(steering: WrappedModel) -> None:
     """Puts the hooks back as they were."""
     for hooks in _embedding_hooks(steering):
         for key, hook in list(hooks.items()):
@@ -102,7 +100,7 @@ def untame_input_hooks(steering: Steering) -> None:
                 hooks[key] = hook.hook
 
 
-def _embedding_hooks(steering: Steering) -> Iterator[dict[int, Any]]:
+def _embedding_hooks(steering: WrappedModel) -> Iterator[dict[int, Any]]:
     for module in (steering.model, steering.trunk):
         embeddings: Any = getattr(module, "get_input_embeddings", lambda: None)
         try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from toast.steering import Steering
+from toast.calls.arguments import cache_name, under_name
+from toast.calls.wrapped import WrappedModel
+from toast.passes import Pass
+from toast.thread_state import current_pass, replayed_output, running
 
 
 class StandIn:
@@ -22,7 +24,7 @@ class StandIn:
         name: Name of the method.
     """
 
-    def __init__(self, steering: Steering, module: nn.Module, name: str) -> None:
+    def __init__(self, steering: WrappedModel, module: nn.Module, name: str) -> None:
         self.steering = steering
         self.module = module
         self.name = name
@@ -65,3 +67,36 @@ class StandIn:
             del held[self.name]
             if self.before is not None:
                 held[self.name] = self.before
+
+
+class SteeredMethod(StandIn):
+    """Stands on the trunk in the place of one of its methods and runs it in two passes.
+
+    Args:
+        steering: The wrapped model's parts.
+        name: Name of the method.
+    """
+
+    def __init__(self, steering: WrappedModel, name: str) -> None:
+        super().__init__(steering, steering.trunk, name)
+        self.cache_name = cache_name(self.__signature__.parameters)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the method, steered if an adapter is active."""
+        steering = self.steering
+        this = current_pass()
+        if this is not None and this.owner is steering:
+            return steering.plain(self.name)(*args, **kwargs)  # the trunk's own methods call each other
+        with steering.holding_adapter() as adapter:
+            if adapter is None:
+                with running(Pass(steering, 0)):
+                    return steering.plain(self.name)(*args, **kwargs)
+            replayed = replayed_output(steering)
+            return steering.forward(self, adapter, args, kwargs) if replayed is None else replayed
+
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Returns positional and keyword arguments by name; the cache by the name that the method knows."""
+        names = [p.name for p in self.__signature__.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        if len(args) > len(names):
+            raise TypeError(f"{self.name}() takes at most {len(names)} arguments; got {len(args)}.")
+        return under_name(self.cache_name, dict(zip(names[: len(args)], args, strict=True)) | kwargs)

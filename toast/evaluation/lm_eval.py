@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from toast.visual.modes import evaluating
+
 #: Draws behind the standard errors of measures that are no mean.
 BOOTSTRAPS = 1000
 
@@ -57,8 +59,7 @@ def evaluate_with_lm_eval(
             f"tasks: needs names of lm-eval's {len(known)} tasks, or of those in include_path "
             f"({include_path}); got {', '.join(lacking) or 'none'}."
         )
-    was_training = model.training
-    try:
+    with evaluating(model):
         found = simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
             tasks=list(tasks),
@@ -72,8 +73,6 @@ def evaluate_with_lm_eval(
             torch_random_seed=seed,
             fewshot_random_seed=seed,
         )
-    finally:
-        model.train(was_training)
     return {
         task: {
             name.removesuffix(",none"): float(value)

@@ -4,56 +4,26 @@ The layers of the first pass stand behind those of the second in the same object
 does to a cache (reordering for beams, cropping for assisted decoding, repeating, resetting), it does to every
 layer of the list, and so to both passes alike. Blocks that run once have one layer for both passes.
 
-The argument that holds the cache is `cache` from transformers 5.24 on, `past_key_values` before and in models
-that bring their own code. `cache_name` reads it from a method's signature, and `under_name` puts what a call
-gives under that name. A cache that has no known name is refused: both passes would write into the one.
+A cache that comes under no known name (`toast.calls.arguments`) is refused: both passes would write into it.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 
+from toast.adapter import Adapter
+from toast.calls.arguments import CACHE_NAMES
+from toast.calls.stand_ins import SteeredMethod
+from toast.calls.wrapped import WrappedModel
 from toast.generation.continuous_batching import check_pages, is_paged
 
-if TYPE_CHECKING:
-    from toast.adapter import Adapter
-    from toast.steering import SteeredMethod, Steering
-
-#: What transformers calls the argument that holds a cache, and the field that returns it; newest first.
-CACHE_NAMES = ("cache", "past_key_values")
-
 _MARK = "_toast_adapter"
-
-
-def cache_name(parameters: Collection[str]) -> str | None:
-    """Returns which parameter of a method holds its cache; None if it takes none."""
-    return next((name for name in CACHE_NAMES if name in parameters), None)
-
-
-def under_name(name: str | None, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Returns the inputs of a call with the cache under the name that the method gives it.
-
-    Args:
-        name: `cache_name` of the method that gets them.
-        inputs: Inputs by name; the cache may have any of `CACHE_NAMES`.
-
-    Raises:
-        ValueError: If two caches came.
-    """
-    others = [other for other in CACHE_NAMES if other != name and other in inputs]
-    if name is None or not others:
-        return inputs
-    given = [inputs[each] for each in CACHE_NAMES if inputs.get(each) is not None]
-    if any(each is not given[0] for each in given):
-        raise ValueError(f"{name}: needs one cache; another came as {', '.join(others)}. Pass {name} alone.")
-    rest = {each: value for each, value in inputs.items() if each not in CACHE_NAMES}
-    return rest | {name: given[0] if given else None}
 
 
 @dataclass
@@ -85,7 +55,7 @@ class PassInputs:
         return output
 
 
-def pass_caches(steering: Steering, adapter: Adapter, inputs: dict[str, Any], once: int) -> PassInputs:
+def pass_caches(steering: WrappedModel, adapter: Adapter, inputs: dict[str, Any], once: int) -> PassInputs:
     """Splits the inputs of a trunk into those of the first and those of the second pass.
 
     The first pass gets a cache of its own, asks for no extra outputs and only takes what its method knows.
@@ -162,7 +132,7 @@ def without_cache(method: SteeredMethod, inputs: dict[str, Any]) -> dict[str, An
 
 
 def wants_all_blocks(
-    steering: Steering, adapter: Adapter, method: SteeredMethod, inputs: dict[str, Any]
+    steering: WrappedModel, adapter: Adapter, method: SteeredMethod, inputs: dict[str, Any]
 ) -> bool:
     """Whether a call asks for something of every block.
 
@@ -192,7 +162,7 @@ def _keeps_cache(method: SteeredMethod, inputs: dict[str, Any]) -> bool:
     return bool(inputs.get("use_cache")) or (name is not None and inputs.get(name) is not None)
 
 
-def _refuse_cache(steering: Steering, name: str | None, decodes: bool, inputs: dict[str, Any]) -> None:
+def _refuse_cache(steering: WrappedModel, name: str | None, decodes: bool, inputs: dict[str, Any]) -> None:
     """Refuses a cache that cannot be split between the passes, so that both would write into the one.
 
     Raises:
@@ -236,7 +206,7 @@ def _decodes(kind: str, config: Any) -> bool:
     return kind == "decoder" or bool(getattr(config, "is_decoder", False))
 
 
-def first_pass_layers(cache: Cache, steering: Steering, adapter: Adapter, once: int) -> list[Any]:
+def first_pass_layers(cache: Cache, steering: WrappedModel, adapter: Adapter, once: int) -> list[Any]:
     """Returns the first pass's layers of a cache, which are made at the cache's first use.
 
     Args:

@@ -16,18 +16,16 @@ import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from toast.adapter import Adapter
 from toast.calls.preconditions import check_call
 from toast.calls.stand_ins import StandIn
-from toast.passes import current_pass
-
-if TYPE_CHECKING:
-    from toast.adapter import Adapter
-    from toast.steering import Steering
+from toast.calls.wrapped import WrappedModel
+from toast.thread_state import current_pass
 
 _MARK = "_toast_pages"
 
@@ -55,13 +53,13 @@ class Pages:
         last: The highest block of the first pass.
     """
 
-    steering: Steering
+    steering: WrappedModel
     adapter: str
     once: int
     last: int
 
     @classmethod
-    def of(cls, steering: Steering, adapter: Adapter) -> Pages:
+    def of(cls, steering: WrappedModel, adapter: Adapter) -> Pages:
         """Returns the layers that the calls of an adapter need."""
         method = steering.methods[steering.family.methods[0]]
         once = steering.blocks_run_once(method, adapter, {"use_cache": True})
@@ -145,7 +143,7 @@ def is_paged(cache: Any) -> bool:
     return any(each.__name__ == "PagedAttentionCache" for each in type(cache).__mro__)
 
 
-def check_pages(cache: Any, steering: Steering, adapter: Adapter, once: int) -> None:
+def check_pages(cache: Any, steering: WrappedModel, adapter: Adapter, once: int) -> None:
     """Refuses a paged cache that was not made for an adapter.
 
     Args:
@@ -265,7 +263,7 @@ def unknown_parts() -> str | None:
     )
 
 
-def attach_batching(steering: Steering) -> list[StandIn]:
+def attach_batching(steering: WrappedModel) -> list[StandIn]:
     """Makes continuous batching of the model steered, if its class has it."""
     stand_ins: list[StandIn] = [
         kind(steering, steering.model, name)
@@ -277,7 +275,7 @@ def attach_batching(steering: Steering) -> list[StandIn]:
     return stand_ins
 
 
-def _pages_of_call(steering: Steering, adapter: Adapter) -> Pages:
+def _pages_of_call(steering: WrappedModel, adapter: Adapter) -> Pages:
     """Returns the layers that an adapter needs, after looking whether it can run in this way at all.
 
     Raises:

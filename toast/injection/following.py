@@ -20,8 +20,8 @@ from peft.utils import CONFIG_NAME
 from torch import nn
 
 from toast.config import ToastConfig
+from toast.files.adapter_folder import PICKLED, WEIGHTS
 from toast.injection.loading import METHOD, Loading, followed, method_of
-from toast.saving.contents import PICKLED, WEIGHTS
 
 
 def follow() -> None:

@@ -12,35 +12,28 @@ from torch import Tensor
 
 from toast.report.charts import Axis, Series, chart
 from toast.report.elements import table
+from toast.report.held_out import HeldOutLooks, Look
 from toast.report.images import as_uri, shown
-from toast.report.looking import Look, Looks
 from toast.training.data import Splits
 from toast.visual.measures import share_of_area
 from toast.visual.pixels import Preparation
 
 
-def after(method: str) -> str:
-    """Returns what a method does to the attention."""
-    if method in ("toast", "toast-lite"):
-        return "refocused"
-    return {"linear": "frozen", "attentive": "pooling"}.get(method, "tuned")
-
-
-def views(looks: Looks, splits: Splits, data: dict[str, Any], method: str, count: int) -> Markup:
+def views(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], attention: str, count: int) -> Markup:
     """Returns the section with the pictures.
 
     Args:
         looks: What was looked at.
         splits: The run's data.
         data: What the backbone expects of pictures, with `mean` and `std`.
-        method: Name of the method.
+        attention: What the method makes of the frozen model's attention, in a word such as `refocused`.
         count: Pictures to show.
     """
     preparation = Preparation(lambda pixels: pixels, data["mean"], data["std"])
     dataset = getattr(splits, looks.split)
     chosen = looks.chosen(count)
     rows = [
-        _row(look, preparation.shown(dataset[0, look.index]["pixels"]), splits.classes, after(method))
+        _row(look, preparation.shown(dataset[0, look.index]["pixels"]), splits.classes, attention)
         for look in chosen
     ]
     right = sum(look.is_right for look in chosen)
@@ -60,11 +53,11 @@ def views(looks: Looks, splits: Splits, data: dict[str, Any], method: str, count
         _scales(looks),
         "; the frame marks the target" if any(look.target is not None for look in chosen) else "",
         Markup("").join(rows),
-        _numbers(looks, after(method)),
+        _numbers(looks, attention),
     )
 
 
-def _scales(looks: Looks) -> str:
+def _scales(looks: HeldOutLooks) -> str:
     first = looks.seen[0]
     scale = (
         "scales begin at 0" if first.frozen is None else "both attentions of a picture share one scale from 0"
@@ -124,7 +117,7 @@ def box_of(target: Tensor) -> tuple[float, float, float, float] | None:
     return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
-def on_target(looks: Looks) -> tuple[float | None, float, float, int] | None:
+def on_target(looks: HeldOutLooks) -> tuple[float | None, float, float, int] | None:
     """Returns the mean share of attention on the target, before (if it differs) and after, and of the area.
 
     And of how many pictures: those whose target is in sight; None if there are none.
@@ -143,7 +136,7 @@ def on_target(looks: Looks) -> tuple[float | None, float, float, int] | None:
     )
 
 
-def _numbers(looks: Looks, after: str) -> Markup:
+def _numbers(looks: HeldOutLooks, after: str) -> Markup:
     """Returns how far the attention moved, for pictures named rightly and wrongly, and picture by picture."""
     groups = {
         "all": looks.seen,
@@ -202,7 +195,7 @@ def _mean(values: Sequence[float | None]) -> str:
     return f"{statistics.mean(held):.3f} ± {error:.3f}"
 
 
-def _scatter(looks: Looks, after: str) -> Markup:
+def _scatter(looks: HeldOutLooks, after: str) -> Markup:
     """Returns each picture's share on target, before against after."""
     known = [look for look in looks.seen if None not in (look.frozen_on_target, look.on_target)]
     if not known:

@@ -13,8 +13,8 @@ from peft import PeftModel
 from torch import nn
 
 from toast.families.table import FAMILIES
+from toast.files.adapter_folder import weights_of
 from toast.files.tensors import TensorFile, read_json
-from toast.saving.contents import weights_of
 from toast.training import run_folder
 from toast.training.backbones import Backbone, open_backbone
 from toast.training.config_files import make_config
@@ -193,4 +193,5 @@ def frozen_model(opened: Sequence[Opened]) -> nn.Module | None:
     if any(isinstance(each.model, PeftModel) for each in opened):
         return None
     first = opened[0]
-    return open_seeded(first.config, len(first.classes) or None).model.to(PartialState().device)
+    model = open_seeded(first.config, len(first.classes) or None).model
+    return model.to(PartialState().device).eval()

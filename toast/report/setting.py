@@ -23,11 +23,6 @@ _GROUPS = {
     "lora": "LoRA factors of A and B",
     "head": "head",
 }
-METHODS = {
-    "linear": "linear probe", "attentive": "attentive probe", "full": "full tuning",
-    "partial": "partial tuning", "bias": "bias tuning", "lora": "LoRA", "vpt-shallow": "VPT-shallow",
-    "vpt-deep": "VPT-deep", "adapter": "AdaptFormer", "toast": "TOAST", "toast-lite": "TOAST-Lite",
-}  # fmt: skip
 
 
 def backbone_name(config: RunConfig) -> str:
@@ -86,7 +81,7 @@ def _recipe(files: RunFiles) -> list[tuple[str, Any]]:
     )
     length = f"{config.epochs} epochs" if config.epochs else f"{config.steps:,} steps"
     return [
-        ("method", METHODS[method.name] + (f", rank {method.rank}" if method.rank else "")),
+        ("method", method.row.title + (f", rank {method.rank}" if method.rank else "")),
         ("stage", "pre-tuning" if files.stage == "pretune" else ""),
         ("started from", method.start or method.preset or ""),
         ("options", options),
@@ -102,7 +97,7 @@ def _recipe(files: RunFiles) -> list[tuple[str, Any]]:
             f"{optimizer.name}, rate {optimizer.learning_rate:g}{f' ({rates})' if rates else ''}, "
             f"weight decay {optimizer.weight_decay:g}, {optimizer.schedule}, warm-up {optimizer.warm_up:.0%}",
         ),
-        ("first pass", config.first_pass.mode if method.stores else ""),
+        ("first pass", config.first_pass.mode if config.task in method.row.stores else ""),
         ("seed", str(config.seed)),
     ]
 

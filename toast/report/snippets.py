@@ -183,7 +183,7 @@ def _classified(model: ModelConfig, data: dict[str, Any], imports: set[str]) -> 
 def _continued(files: RunFiles, imports: set[str]) -> list[str]:
     """Returns the lines that continue a text, or give logits where PEFT's prompts cannot generate."""
     start = 'inputs = tokenizer("The", return_tensors="pt")'
-    if files.config.method.name in ("vpt-shallow", "vpt-deep"):
+    if not files.config.method.row.generates:
         return [start, "with torch.inference_mode():", "    logits = model(**inputs, use_cache=False).logits"]
     return [
         start,

@@ -14,7 +14,7 @@ from toast.files.atomic import beside, try_file
 from toast.report import gallery, results, setting
 from toast.report.curves import curves
 from toast.report.elements import listed, seconds, tiles
-from toast.report.looking import Looks, look_at_split
+from toast.report.held_out import HeldOutLooks, look_at_split
 from toast.report.page import page
 from toast.report.run_data import RunFiles, read_run, remarks
 from toast.report.snippets import loading
@@ -41,7 +41,7 @@ class _Opened:
 
     loaded: LoadedRun | None
     splits: Splits | None
-    looks: Looks | None
+    looks: HeldOutLooks | None
     problems: list[str]
 
 
@@ -101,12 +101,10 @@ def _splits(loaded: LoadedRun) -> Splits:
     return vision_splits(loaded.config, vision_sources(loaded.config), loaded.backbone)
 
 
-def _looks(loaded: LoadedRun, splits: Splits) -> Looks:
-    method = loaded.config.method.name
+def _looks(loaded: LoadedRun, splits: Splits) -> HeldOutLooks:
     frozen = None
-    if not (loaded.config.method.is_toast or method in ("lora", "linear")):
-        # The model holds the backbone as it was no more.
-        frozen = open_seeded(loaded.config, len(loaded.classes)).model
+    if not loaded.config.method.row.keeps_backbone:
+        frozen = open_seeded(loaded.config, len(loaded.classes)).model.eval()
     if torch.accelerator.is_available():
         device = torch.accelerator.current_accelerator()
         for model in (loaded.model, frozen):
@@ -143,7 +141,7 @@ def _head(files: RunFiles, opened: _Opened) -> Markup:
 def _lead(files: RunFiles, opened: _Opened) -> str:
     """Returns the run in two or three sentences."""
     config, result = files.config, files.result
-    method, backbone = setting.METHODS[config.method.name], setting.backbone_name(config)
+    method, backbone = config.method.row.title, setting.backbone_name(config)
     method = method[0].upper() + method[1:]
     if result is None:
         return f"{method} on {backbone}; not finished."
@@ -213,7 +211,9 @@ def _sections(files: RunFiles, opened: _Opened, pictures: int) -> list[Markup]:
     if loaded is not None and splits is not None:
         if opened.looks is not None and opened.looks.seen:
             made.append(
-                gallery.views(opened.looks, splits, loaded.backbone.data, files.config.method.name, pictures)
+                gallery.views(
+                    opened.looks, splits, loaded.backbone.data, files.config.method.row.attention, pictures
+                )
             )
         if files.config.task == "language" and files.config.method.is_toast:
             made.append(texts(loaded.model, loaded.backbone.tokenizer, splits))

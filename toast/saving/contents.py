@@ -11,16 +11,14 @@ from torch import Tensor, nn
 
 from toast.config import ToastConfig
 from toast.families.layouts import is_plain
+from toast.files.adapter_folder import PREFIX
 from toast.files.atomic import named, replace_all
-from toast.files.tensors import TensorFile, checksum
+from toast.files.tensors import checksum
 from toast.saving.initial import without_initial
-from toast.saving.names import CONTAINER, PREFIX, is_frozen, without_adapter_name
+from toast.saving.names import CONTAINER, is_frozen, without_adapter_name
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-#: Names of the files of tensors: the one that is written unless asked otherwise, and the other.
-WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 
 
 def save_adapter(model: PeftModel, folder: str | Path, **options: Any) -> Path:
@@ -47,13 +45,6 @@ def save_adapter(model: PeftModel, folder: str | Path, **options: Any) -> Path:
         written.sort(key=lambda path: path.name == CONFIG_NAME)
         replace_all([(path, folder / path.relative_to(beside)) for path in written])
     return folder
-
-
-def weights_of(folder: Path) -> Path:
-    """Returns the file of tensors that PEFT would read from a folder; it may not be there."""
-    if not (folder / WEIGHTS).exists() and (folder / PICKLED).exists():
-        return folder / PICKLED
-    return folder / WEIGHTS
 
 
 def tensors_to_save(
@@ -86,23 +77,3 @@ def _of_modules_to_save(model: nn.Module, adapter: str, state_dict: dict[str, Te
                 if tensor is not None and is_plain(tensor) and not tensor.is_meta:
                     found[f"{name}.{saved}"] = tensor
     return found
-
-
-def checksums_for(config: ToastConfig, folder: Path) -> dict[str, str] | None:
-    """Returns the checksums to write into a configuration, by the names of the tensors without PEFT's prefix.
-
-    PEFT writes the tensors before the configuration, transformers after it. So the file in the folder is
-    believed, with the embeddings that PEFT has added, if it holds what was to be saved.
-    """
-    written = config.written
-    config.written = None  # type: ignore[misc]
-    path = weights_of(folder)
-    if not path.is_file():
-        return written
-    if written is None and config.checksums is not None and config.folder == folder:
-        return config.checksums  # settings were changed, and written where they came from
-    try:
-        held = {name.removeprefix(PREFIX): checksum(tensor) for name, tensor in TensorFile(path).tensors()}
-    except ValueError:
-        return written
-    return held if written is None or written.items() <= held.items() else written

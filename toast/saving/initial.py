@@ -14,8 +14,7 @@ from torch import Tensor
 
 from toast.config import ToastConfig
 from toast.families.layouts import is_plain
-from toast.saving.names import CONTAINER
-from toast.value import FACTORS
+from toast.saving.names import CONTAINER, FACTORS
 
 #: What stands behind the name of a tensor that is left out.
 SUFFIX = ".initial"

@@ -6,14 +6,20 @@ import re
 
 from toast.compiled import COMPILED
 
-#: What PEFT puts before the names of the model.
-PREFIX = "base_model.model."
+#: Stands in the names of the tensors of TOAST-Lite's factors, which PEFT's LoRA layer gave them in older
+#: adapters.
+FACTORS = "low_rank"
 
 #: What holds an adapter's tensors, in names of a model and of a file. Behind `modules_to_save` stands the
 #: name of an adapter, whatever it is.
 CONTAINER = re.compile(
     r"(?<!\.modules_to_save)\.toast_(task_embedding|channel_transform|to_state|to_signal)(?=\.|$)"
 )
+
+
+def is_of_adapter(name: str) -> bool:
+    """Whether a parameter or module is a TOAST adapter's own, by its name in a model, a layer or a file."""
+    return CONTAINER.search(f".{name}") is not None
 
 
 def is_frozen(name: str) -> bool:

@@ -16,12 +16,11 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from toast.layer import ToastLayer
-from toast.model import find_steering
+from toast.saving.names import is_of_adapter
+from toast.steering import find_steering
 from toast.training.preparing import Prepared
 from toast.training.run_config import RunConfig
 
-#: Methods of which a step may leave a trained parameter out, such as a pooler that the head does not read.
-_MAY_LEAVE_OUT = ("full", "partial", "bias")
 #: What is trained is float32, so weights in another precision need autocast.
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -50,7 +49,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         log_with=config.trackers or None,
         project_config=ProjectConfiguration(project_dir=str(config.folder), logging_dir=str(config.folder)),
         kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=config.method.name in _MAY_LEAVE_OUT)
+            DistributedDataParallelKwargs(find_unused_parameters=config.method.row.may_leave_out)
         ],
     )
     processes = accelerator.num_processes
@@ -93,7 +92,7 @@ def _trained_modules(model: nn.Module) -> list[nn.Module]:
         for layer in model.modules()
         if isinstance(layer, ToastLayer)
         for name, module in layer.named_children()
-        if name.startswith("toast_")
+        if is_of_adapter(name)
     ]
     kept = [m.modules_to_save for m in model.modules() if isinstance(m, ModulesToSaveWrapper)]
     return [*own, *kept]

@@ -38,7 +38,7 @@ class Backbone:
 
 
 def open_backbone(config: RunConfig, classes: int | None) -> Backbone:
-    """Opens a backbone.
+    """Opens a backbone, in the mode in which its library gives it: timm for training, transformers not.
 
     Args:
         config: The run's configuration.
@@ -80,7 +80,7 @@ def _timm(config: ModelConfig, classes: int) -> Backbone:
     if size is not None:  # timm's own answer is the size of the pre-training, whatever img_size was asked for
         data["input_size"] = (data["input_size"][0], *size)
     data = with_channels(data, channels_of(model))
-    return Backbone(model.to(_dtype(config)).eval(), data, _pixels(_dtype(config)), _itself)
+    return Backbone(model.to(_dtype(config)), data, _pixels(_dtype(config)), _itself)
 
 
 def _demo(config: ModelConfig, classes: int) -> Backbone:
@@ -90,12 +90,8 @@ def _demo(config: ModelConfig, classes: int) -> Backbone:
         "input_size": (3, 112, 112), "mean": MEAN, "std": STD, "crop_pct": 1.0, "crop_mode": "center",
         "interpolation": "bicubic",
     }  # fmt: skip
-    return Backbone(
-        load_backbone(classes, **config.options).to(_dtype(config)).eval(),
-        data,
-        _pixels(_dtype(config)),
-        _itself,
-    )
+    model = load_backbone(classes, **config.options).to(_dtype(config))
+    return Backbone(model, data, _pixels(_dtype(config)), _itself)
 
 
 def _transformers_vision(config: ModelConfig, classes: int) -> Backbone:
@@ -125,7 +121,7 @@ def _transformers_vision(config: ModelConfig, classes: int) -> Backbone:
         "interpolation": "bicubic",
     }  # fmt: skip
     data = with_channels(data, getattr(model.config, "num_channels", 3))
-    return Backbone(model.eval(), data, _pixel_values(_dtype(config)), _named_logits)
+    return Backbone(model, data, _pixel_values(_dtype(config)), _named_logits)
 
 
 def _language(config: ModelConfig) -> Backbone:
@@ -145,7 +141,7 @@ def _language(config: ModelConfig) -> Backbone:
             f"model: transformers could not open {str(name)!r}: {error}. Needs a folder with a causal "
             "language model and its tokenizer, or a Hub name that can be reached."
         ) from error
-    return Backbone(model.eval(), {}, _tokens, _named_logits, tokenizer)
+    return Backbone(model, {}, _tokens, _named_logits, tokenizer)
 
 
 _VISION = {"timm": _timm, "demo": _demo, "transformers": _transformers_vision}

@@ -112,9 +112,8 @@ def stored_first_pass(
 def _reasons(config: RunConfig, stage: Stage, prepared: Prepared) -> list[str]:
     if stage == "pretune":
         return ["pre-tuning measures the task loss on the first pass's output, which is not stored"]
-    if not config.method.stores:
-        return [f"{config.method.name} has no frozen first pass"]
-    if config.task == "language" and config.method.name == "linear":
-        return ["features of every token are not stored for a language model's head"]
+    reason = config.method.row.why_not_stored(config.task)
+    if reason is not None:
+        return [f"{config.method.name}: {reason}"]
     augmented = config.task == "vision" and config.augment.preset != "none"
     return why_not(prepared.method.model, prepared.head, augmented, config.augment.views)

@@ -42,7 +42,7 @@ def dry_run(config: RunConfig, stage: Stage, console: Console | None = None) -> 
     mine = next(iter(order))[: max(1, size // accelerator.num_processes)]
     batch = splits.collate([splits.train[key] for key in mine])
     held = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-    objective = prepared.objective.to(accelerator.device).train()
+    objective = prepared.objective.to(accelerator.device)
     losses: dict[str, float] = {}
 
     def forward(given: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from toast.data.vision.dataset import IGNORED
 from toast.training.workers import batches as batches_of
+from toast.visual.modes import evaluating
 from toast.visual.targets import ATTENTION, is_known
 
 logger = logging.getLogger(__name__)
@@ -96,33 +97,33 @@ def evaluate(
     loader = DataLoader(Subset(data, mine), batch_size=size, collate_fn=collate, num_workers=workers)
     steps = math.ceil(math.ceil(len(data) / accelerator.num_processes) / size)
     metrics = _metrics(task, classes, accelerator.device)
-    objective.eval()
     watcher = Watcher(accelerator.unwrap_model(objective).model) if on_target else None
     rows: Rows = []
     bad: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
     batches = batches_of(loader)
     last: dict[str, Any] | None = None
-    for _ in tqdm(range(steps), name, unit="batch", leave=False, disable=not accelerator.is_main_process):
-        # A process that has run out takes part in the calls of a sharded model with what it had last.
-        batch = next(batches, None)
-        fresh = batch is not None
-        last = batch if batch is not None else last
-        if last is None:
-            last = collate([data[0]])
-        bad += (batch or {}).get("bad", [])
-        notes += (batch or {}).get("notes", [])
-        held = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in last.items()}
-        watched = watcher.on_target if watcher is not None and "target" in held else None
-        with nullcontext() if watched is None else watched.watching() as seen:
-            logits = objective(held, predict=True)
-        if fresh:
-            found = {} if watched is None else watched.measure(seen, held["target"])
-            _update(metrics, task, logits, held, found)
-            if predictions and task == "vision":
-                rows += _rows(logits.float().softmax(-1).cpu(), held, classes, found.get(ATTENTION))
-        if stop():
-            return None
+    with evaluating(objective):
+        for _ in tqdm(range(steps), name, unit="batch", leave=False, disable=not accelerator.is_main_process):
+            # A process that has run out takes part in the calls of a sharded model with what it had last.
+            batch = next(batches, None)
+            fresh = batch is not None
+            last = batch if batch is not None else last
+            if last is None:
+                last = collate([data[0]])
+            bad += (batch or {}).get("bad", [])
+            notes += (batch or {}).get("notes", [])
+            held = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in last.items()}
+            watched = watcher.on_target if watcher is not None and "target" in held else None
+            with nullcontext() if watched is None else watched.watching() as seen:
+                logits = objective(held, predict=True)
+            if fresh:
+                found = {} if watched is None else watched.measure(seen, held["target"])
+                _update(metrics, task, logits, held, found)
+                if predictions and task == "vision":
+                    rows += _rows(logits.float().softmax(-1).cpu(), held, classes, found.get(ATTENTION))
+            if stop():
+                return None
     if accelerator.num_processes > 1:
         rows, bad = gather_object(rows), gather_object(bad)
     refuse_bad(dict(bad), len(data), name, bad_share)

@@ -70,6 +70,11 @@ def not_finite(numbers: Mapping[str, float], scaled: bool) -> list[str]:
     return [f"{n.replace('_', ' ')} ({v})" for n, v in looked_at.items() if not math.isfinite(v)]
 
 
+def as_words(bad: Sequence[str]) -> str:
+    """Returns what `not_finite` found as the part of a message."""
+    return f"the {' and the '.join(bad)} of the step is not finite"
+
+
 def all_finite(accelerator: Accelerator, tensors: Iterable[Tensor]) -> bool:
     """Whether tensors are finite in every process."""
     local = (tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors)

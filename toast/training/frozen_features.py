@@ -18,13 +18,15 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import toast
 from toast.baselines.attentive import AttentivePool, find_probe
-from toast.model import find_steering
+from toast.reusing import first_pass
+from toast.saving.names import is_of_adapter
+from toast.steering import find_steering
 from toast.stored_pass import FirstPass
 from toast.training.backbones import Backbone
 from toast.training.locking import in_turn
 from toast.training.tensor_store import Rows, Store
+from toast.visual.modes import evaluating
 
 #: Layers that update statistics in training, so that what they give depends on the order of samples.
 _STATISTICS = (nn.modules.batchnorm._BatchNorm,)
@@ -53,7 +55,7 @@ def why_not(model: nn.Module, head: nn.Module | None, augmented: bool, views: in
         rate = getattr(module, "p", getattr(module, "drop_prob", getattr(module, "prob", 0.0)))
         is_drop = "drop" in type(module).__name__.lower() and isinstance(rate, float) and rate > 0
         trained = any(parameter.requires_grad for parameter in module.parameters())
-        if is_drop and ".toast_" not in f".{name}":
+        if is_drop and not is_of_adapter(name):
             reasons.append(f"{name} drops at random in training (rate {rate}); create the model without")
         if isinstance(module, _STATISTICS) and module.track_running_stats and not trained:
             reasons.append(f"{name} normalises by the statistics of the batch in training")
@@ -62,7 +64,7 @@ def why_not(model: nn.Module, head: nn.Module | None, augmented: bool, views: in
     beside = [
         name
         for name, parameter in frozen.named_parameters()
-        if parameter.requires_grad and parameter not in behind and ".toast_" not in f".{name}"
+        if parameter.requires_grad and parameter not in behind and not is_of_adapter(name)
     ]
     if beside:
         reasons.append(f"{beside[0]} is trained too, so what comes before the head changes")
@@ -73,7 +75,7 @@ def weights_of(model: nn.Module) -> str:
     """Returns the SHA-256 over the frozen weights: all but the top-down module and what is trained."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        if not parameter.requires_grad and ".toast_" not in f".{name}" and ".modules_to_save." not in name:
+        if not parameter.requires_grad and not is_of_adapter(name) and ".modules_to_save." not in name:
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -109,12 +111,10 @@ class Computer:
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any]) -> Tensors:
         """Returns the tensors by name; the first dimension of each is the batch."""
-        was_training = self.model.training
-        self.model.eval()
         args, kwargs = self.feed(batch)
-        try:
+        with evaluating(self.model):
             if self.reader is None:
-                stored = toast.first_pass(self.model, *args, **kwargs)
+                stored = first_pass(self.model, *args, **kwargs)
                 self.in_tuple = stored.in_tuple
                 return stored.tensors()
             seen: list[Tensor] = []
@@ -122,8 +122,6 @@ class Computer:
             with handle:
                 self.model(*args, **kwargs)
             return {"features": seen[0]}
-        finally:
-            self.model.train(was_training)
 
     def complete(self, batch: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
         """Returns a batch with what was stored of its samples, where the objective looks for it."""

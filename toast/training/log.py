@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from toast.training import run_folder
+from toast.training.config_files import to_yaml
 from toast.training.finite import not_finite, read
+from toast.training.resuming import flat
+from toast.training.run_config import RunConfig
 
 
 class Log:
@@ -27,6 +31,25 @@ class Log:
         self.epoch = epoch
         self.pending: list[tuple[int, dict[str, Tensor | float]]] = []
         self.loss: float | None = None
+
+    def begin(self, step: int, config: RunConfig, classes: Sequence[str]) -> None:
+        """Writes what the run is, and tells the trackers.
+
+        Args:
+            step: Steps that were made; measurements after them are taken back.
+            config: The run's configuration.
+            classes: Names of the classes.
+        """
+        if self.accelerator.is_main_process:
+            run_folder.begin(self.place, step, to_yaml(config), classes)
+        self.accelerator.init_trackers("tensorboard", config=flat(config.model_dump(mode="json")))
+        self.accelerator.wait_for_everyone()
+
+    def end(self) -> None:
+        """Lets trackers write. Accelerate's own end would take the processes from the next run of a sweep."""
+        if self.accelerator.is_main_process:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
     def note(self, step: int, parts: dict[str, Tensor | float]) -> None:
         """Takes the losses of a step, which are the same in every process."""

@@ -1,12 +1,11 @@
-"""The training loop: the way of a step, in one function."""
+"""The training loop: the way of a step, from its micro-batches to its update."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,137 +14,130 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch import Tensor, nn
 
-from toast.rates import Groups
 from toast.training.finite import not_finite, over_processes, read
-from toast.training.interrupts import Wish
 from toast.training.objective import targets
 from toast.training.optimizers import set_rates
-from toast.training.order import EpochBatches
-from toast.training.workers import batches as batches_of
-
-Batch = dict[str, Any]
+from toast.training.run_config import RunConfig
+from toast.training.training_batches import Batch, TrainingBatches
 
 
-@dataclass
-class Loop:
-    """All that a step needs.
+@dataclass(frozen=True)
+class Step:
+    """What came of a step.
 
     Args:
-        accelerator: Prepared what follows.
+        number: Counted from 1, so this many steps are done with it.
+        losses: Losses, norm of the gradient and rate, `()`; the same in every process.
+        bad: What of it is not finite, if that is looked at before the update; the step is then left out.
+    """
+
+    number: int
+    losses: dict[str, Tensor | float]
+    bad: list[str]
+
+
+class Loop:
+    """Makes the steps of a run.
+
+    It leaves the modes of the model's modules as they are: a batch norm that was put into evaluation mode
+    keeps its statistics.
+
+    Args:
+        accelerator: What prepared objective, optimiser and batches.
         objective: The loss (`toast.training.objective.Objective`).
         optimizer: The optimiser.
         schedule: timm's schedule.
-        loader: Gives micro-batches of an epoch.
-        order: Chooses the epoch, and where in it to start.
-        groups: What is trained, by group.
-        task: `vision` or `language`.
+        batches: Gives the micro-batches of each step.
+        trained: The parameters that are trained.
+        config: The run's configuration: its task and seed, how gradients are clipped, and what becomes of a
+            step whose numbers are not finite.
         total: Steps of the run.
-        seed: Of what is drawn in a step, such as dropout.
-        clip: Greatest norm of the gradients; None does not clip.
-        watched: Whether a step's numbers are looked at before its update. Else they are read with the log,
-            which costs no wait for the device, and come to light a few steps late.
-        prepare: Completes a batch of a step, with what is stored of its samples for example.
-        on_step: Is told after each step: steps that were made, and the step's losses and rates.
-        on_nonfinite: Is told, if `watched`, of a step whose numbers are not finite, before its update: steps
-            that were made, and what is not finite. If it returns, the step is left out.
-        on_epoch: Is told at the end of each epoch: steps that were made.
-        is_over: Whether training is over before its last step, asked at the end of each epoch.
-        wish: Whether the run is asked to stop.
+
+    Attributes:
+        seconds: Spent in steps so far, those of earlier sessions included.
     """
 
-    accelerator: Accelerator
-    objective: nn.Module
-    optimizer: Any
-    schedule: Any
-    loader: Any
-    order: EpochBatches
-    groups: Groups
-    task: str
-    total: int
-    seed: int
-    clip: float | None
-    watched: bool
-    prepare: Callable[[Batch, int], Batch]
-    on_step: Callable[[int, dict[str, Tensor | float]], None]
-    on_nonfinite: Callable[[int, list[str]], None]
-    on_epoch: Callable[[int], None]
-    is_over: Callable[[], bool]
-    wish: Wish = field(init=False)
-    seconds: float = field(default=0.0, init=False)
-    made: int = field(default=0, init=False)
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        objective: nn.Module,
+        optimizer: Any,
+        schedule: Any,
+        batches: TrainingBatches,
+        trained: Sequence[nn.Parameter],
+        config: RunConfig,
+        total: int,
+    ) -> None:
+        self.accelerator = accelerator
+        self.objective = objective
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.batches = batches
+        self.trained = list(trained)
+        self.config = config
+        self.total = total
+        self.seconds = 0.0
 
-    def run(self, step: int = 0) -> int:
-        """Trains from a step on.
+    def steps(self, start: int = 0) -> Iterator[Step]:
+        """Makes the steps that are left, one each time it is asked.
+
+        Of a step that is not finite and that the run ends with (`on_nonfinite: stop`), nothing has been
+        changed when it is handed out: what is saved then is from before it.
 
         Args:
-            step: Steps that were made before.
-
-        Returns:
-            Steps that are made now: all, or fewer if training is over or the run was asked to stop.
+            start: Steps that were made before.
         """
-        self.made = step
-        trained = [parameter for held in self.groups.values() for parameter in held.values()]
-        while step < self.total and not self.is_over():
-            epoch, start = divmod(step, self.order.steps)
-            self.order.choose(epoch, start)
-            self.objective.train()
-            batches = batches_of(self.loader)
-            for _ in range(min(self.order.steps - start, self.total - step)):
-                began = time.perf_counter()
-                parts = self._step(step, list(itertools.islice(batches, self.order.micro_batches)), trained)
-                self.seconds += time.perf_counter() - began
-                step += 1
-                self.made = step
-                if parts is not None:
-                    self.on_step(step, parts)
-                if self.wish():
-                    return step
-            self.on_epoch(step)
-            if self.wish():
-                return step
-        return step
+        micro_batches = self.batches.steps(start, self.total)
+        for step in range(start, self.total):
+            began = time.perf_counter()
+            losses = self._gradient(step, next(micro_batches))
+            bad = not_finite(read(losses), self.is_scaled) if self.is_watched else []
+            # A loss scaler leaves steps out by itself, and has to be told of each that the run goes on from.
+            if not bad or (self.is_scaled and self.config.on_nonfinite == "skip"):
+                self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.seconds += time.perf_counter() - began
+            yield Step(step + 1, {**losses, "learning_rate": self.optimizer.param_groups[0]["lr"]}, bad)
 
-    def _step(
-        self, step: int, micro_batches: list[Batch], trained: list[nn.Parameter]
-    ) -> dict[str, Tensor | float] | None:
-        """Makes one step: losses of all micro-batches and processes, one gradient, one update.
+    def _gradient(self, step: int, micro_batches: list[Batch]) -> dict[str, Tensor]:
+        """Computes one gradient from the losses of all micro-batches and processes.
 
         Returns:
-            Losses, norm of the gradient and rate; None if the step was left out.
+            The losses, and the norm of the gradient before it was clipped.
         """
         accelerator = self.accelerator
         # What is drawn is a function of seed, step and process, so a resumed run draws the same.
-        set_seed(hash((self.seed, step, accelerator.process_index)) % 2**32)
+        set_seed(hash((self.config.seed, step, accelerator.process_index)) % 2**32)
         set_rates(self.schedule, step)
         share = len(micro_batches) * accelerator.num_processes
-        counted = torch.stack([targets(batch["labels"], self.task) for batch in micro_batches]).sum()
+        counted = torch.stack([targets(batch["labels"], self.config.task) for batch in micro_batches]).sum()
         count = accelerator.reduce(counted.float(), "sum").clamp(min=1) / share
         parts: dict[str, Tensor] = {}
-        bad: list[str] = []
         for batch in micro_batches:
+            # Gradients are exchanged with the last of them.
             with accelerator.accumulate(self.objective):
-                losses = self.objective(self.prepare(batch, step), count)
+                losses = self.objective(self.batches.complete(batch, step), count)
                 accelerator.backward(losses["loss"])
-                for name, value in losses.items():
-                    part = value.detach() / len(micro_batches)
-                    parts[name] = parts[name] + part if name in parts else part
-                if accelerator.sync_gradients:
-                    average_replicated(accelerator, trained)
-                    norm = accelerator.clip_grad_norm_(trained, math.inf if self.clip is None else self.clip)
-                    if norm is not None:  # DeepSpeed's engine keeps it to itself
-                        parts["gradient_norm"] = norm
-                    parts = over_processes(accelerator, parts)
-                    bad = not_finite(read(parts), self.scaled) if self.watched else []
-                    if bad:
-                        self.on_nonfinite(step, bad)
-                # A loss scaler leaves out steps by itself, and has to be told of each.
-                if not bad or self.scaled:
-                    self.optimizer.step()
-                self.optimizer.zero_grad()
-        return None if bad else {**parts, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+            for name, value in losses.items():
+                part = value.detach() / len(micro_batches)
+                parts[name] = parts[name] + part if name in parts else part
+        average_replicated(accelerator, self.trained)
+        most = math.inf if self.config.optimizer.clip is None else self.config.optimizer.clip
+        norm = accelerator.clip_grad_norm_(self.trained, most)
+        if norm is not None:  # DeepSpeed's engine keeps it to itself
+            parts["gradient_norm"] = norm
+        return over_processes(accelerator, parts)
 
     @property
-    def scaled(self) -> bool:
+    def is_watched(self) -> bool:
+        """Whether a step's numbers are looked at before its update: if asked for, or if it costs no wait.
+
+        Else they are read with the log, and come to light a few steps late.
+        """
+        return self.config.on_nonfinite == "skip" or self.accelerator.device.type == "cpu"
+
+    @property
+    def is_scaled(self) -> bool:
         """Whether a loss scaler is at work, as it is in fp16."""
         return self.accelerator.scaler is not None
 

@@ -12,21 +12,21 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-import toast
 from toast.baselines import applying as baselines
 from toast.baselines.heads import head_of
-from toast.config import OFFICIAL
+from toast.config import OFFICIAL, ToastConfig
 from toast.rates import Groups, trained_groups
+from toast.saving.contents import save_adapter
 from toast.training.backbones import Backbone
+from toast.training.method_table import names_of
 from toast.training.run_config import MethodConfig, RunConfig
+from toast.wrapping import wrap
 
-#: Rank, bottleneck width, where none is given.
-RANKS = {"lora": 8, "toast-lite": 4, "adapter": 64}
 ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass
-class Method:
+class Tuned:
     """A backbone with what is trained.
 
     Args:
@@ -40,7 +40,7 @@ class Method:
     head_name: str | None
 
 
-def apply_method(backbone: Backbone, config: RunConfig, stage: str, folder: Path | None = None) -> Method:
+def apply_method(backbone: Backbone, config: RunConfig, stage: str, folder: Path | None = None) -> Tuned:
     """Makes a backbone one that the configured method trains.
 
     Args:
@@ -53,17 +53,17 @@ def apply_method(backbone: Backbone, config: RunConfig, stage: str, folder: Path
         ValueError: If the method does not fit the model or the stage.
     """
     method = config.method
-    if stage == "pretune" and method.name != "toast":
-        raise ValueError(f"method: pre-tuning trains the whole top-down module, toast; got {method.name!r}.")
+    if stage == "pretune" and not method.row.pretunes:
+        able = names_of(lambda row: row.pretunes)
+        raise ValueError(f"method: pre-tuning trains the whole top-down module, {able}; got {method.name!r}.")
     backbone.model.requires_grad_(False)
     head_name, head = head_of(backbone.model)
     if method.head_bias is not None:
         _set_bias(head, method.head_bias)
     trains_head = method.head
     if trains_head is None:
-        trains_head = config.task == "vision" or method.name in ("linear", "partial", "full")
-    make = _OWN.get(method.name, _baseline)
-    model, named = make(backbone, config, head_name if trains_head else None, folder)
+        trains_head = config.task == "vision" or method.row.trains_head_on_text
+    model, named = _PUT_IN[method.row.puts_in](backbone, config, head_name if trains_head else None, folder)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
             parameter.data = parameter.data.float()
@@ -71,7 +71,7 @@ def apply_method(backbone: Backbone, config: RunConfig, stage: str, folder: Path
     groups = trained_groups(model, by_name)
     if not groups:
         raise ValueError(f"method: {method.name} leaves nothing to train in {type(model).__name__}.")
-    return Method(model, groups, head_name)
+    return Tuned(model, groups, head_name)
 
 
 def _set_bias(head: nn.Module, value: float) -> None:
@@ -93,16 +93,16 @@ def _toast(backbone: Backbone, config: RunConfig, head: str | None, folder: Path
         options["modules_to_save"] = [head]
     start = None if method.start is None else _as_adapter(method.start, folder)
     if start is not None:
-        saved = toast.ToastConfig.from_pretrained(str(start))
+        saved = ToastConfig.from_pretrained(str(start))
         if saved.is_lite:
-            if method.name != "toast-lite":
+            if method.row.rank is None:
                 raise ValueError(f"method.start: {start} is a TOAST-Lite adapter; needs method toast-lite.")
             return PeftModel.from_pretrained(backbone.model, str(start), is_trainable=True), {}
         options["pretrained"] = str(start)
         for name in ("select_features", "select_from", "value_bias"):
             if name not in method.options:  # feedback learnt on some features is no use on others
                 options[name] = getattr(saved, name)
-    return toast.wrap(backbone.model, **options), {}
+    return wrap(backbone.model, **options), {}
 
 
 def toast_options(method: MethodConfig) -> dict[str, Any]:
@@ -111,8 +111,8 @@ def toast_options(method: MethodConfig) -> dict[str, Any]:
     if method.preset is not None:
         options = {"init": "official"} | OFFICIAL[method.preset]
     options |= method.options
-    if method.name == "toast-lite":
-        options["lora_rank"] = method.rank or options.get("lora_rank") or RANKS["toast-lite"]
+    if method.row.rank is not None:
+        options["lora_rank"] = method.rank or options.get("lora_rank") or method.row.rank
     if method.train is not None:
         options["train"] = method.train
     return options
@@ -146,7 +146,7 @@ def _as_adapter(start: Path, folder: Path | None) -> Path:
 def _lora(backbone: Backbone, config: RunConfig, head: str | None, folder: Path | None) -> _Made:
     from peft import LoraConfig, get_peft_model
 
-    rank = config.method.rank or RANKS["lora"]
+    rank = config.method.rank or config.method.row.rank
     options: dict[str, Any] = {"r": rank, "lora_alpha": rank, "target_modules": _attention(backbone.model)}
     if head is not None:
         options["modules_to_save"] = [head]
@@ -185,24 +185,24 @@ def _baseline(backbone: Backbone, config: RunConfig, head: str | None, folder: P
         backbone.model,
         method.name,
         prompts=method.prompts,
-        bottleneck=method.rank or RANKS["adapter"],
+        bottleneck=method.rank or method.row.rank or 0,
         freeze=method.freeze,
         head=[] if head is None else head,
         **method.options,
     )
 
 
-_OWN: dict[str, Callable[[Backbone, RunConfig, str | None, Path | None], _Made]] = {
+_PUT_IN: dict[str, Callable[[Backbone, RunConfig, str | None, Path | None], _Made]] = {
+    "baselines": _baseline,
     "lora": _lora,
     "toast": _toast,
-    "toast-lite": _toast,
 }
 
 
 def save_method(model: nn.Module, config: RunConfig, folder: Path) -> None:
     """Writes what was trained: in PEFT's format where PEFT has the method. Whole or not at all."""
     if isinstance(model, PeftModel):
-        toast.save_adapter(model, folder)
+        save_adapter(model, folder)
     else:
         from toast.baselines.weights import save_trained
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import toast
+from toast.objectives import pretraining_loss
+from toast.reusing import given_first_pass
 from toast.stored_pass import FirstPass
 from toast.training.backbones import Backbone
 
@@ -69,7 +70,7 @@ class Objective(nn.Module):
         labels = batch["labels"]
         if self.stage == "pretune":
             args, kwargs = self.feed(batch)
-            loss, parts = toast.pretraining_loss(
+            loss, parts = pretraining_loss(
                 self.model,
                 *args,
                 task_loss=lambda out: self._loss(self.logits_of(out), labels, count),
@@ -85,7 +86,7 @@ class Objective(nn.Module):
             return head(batch["features"])
         stored: FirstPass | None = batch.get("first_pass")
         args, kwargs = self.feed(batch)
-        with nullcontext() if stored is None else toast.given_first_pass(self.model, stored):
+        with nullcontext() if stored is None else given_first_pass(self.model, stored):
             logits = self.logits_of(self.model(*args, **kwargs))
         # Prompts of PEFT stand before the text and have logits of their own.
         return logits[:, -batch["input_ids"].shape[1] :] if self.task == "language" else logits

@@ -9,12 +9,13 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-import toast
+from toast.calibrating import calibrate
 from toast.training.backbones import Backbone, open_backbone
 from toast.training.data import Splits, language_splits, vision_sources, vision_splits
-from toast.training.methods import Method, apply_method
+from toast.training.methods import Tuned, apply_method
 from toast.training.objective import Objective
 from toast.training.run_config import RunConfig
+from toast.visual.modes import evaluating
 
 Stage = Literal["pretune", "tune"]
 
@@ -36,7 +37,7 @@ class Prepared:
 
     backbone: Backbone
     splits: Splits
-    method: Method
+    method: Tuned
     head: nn.Module | None
     objective: Objective
 
@@ -50,6 +51,8 @@ def prepare(config: RunConfig, stage: Stage) -> Prepared:
     if config.stage not in (None, stage):
         raise ValueError(f"stage: this configuration is for {config.stage}; the command is {stage}.")
     backbone, splits = open_all(config)
+    if not backbone.model.training:  # of one that is in training mode, what is in evaluation mode stays there
+        backbone.model.train()
     set_seed(config.seed)  # what the method draws does not depend on what the data drew
     method = apply_method(backbone, config, stage, config.folder)
     if config.checkpointing:
@@ -59,6 +62,23 @@ def prepare(config: RunConfig, stage: Stage) -> Prepared:
     head = None if method.head_name is None else _active(method.model, method.head_name)
     objective = Objective(method.model, backbone, config.task, stage, head, config.label_smoothing)
     return Prepared(backbone, splits, method, head, objective)
+
+
+def remarks_on(prepared: Prepared, config: RunConfig) -> list[str]:
+    """Returns what has to be said of a run before it begins.
+
+    Whether packed documents see each other is among it; it depends on attention kernel and method.
+    """
+    said = list(prepared.splits.remarks)
+    if config.task == "language" and config.data.packing == "documents":
+        from toast.data.language import leaks
+
+        if leaks(prepared.method.model, len(prepared.backbone.tokenizer)):
+            said.append(
+                "packed documents attend to each other in this model: its attention ignores positions that "
+                "restart. Load it with attn_implementation=sdpa, or set data.packing=none."
+            )
+    return said
 
 
 def open_all(config: RunConfig) -> tuple[Backbone, Splits]:
@@ -86,11 +106,9 @@ def _calibrate(config: RunConfig, model: nn.Module, backbone: Backbone, splits: 
     wanted = _CALIBRATION[config.task]
     rows = sorted({index * count // wanted for index in range(wanted)})
     args, kwargs = backbone.feed(splits.collate([splits.train[0, row] for row in rows]))
-    was_training = model.training
     dtype = getattr(torch, config.model.dtype)
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-        toast.calibrate(model.eval(), *args, **kwargs)
-    model.train(was_training)
+    with evaluating(model), torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        calibrate(model, *args, **kwargs)
 
 
 def _checkpoint_activations(model: nn.Module) -> None:

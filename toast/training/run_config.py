@@ -5,28 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from toast.config import OFFICIAL
 from toast.evaluation.choosing import CHOOSING
+from toast.training.method_table import METHODS, Method, names_of
 from toast.training.setting_types import SECTION, Integer, Name, Number, Positive, Share, as_precision
 from toast.training.sweep_config import StudyConfig, SweepConfig
 
-#: What can be trained. `adapter` is AdaptFormer's parallel bottleneck, `attentive` a probe whose queries pool
-#: the final tokens.
-MethodName = Literal[
-    "linear",
-    "attentive",
-    "full",
-    "partial",
-    "bias",
-    "lora",
-    "vpt-shallow",
-    "vpt-deep",
-    "adapter",
-    "toast",
-    "toast-lite",
-]
+
+def _known_method(name: str) -> str:
+    if name not in METHODS:
+        raise ValueError(f"needs one of {', '.join(METHODS)}; got {name!r}")
+    return name
 
 
 class _Section(BaseModel):
@@ -122,7 +113,7 @@ class MethodConfig(_Section):
     """What is trained, and from where it starts.
 
     Args:
-        name: The method.
+        name: The method, a row of `toast.training.method_table.METHODS`.
         start: `toast`, `toast-lite`: folder of a pre-tuned adapter, or an official checkpoint; None starts
             from nothing.
         preset: An official variant whose settings are taken over: `vision`, `language`, `convnext`, or one
@@ -138,7 +129,7 @@ class MethodConfig(_Section):
             arguments of the baseline, such as `queries` of `attentive`.
     """
 
-    name: MethodName = "toast"
+    name: Annotated[str, AfterValidator(_known_method)] = "toast"
     start: Path | None = None
     preset: str | None = None
     train: list[str] | Literal["all"] | None = None
@@ -151,14 +142,14 @@ class MethodConfig(_Section):
     options: dict[str, Any] = {}
 
     @property
-    def is_toast(self) -> bool:
-        """Whether the top-down module is what is trained."""
-        return self.name in ("toast", "toast-lite")
+    def row(self) -> Method:
+        """What is known of the method."""
+        return METHODS[self.name]
 
     @property
-    def stores(self) -> bool:
-        """Whether the frozen backbone runs before all that is trained, so that its part can be stored."""
-        return self.is_toast or self.name in ("linear", "attentive")
+    def is_toast(self) -> bool:
+        """Whether the top-down module is what is trained."""
+        return self.row.steers
 
     @model_validator(mode="before")
     @classmethod
@@ -169,10 +160,12 @@ class MethodConfig(_Section):
     def _fits(self) -> MethodConfig:
         if self.preset is not None and self.preset not in OFFICIAL:
             raise ValueError(f"preset: needs one of {', '.join(OFFICIAL)}; got {self.preset!r}")
-        if not self.is_toast and (self.start or self.preset or self.train):
-            raise ValueError(
-                f"start, preset and train belong to toast and toast-lite; the method is {self.name}"
-            )
+        if self.start and not self.row.starts:
+            able = names_of(lambda row: row.starts)
+            raise ValueError(f"start: belongs to {able}; the method is {self.name}")
+        if (self.preset or self.train) and not self.is_toast:
+            able = names_of(lambda row: row.steers)
+            raise ValueError(f"preset, train: belong to {able}; the method is {self.name}")
         return self
 
 
@@ -357,13 +350,13 @@ class RunConfig(_Section):
             raise ValueError(
                 f"batch_size: needs a multiple of micro_batches ({self.micro_batches}); got {self.batch_size}"
             )
-        if self.task == "language" and self.method.name == "linear" and self.first_pass.mode == "cached":
-            raise ValueError("first_pass: features of every token are not stored for a language model's head")
-        if self.first_pass.mode == "cached" and not self.method.stores:
-            raise ValueError(
-                f"first_pass: {self.method.name} has no frozen first pass to store; needs toast, toast-lite, "
-                "linear or attentive, or mode: computed"
-            )
+        if self.first_pass.mode == "cached":
+            reason = self.method.row.why_not_stored(self.task)
+            if reason:
+                able = names_of(lambda row: self.task in row.stores)
+                raise ValueError(
+                    f"first_pass: {self.method.name}: {reason}; needs mode: computed, or one of {able}"
+                )
         return self
 
     def _chooses_well(self) -> None:

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import toast
 from toast.files import tensors
 from toast.files.atomic import beside, finite, strict_json
 from toast.files.tensors import NUMBER, OTHERS, Kinds, read_json_lines, read_json_list
+from toast.version import __version__
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -129,7 +129,7 @@ def environment() -> dict[str, Any]:
     import torch
     import transformers
 
-    libraries = (toast, torch, transformers, peft, timm, accelerate)
+    libraries = (torch, transformers, peft, timm, accelerate)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -139,5 +139,5 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerators": gpus,
-        "versions": {library.__name__: library.__version__ for library in libraries},
+        "versions": {"toast": __version__} | {library.__name__: library.__version__ for library in libraries},
     }

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from toast.families.anatomy import find_anatomy, unwrapped
 from toast.families.table import Family
 from toast.families.tokens import channels_last
-from toast.model import find_steering
-from toast.passes import Pass, current_pass, running
-from toast.steering import Steering
+from toast.passes import Pass
+from toast.steering import Steering, find_steering
+from toast.thread_state import current_pass, running
 from toast.tracing import AttentionMode, SeenAttention, Trace, trace
 
 

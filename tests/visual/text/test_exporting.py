@@ -15,10 +15,9 @@ from PIL import Image
 from tests.visual.text.test_cells import HOSTILE, SENTENCES, tiny_tokenizer
 from tests.visual.text.test_html import Page, views_of
 from tests.visual.text.test_looking import ANSWER, PROMPT, plain_decoder, steer
-from toast.visual.text import matrices, terminal
+from toast.visual.text import matrices
 from toast.visual.text.exporting import save_arrays, visualize_text
 from toast.visual.text.matrices import draw_matrices
-from toast.visual.text.terminal import as_terminal
 
 HARD = "<b>日$\x1b"
 
@@ -97,12 +96,10 @@ def test_labels_are_short_and_known_to_the_font(figures: list[Figure], tmp_path:
     assert len(figures[0].axes[0].get_xticklabels()) <= 72
 
 
-@pytest.mark.parametrize(("module", "view"), [(matrices, draw_matrices), (terminal, as_terminal)])
-def test_what_is_not_installed_is_named(module: Any, view: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    inputs = (views_of(PROMPT, ANSWER), Path("a.png"))[: 2 if view is draw_matrices else 1]
-    with pytest.raises(ImportError, match=r"needs (matplotlib|rich): pip install 'toast-steering\[visual\]'"):
-        view(*inputs)
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrices, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"needs matplotlib: pip install 'toast-steering\[visual\]'"):
+        draw_matrices(views_of(PROMPT, ANSWER), Path("a.png"))
 
 
 def test_names_of_files_are_checked(tmp_path: Path) -> None:

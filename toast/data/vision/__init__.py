@@ -1,7 +1,7 @@
 """Labelled pictures: any data set behind one interface, prepared so that a run can be repeated exactly.
 
 The way of the data: `open_vision` → `check` → `split_validation` → `VisionDataset` (with `transforms`) →
-`collate` → `BadSamples`.
+`collate`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "Augmentation": "augmentation",
     "BadSample": "source",
-    "BadSamples": "bad",
     "CORRUPTIONS": "corrupting",
     "Corrupted": "corrupting",
     "PRESETS": "augmentation",
@@ -35,7 +34,6 @@ __all__ = sorted(_EXPORTS)
 if TYPE_CHECKING:
     from toast.data.vision.augmentation import PRESETS as PRESETS
     from toast.data.vision.augmentation import Augmentation as Augmentation
-    from toast.data.vision.bad import BadSamples as BadSamples
     from toast.data.vision.checking import check as check
     from toast.data.vision.corrupting import CORRUPTIONS as CORRUPTIONS
     from toast.data.vision.corrupting import Corrupted as Corrupted

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from toast.compiled import eagerly
-from toast.feedback import Signal
-from toast.model import active_parts
-from toast.passes import Observer, observing
+from toast.families.anatomy import Unit
+from toast.passes import Observer
+from toast.signals import Signal
+from toast.steering import steering_of
+from toast.thread_state import observing
 from toast.tracing import AttentionMode, trace
-from toast.value import ToastValue
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def read(model: nn.Module, ids: Tensor, block: int) -> Reading:
     if block in traced.first_attention:
         first = traced.first_attention[block]
     else:
-        steering, adapter = active_parts(model, "look_at_text")
+        steering, adapter = steering_of(model, "look_at_text")
         ends = steering.last_read(adapter)
         first = _frozen_attention(model, block, call)
     return Reading(traced.selection_weights[0], first[0], second[0], block, ends)
@@ -64,9 +65,8 @@ def read(model: nn.Module, ids: Tensor, block: int) -> Reading:
 
 def _frozen_attention(model: nn.Module, block: int, inputs: dict[str, Any]) -> Tensor:
     """Returns the attention of a block without steering, `(batch, heads, tokens, tokens)`."""
-    steering, adapter = active_parts(model, "look_at_text")
-    (layer,) = (maps.layer for maps in adapter.maps if maps.layer.unit.number == block)
-    watch = _Unsteered(layer)
+    steering, _ = steering_of(model, "look_at_text")
+    watch = _Unsteered(block)
     with observing(steering, watch), AttentionMode(watch.keep), eagerly(model):
         model(**inputs)
     assert watch.attention is not None  # the trace of the same call has seen this block's
@@ -76,16 +76,16 @@ def _frozen_attention(model: nn.Module, block: int, inputs: dict[str, Any]) -> T
 class _Unsteered(Observer):
     """Takes the signals from the second pass, which then is the frozen model; keeps a block's attention."""
 
-    def __init__(self, layer: ToastValue) -> None:
-        self.layer = layer
+    def __init__(self, block: int) -> None:
+        self.block = block
         self.runs = False
         self.attention: Tensor | None = None
 
     def on_signals(self, signals: dict[int, Signal]) -> dict[int, Signal]:
         return {}
 
-    def on_block(self, number: int, layer: ToastValue) -> None:
-        self.runs = number == 2 and layer is self.layer
+    def on_block(self, number: int, unit: Unit) -> None:
+        self.runs = number == 2 and unit.number == self.block
 
     def keep(self, attention: Callable[[], Tensor]) -> None:
         if self.runs:

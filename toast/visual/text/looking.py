@@ -11,14 +11,14 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from toast.model import active_parts
+from toast.steering import steering_of
 from toast.visual.modes import evaluating
 from toast.visual.text.attention import Reading, read
 from toast.visual.text.cells import Cell, join_tokens
 
 
 @dataclass(frozen=True)
-class TextViews:
+class TextAttentionMaps:
     """Maps over the tokens of a prompt and its answer; what is left out stands before them.
 
     Args:
@@ -91,7 +91,7 @@ def look_at_text(
     head: int | Literal["mean"] = "mean",
     max_tokens: int = 512,
     chat: bool = False,
-) -> TextViews:
+) -> TextAttentionMaps:
     """Shows where a steered language model looks in a prompt and its answer.
 
     Prompt and answer are read in one call of `toast.trace`, whose two passes make the answer's logits.
@@ -136,7 +136,7 @@ def _views(
     reading: Reading,
     head: int | Literal["mean"],
     max_tokens: int,
-) -> TextViews:
+) -> TextAttentionMaps:
     """Chooses the head and the tokens that are shown, and compares the passes."""
     first = _of_head(reading.first_attention, head, reading.block)
     second = _of_head(reading.second_attention, head, reading.block)
@@ -151,7 +151,7 @@ def _views(
     for cell in shown:
         if cell.stop - cell.start == 1:
             names[cell.start] = cell.text
-    return TextViews(
+    return TextAttentionMaps(
         cells=shown,
         tokens=names,
         token_ids=ids[start:],
@@ -180,7 +180,7 @@ def _of_head(attention: Tensor, head: int | Literal["mean"], block: int) -> Tens
 
 
 def _check(model: nn.Module, answer: str | None, max_new_tokens: int, max_tokens: int) -> None:
-    steering, _ = active_parts(model, "look_at_text")
+    steering, _ = steering_of(model, "look_at_text")
     if not hasattr(model.get_base_model() if isinstance(model, PeftModel) else model, "generate"):
         raise ValueError(
             "look_at_text needs a causal language model, with `generate`; "

@@ -20,8 +20,3 @@ def report(
 
     page = write_report(run, out, pictures=pictures)
     typer.echo(f"{page}, {page.stat().st_size / 1e6:.2f} MB")
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the command to the app."""
-    app.command()(report)

@@ -1,0 +1,23 @@
+"""The command `toast benchmark`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def benchmark(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("toast-benchmark"),
+    only: Annotated[
+        list[str] | None, typer.Option(help="A measure, such as step-16; may be given several times.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each comparison.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: PyTorch's choice.")] = None,
+    small: Annotated[bool, typer.Option("--small", help="Tiny models, to check that it runs.")] = False,
+) -> None:
+    """Measure the cost of TOAST relative to the plain model, LoRA and others, interleaved."""
+    from toast.benchmark.suite import run
+
+    run(out, only or [], rounds, threads, small)
