@@ -123,7 +123,7 @@ def test_a_wrong_pretuned_adapter_is_refused(what: str, tmp_path) -> None:
     path = tmp_path / "full" / "adapter_model.safetensors"
     message = {
         "missing": f"pretrained: {path} does not exist.*ToastConfig.from_pretrained",
-        "another": f"pretrained: {path} is not the adapter .* its feedback has checksum .*, needed is",
+        "another": f"pretrained: {path} is not the adapter .* its feedback has checksum .*, expected is",
         "lite": "needs the full feedback of 3 blocks",
         "text": "is damaged or not a safetensors file",
     }[what]
