@@ -46,8 +46,8 @@ def test_the_main_table(tmp_path: Path) -> None:
     _write(tmp_path, {"linear": 80, "toast": 120})
     lines = _page(study(tmp_path, {"reference": "linear"}), tmp_path)
     assert lines[4] == (
-        "|  | chosen | validation | accuracy | less linear | attention on target | weight in / out | "
-        "trained | steps | s a step | seeds |"
+        "|  | chosen | validation | accuracy | vs. linear | attention on target | weight in / out | "
+        "trained | steps | s per step | seeds |"
     )
     assert lines[6] == (
         "| linear | learning rate 0.01 | 0.500 | 0.405 ± 0.007 |  | 0.200 ± 0.000 | 1.50 ± 0.00 | 1,234 "

@@ -182,7 +182,7 @@ def _flip(path: Path) -> None:
         (lambda place: _flip(place / "normed.bin"), "1 of 6 parts in .* the samples 12-15; computing them"),
         (lambda place: _flip(place / "parts.bin"), "1 of 6 parts in .* the samples 12-15; computing them"),
         (lambda place: (place / "header.json").write_text("[]"), "header.json needs a JSON object"),
-        (lambda place: (place / "header.json").unlink(), "header.json is not there"),
+        (lambda place: (place / "header.json").unlink(), "header.json does not exist"),
     ],
 )
 def test_what_is_damaged_is_said_and_computed_again(

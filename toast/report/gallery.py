@@ -38,11 +38,11 @@ def views(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], attention: 
     ]
     right = sum(look.is_right for look in chosen)
     of = f"pictures of the {looks.split} split" + (
-        ", for there is no other" if looks.split == "train" else ""
+        ", since there is no other" if looks.split == "train" else ""
     )
     return Markup(
-        "<section><h2>Where it looks</h2><p>{} {}: {} that the model names rightly and {} that it "
-        "does not, spread over the split and not picked by how they look. Maps show {}; {}{}.</p>{}{}"
+        "<section><h2>Where it looks</h2><p>{} {}: {} that the model classifies correctly and {} that it "
+        "does not, spread over the split and not selected by appearance. Maps show {}; {}{}.</p>{}{}"
         "</section>"
     ).format(
         len(chosen),
@@ -51,7 +51,7 @@ def views(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], attention: 
         len(chosen) - right,
         looks.shows,
         _scales(looks),
-        "; the frame is where the answer is" if any(look.target is not None for look in chosen) else "",
+        "; the frame marks the target" if any(look.target is not None for look in chosen) else "",
         Markup("").join(rows),
         _numbers(looks, attention),
     )
@@ -62,7 +62,7 @@ def _scales(looks: HeldOutLooks) -> str:
     scale = (
         "scales begin at 0" if first.frozen is None else "both attentions of a picture share one scale from 0"
     )
-    return scale if first.selection is None else f"{scale}, that of the selection weights fits them"
+    return scale if first.selection is None else f"{scale}, that of the selection weights covers their range"
 
 
 def _row(look: Look, picture: Tensor, classes: Sequence[str], after: str) -> Markup:
@@ -140,8 +140,8 @@ def _numbers(looks: HeldOutLooks, after: str) -> Markup:
     """Returns how far the attention moved, for pictures named rightly and wrongly, and picture by picture."""
     groups = {
         "all": looks.seen,
-        "named rightly": [look for look in looks.seen if look.is_right],
-        "named wrongly": [look for look in looks.seen if not look.is_right],
+        "classified correctly": [look for look in looks.seen if look.is_right],
+        "misclassified": [look for look in looks.seen if not look.is_right],
     }
     columns = {
         "frozen, on target": [[look.frozen_on_target for look in group] for group in groups.values()],
@@ -165,8 +165,8 @@ def _numbers(looks: HeldOutLooks, after: str) -> Markup:
     ]
     if shares is not None:
         notes.append(
-            f"The target, in sight in {shares[3]:,} of them, is {shares[2]:.3f} of the area: what even "
-            "attention would reach."
+            f"The target, visible in {shares[3]:,} of them, covers {shares[2]:.3f} of the area: the share of "
+            "uniform attention on it."
         )
     if "outside" in columns:
         notes.append("Selected: the mean selection weight of the tokens on the target and of the others.")
@@ -208,7 +208,7 @@ def _scatter(looks: HeldOutLooks, after: str) -> Markup:
 
     drawn = chart(
         "Attention on target, picture by picture",
-        [series("named rightly", True, "a"), series("wrongly", False, "b")],
+        [series("classified correctly", True, "a"), series("misclassified", False, "b")],
         Axis("frozen", 0, 1), Axis(after, 0, 1), diagonal=True,
     )  # fmt: skip
     return Markup(

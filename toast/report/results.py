@@ -105,8 +105,8 @@ def _beside(files: RunFiles) -> Markup:
     spread = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     missing = "" if here is not None else f" The row of this run, {files.sweep.row}, is not measured yet."
     return Markup(
-        '<h3>Beside the other methods</h3><p class="note">Sweep {}, test split, {}; settings chosen on the '
-        "validation split.{} The best of each column is bold.</p>{}"
+        '<h3>Compared with the other methods</h3><p class="note">Sweep {}, test split, {}; settings chosen '
+        "on the validation split.{} The best of each column is bold.</p>{}"
     ).format(
         files.sweep.name,
         spread,
@@ -155,7 +155,7 @@ def _confusion(files: RunFiles, measured: dict[str, Any]) -> Markup:
         )[:15]
         rows = [(files.classes[i], files.classes[j], f"{n:,} of {sum(counts[i]):,}") for n, i, j in mistakes]
         return Markup("<div><h3>Most frequent mistakes</h3>{}</div>").format(
-            table(["is", "said to be", "samples"], rows, words=2)
+            table(["is", "predicted", "samples"], rows, words=2)
         )
     lines = []
     for i, row in enumerate(counts):
@@ -164,7 +164,7 @@ def _confusion(files: RunFiles, measured: dict[str, Any]) -> Markup:
             Markup('<td class="{}" style="--v:{}" title="{}">{}</td>').format(
                 "hit" if i == j else "miss",
                 f"{n / whole:.3f}",
-                f"{files.classes[i]}, said to be {files.classes[j]}: {n} of {sum(row)}",
+                f"{files.classes[i]}, predicted {files.classes[j]}: {n} of {sum(row)}",
                 n or "",
             )
             for j, n in enumerate(row)
@@ -178,7 +178,7 @@ def _confusion(files: RunFiles, measured: dict[str, Any]) -> Markup:
         Markup('<th scope="col" title="{}">{}</th>').format(name, i) for i, name in enumerate(files.classes)
     )
     return Markup(
-        '<div><h3>Confusion</h3><p class="note">Rows are the labels, columns what the model says.</p>'
+        '<div><h3>Confusion</h3><p class="note">Rows are the labels, columns the predictions.</p>'
         '<div class="wide"><table class="confusion"><thead><tr><th></th>{}</tr></thead>'
         "<tbody>{}</tbody></table></div></div>"
     ).format(numbers, Markup("").join(lines))
@@ -219,6 +219,7 @@ def _calibration(files: RunFiles, looks: HeldOutLooks | None) -> Markup:
         Axis("accuracy", 0, 1), diagonal=True,
     )  # fmt: skip
     return Markup(
-        '<div class="aside">{}<p class="note">Of {}, by confidence in {} bins; the larger the dot, the more. '
-        "On the dashed line the model is as often right as it says; below it, it is too sure.</p></div>"
+        '<div class="aside">{}<p class="note">Of {}, by confidence in {} bins; dots grow with the '
+        "number of pictures. On the dashed line accuracy equals confidence; below it, the model is "
+        "overconfident.</p></div>"
     ).format(drawn, of, BINS)

@@ -81,10 +81,10 @@ def vision_sources(config: RunConfig) -> dict[str, Any]:
         raise ValueError("data.test_share is for text; name the test split of images with data.test.")
     for split in config.evaluation.splits:
         if split in sources:
-            raise ValueError(f"evaluation.splits: {split} has a place of its own, data.{split}.")
+            raise ValueError(f"evaluation.splits: {split} is set by data.{split}.")
         sources[split] = opened(split)
     if (config.evaluation.corruptions or config.evaluation.corruption) and sources["test"] is None:
-        raise ValueError("evaluation.corruptions: these are of the test split; name one with data.test.")
+        raise ValueError("evaluation.corruptions: these measure the test split; name one with data.test.")
     for name, source in sources.items():
         if source is None:
             continue
@@ -221,7 +221,7 @@ def _held_out(rows: Any, share: float, name: str, seed: int) -> tuple[Any, Any]:
     order = random.Random(seed).sample(range(len(rows)), len(rows))
     held = round(share * len(rows))
     if not 0 < held < len(rows):
-        raise ValueError(f"data.{name}_share: {share} of {len(rows)} rows leaves nothing on one side.")
+        raise ValueError(f"data.{name}_share: {share} of {len(rows)} rows leaves one side empty.")
     return rows.subset(sorted(order[held:])), rows.subset(sorted(order[:held]))
 
 

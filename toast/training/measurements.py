@@ -139,7 +139,7 @@ class Measurements:
         for bad, reason in measured.bad if measured is not None else ():
             if bad not in self.unread:
                 self.unread[bad] = reason
-                self.say(f"left out of {name}: {bad}: {reason}")
+                self.say(f"skipped in {name}: {bad}: {reason}")
         for line in self.notes.add([] if measured is None else measured.notes):
             self.say(line)
         if measured is not None and name == "test" and config.evaluation.format is not None:

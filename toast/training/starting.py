@@ -34,11 +34,11 @@ def as_adapter(start: Path, folder: Path | None) -> Path:
         return found
     if not start.exists():
         raise ValueError(
-            f"method.start: {start} is not there; needs an adapter's folder or an official file."
+            f"method.start: {start} does not exist; needs an adapter's folder or an official file."
         )
     if folder is None:
         raise ValueError(
-            f"method.start: {start} is no adapter's folder; import it with toast import-official."
+            f"method.start: {start} is not an adapter's folder; import it with toast import-official."
         )
     from toast.official.importing import convert
 

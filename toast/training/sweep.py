@@ -30,6 +30,7 @@ from toast.training.finite import Diverged
 from toast.training.locking import locked
 from toast.training.run import run
 from toast.training.run_config import RunConfig
+from toast.training.shipped import find_config
 from toast.training.sweep_config import SweepConfig
 
 #: Columns of the table, where they were measured.
@@ -127,7 +128,7 @@ def _search_and_measure(
         finals = [make_final(config, row, choice.point, seed) for seed in range(spec.seeds)]
         ended = [result for result in map(_tried, finals) if result is not None]
         if not ended:
-            failed.append(f"sweep.rows.{row.name}: with every seed the choice diverged, {choice.point}")
+            failed.append(f"sweep.rows.{row.name}: the chosen point diverged with every seed: {choice.point}")
             continue
         table[row.name] = _line(choice, ended)
         run_folder.write_json(
@@ -203,9 +204,9 @@ def pretunings(spec: SweepConfig) -> dict[str, tuple[Path, Settings]]:
         settings = dict(each) if isinstance(each, dict) else {"config": each}
         if "config" not in settings:
             raise ValueError(f"sweep.pretune.{name}: needs config: FILE; got {', '.join(settings)}.")
-        at = Path(settings.pop("config"))
+        at = find_config(Path(settings.pop("config")))
         if not at.is_file():
-            raise ValueError(f"sweep.pretune: {at} is not there; needs the YAML file of a pre-tuning.")
+            raise ValueError(f"sweep.pretune: {at} does not exist; needs the YAML file of a pre-tuning.")
         made[name] = at, settings
     return made
 
