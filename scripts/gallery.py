@@ -16,8 +16,8 @@ from torch import Tensor
 
 from toast.files.atomic import beside
 from toast.report.gallery import box_of
+from toast.report.held_out import Look, look_at_split
 from toast.report.images import shown
-from toast.report.looking import Look, look_at_split
 from toast.training.data import vision_sources, vision_splits
 from toast.training.loaded import load_run
 from toast.visual.pixels import Preparation

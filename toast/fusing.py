@@ -7,6 +7,7 @@ from torch import nn
 
 from toast.feedback import alike, fused_matrix
 from toast.fusion import FUSED, Fusion
+from toast.saving.names import is_of_adapter
 from toast.steering import steering_of
 
 
@@ -29,7 +30,7 @@ def fuse(model: nn.Module) -> nn.Module:
     """
     steering, adapter = steering_of(model, "fuse")
     selector = steering.selector
-    trained = [name for name, p in model.named_parameters() if p.requires_grad and ".toast_" in name]
+    trained = [name for name, p in model.named_parameters() if p.requires_grad and is_of_adapter(name)]
     if trained:
         raise ValueError(
             f"fuse is for inference, and {len(trained)} parameters of the adapter are trained, such as "

@@ -98,8 +98,8 @@ def test_attention_on_target_is_the_probes_own(kind: str) -> None:
     patches = weights(find_probe(model), model.forward_features(x)).mean(1)[:, -16:].unflatten(1, (4, 4))
     expected = patches[:, 1:3, :2].sum((1, 2)) / patches.sum((1, 2))
     found = watcher.measure(seen, target)["attention_on_target"]
-    torch.testing.assert_close(found, expected.float(), rtol=0, atol=1e-6)
-    assert watcher.query == "probe"
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert watcher.attention_maps(seen, (16, 16)).query == "probe"
 
 
 def test_it_is_trained_with_the_head_alone() -> None:

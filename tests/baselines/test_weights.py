@@ -92,7 +92,7 @@ def test_the_same_base_in_another_precision_fits(tmp_path: Path) -> None:
 
 def test_names_tell_what_does_not_fit(tmp_path: Path) -> None:
     folder = save_trained(trained("bias"), tmp_path / "run", {"method": "bias"})
-    refused(vit("no-value-bias"), folder, r"unknown to the model: blocks\.0\.attn\.qkv\.bias")
+    refused(vit("no-value-bias"), folder, r"unexpected: blocks\.0\.attn\.qkv\.bias")
 
 
 def test_running_statistics_are_kept(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def spoil(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any], whole: b
     [
         (
             lambda t: t.update({"patch_embed.proj.weight": torch.ones(24, 3, 4, 4)}),
-            "not trained: patch_embed",
+            "its method.json; of its tensors are 1 unexpected: patch_embed",
         ),
         (
             lambda t: t["head.weight"][2, 2:3].fill_(float("nan")),

@@ -84,7 +84,7 @@ def test_foreign_file(replaced: Callable[[bytes | None], None], tmp_path: Path) 
     state["stranger"] = state.pop("cls_token")
     save_file(state, tmp_path / "foreign")
     replaced((tmp_path / "foreign").read_bytes())
-    with pytest.raises(ValueError, match="2 names or shapes differ"):
+    with pytest.raises(ValueError, match=r"1 missing: .*1 unexpected|2 of another shape"):
         load_backbone()
 
 
@@ -93,5 +93,5 @@ def test_weights_of_another_shape(replaced: Callable[[bytes | None], None], tmp_
     state["pos_embed"] = state["pos_embed"][:, :50].contiguous()
     save_file(state, tmp_path / "foreign")
     replaced((tmp_path / "foreign").read_bytes())
-    with pytest.raises(ValueError, match="'pos_embed'"):
+    with pytest.raises(ValueError, match="pos_embed"):
         load_backbone()

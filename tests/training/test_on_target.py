@@ -13,7 +13,7 @@ from PIL import Image
 import toast
 from tests.training.settings import vision
 from toast.data.vision import transforms
-from toast.report.looking import look_at_split
+from toast.report.held_out import look_at_split
 from toast.report.samples import Counted, batches, of_split, open_split
 from toast.training.loaded import load_run
 from toast.training.measuring import measure

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from toast.baselines import adaptformer, attentive, vpt
 from toast.files.atomic import named, replace_all
+from toast.files.shapes import refuse_misfits
 from toast.files.tensors import checksum, read_json, read_safetensors, refuse_values
 
 WEIGHTS = "trained.safetensors"
@@ -127,23 +128,14 @@ def load_trained(model: nn.Module, folder: str | Path) -> dict[str, Any]:
     added, attach = _missing_parts(base, method)
     here = _named_tensors(base)
     known = here | added
-    problems = {
-        "missing": [name for name in saved if name not in tensors],
-        "that were not trained": [name for name in tensors if name not in saved],
-        "unknown to the model": [name for name in tensors if name in saved and name not in known],
-        "missing from the saved": [name for name in added if name not in tensors],
-        "of another shape": [
-            f"{name} is {tuple(tensor.shape)}, needs {tuple(known[name].shape)}"
-            for name, tensor in tensors.items()
-            if name in known and known[name].shape != tensor.shape
-        ],
-    }
-    found = [f"{what}: {', '.join(sorted(names)[:6])}" for what, names in problems.items() if names]
-    if found:
-        raise ValueError(
-            f"{path} does not fit {type(base).__name__}; tensors {'; '.join(found)}. Needs the base that was "
-            "trained on, with a head of as many classes (reset_head)."
-        )
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    refuse_misfits(str(path), saved, given, to=f"its {METHOD}")
+    refuse_misfits(
+        str(path),
+        {name: known[name].shape for name in known if name in saved or name in added},
+        given,
+        advice=f" Needs the {type(base).__name__} that was trained on, and as many classes (reset_head).",
+    )
     _check_base(path, method["base"], here)
     refuse_values(
         str(path),

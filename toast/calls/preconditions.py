@@ -9,6 +9,7 @@ import torch
 from toast.adapter import Adapter
 from toast.calls.wrapped import WrappedModel
 from toast.compiled import COMPILED
+from toast.saving.names import is_of_adapter
 
 
 def check_call(steering: WrappedModel, adapter: Adapter) -> None:
@@ -61,8 +62,8 @@ def refuse_trained_below(steering: WrappedModel) -> None:
         if module is steering.selector:
             return
         for name, parameter in module.named_parameters(recurse=False):
-            path = f".{module_name}.{name}"
-            if parameter.requires_grad and ".toast_" not in path:
+            path = f"{module_name}.{name}"
+            if parameter.requires_grad and not is_of_adapter(path):
                 raise ValueError(
                     f"{path.lstrip('.')} is trained, and its gradient comes through the first pass, too; a "
                     "stored one has no graph. Call the model without toast.given_first_pass."

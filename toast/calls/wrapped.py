@@ -14,6 +14,7 @@ from toast.adapter import Adapter, FeedbackMaps
 from toast.compiled import COMPILED
 from toast.families.anatomy import Anatomy
 from toast.fusion import FUSED
+from toast.saving.names import is_of_adapter
 from toast.selector import ToastSelector
 from toast.thread_state import held_adapter
 from toast.value import ToastValue
@@ -121,7 +122,7 @@ class WrappedModel(ABC):
             return
         for layer in layers:
             for name, module in layer.named_modules():
-                if not name.startswith("toast_") or not hasattr(module, "_hf_hook"):
+                if not is_of_adapter(name) or not hasattr(module, "_hf_hook"):
                     continue
                 offloaded = [p for p in module.parameters(recurse=False) if p.is_meta]
                 if offloaded and needs_gradients and any(p.requires_grad for p in offloaded):

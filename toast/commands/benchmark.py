@@ -18,6 +18,6 @@ def benchmark(
     small: Annotated[bool, typer.Option("--small", help="Tiny models, to see that it runs.")] = False,
 ) -> None:
     """Compare what TOAST costs with the plain model, LoRA and others: interleaved, ratios only."""
-    from toast.benchmark.running import run
+    from toast.benchmark.suite import run
 
     run(out, only or [], rounds, threads, small)

@@ -11,6 +11,8 @@ from safetensors.torch import load
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from toast.files.shapes import refuse_misfits
+
 ARCHITECTURE: Final = "vit_tiny_patch14_112"
 """Name that the weight file carries in its metadata."""
 MEAN: Final = (0.485, 0.456, 0.406)
@@ -69,14 +71,7 @@ def load_backbone(num_classes: int = 10, **kwargs: Any) -> VisionTransformer:
         name: value.shape for name, value in model.state_dict().items() if not name.startswith("head.")
     }
     found = {name: value.shape for name, value in state.items()}
-    if found != expected:
-        wrong = sorted(
-            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-        )
-        raise ValueError(
-            f"{file} does not hold the weights of {ARCHITECTURE}: "
-            f"{len(wrong)} names or shapes differ, first {wrong[0]!r}"
-        )
+    refuse_misfits(str(file), expected, found, to=ARCHITECTURE)
     model.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
     if num_classes > 0:
         with torch.no_grad():

@@ -14,10 +14,10 @@ from toast.config import ToastConfig
 from toast.families.anatomy import Anatomy
 from toast.families.layouts import is_plain, is_transposed
 from toast.files.adapter_folder import PREFIX
-from toast.files.tensors import few
+from toast.files.shapes import refuse_misfits
 from toast.layer import ToastLayer
 from toast.saving.initial import whole_shapes
-from toast.saving.names import FACTORS, as_written, is_frozen, without_adapter_name
+from toast.saving.names import FACTORS, as_written, is_frozen, is_of_adapter, without_adapter_name
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -245,7 +245,7 @@ def _live_shapes(model: nn.Module, config: ToastConfig, adapter: str) -> Shapes:
         for layer_name, layer in model.named_modules()
         if isinstance(layer, ToastLayer)
         for name, parameter in layer.named_parameters()
-        if name.startswith("toast_") and name.split(".")[1] == adapter
+        if is_of_adapter(name) and name.split(".")[1] == adapter
         if config.save_frozen or not is_frozen(f".{name}")
     }
 
@@ -272,22 +272,3 @@ def shapes_of_adapter(config: ToastConfig, anatomy: Anatomy) -> Shapes:
                 parts |= {"base_layer.weight": (out, width)} if config.save_frozen else {}
             shapes |= {f"{as_written(unit.name)}.toast_{kind}.{part}": shape for part, shape in parts.items()}
     return shapes
-
-
-def refuse_misfits(what: str, expected: Shapes, given: Shapes) -> None:
-    """Refuses tensors that are missing, unexpected or of another shape.
-
-    Raises:
-        ValueError: If there are some; it lists them.
-    """
-    missing = [name for name in expected if name not in given]
-    unexpected = [name for name in given if name not in expected]
-    misshapen = [
-        f"{name} is {given[name]}, needs {shape}"
-        for name, shape in expected.items()
-        if given.get(name, shape) != shape
-    ]
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    found = [f"{len(names)} {what}: {few(names)}" for what, names in problems.items() if names]
-    if found:
-        raise ValueError(f"{what} does not fit this model; of its tensors are {'; '.join(found)}.")

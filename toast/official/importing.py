@@ -23,6 +23,7 @@ from toast.config import ToastConfig
 from toast.families.anatomy import Anatomy, find_anatomy
 from toast.files.adapter_folder import WEIGHTS
 from toast.files.atomic import named, try_folder
+from toast.files.shapes import refuse_misfits
 from toast.files.tensors import refuse_values
 from toast.injection.fitting import fingerprint
 from toast.official.kinds import Kind, Sizes, find_kind
@@ -31,7 +32,6 @@ from toast.official.naming import (
     Names,
     backbone_names,
     check_top_down,
-    compare,
     sort_names,
     spelled,
     variant,
@@ -205,7 +205,7 @@ def _check_values(checkpoint: Checkpoint, backbone: Mapping[str, str], anatomy: 
         # A norm beside the convolutions of a ConvNeXt has such a name too.
         if name in expected or (re.sub(r"\d+", "N", name) in ends and len(shape) > 1)
     }
-    compare("backbone", expected, found)
+    refuse_misfits("the checkpoint's backbone", expected, found)
 
 
 def _weight(value: nn.Module) -> tuple[str, nn.Parameter]:
@@ -233,7 +233,8 @@ def _head(
         f"{row.head}.{name}": tensor for name, tensor in model.get_submodule(row.head).state_dict().items()
     }
     expected = {spelled(name, anatomy): tuple(tensor.shape) for name, tensor in own.items()}
-    compare("head", expected, {name: checkpoint.shapes[held] for name, held in found.items()})
+    given = {name: checkpoint.shapes[held] for name, held in found.items()}
+    refuse_misfits("the checkpoint's head", expected, given)
     return {name: found[spelled(name, anatomy)] for name in own}
 
 

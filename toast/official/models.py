@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from toast.config import ToastConfig
 from toast.families.anatomy import find_anatomy
 from toast.families.layouts import is_plain
+from toast.files.shapes import refuse_misfits
 from toast.files.tensors import refuse_values, state_dict, unpickled
 from toast.official.naming import (
     Names,
@@ -25,14 +26,13 @@ from toast.official.naming import (
     Shape,
     backbone_names,
     check_top_down,
-    compare,
     flattened,
     official_shape,
     sort_names,
     spelled,
     variant,
 )
-from toast.saving.names import FACTORS
+from toast.saving.names import FACTORS, is_of_adapter
 from toast.selector import ToastSelector
 from toast.steering import find_steering
 from toast.value import ToastValue
@@ -85,7 +85,8 @@ def load_official(
             shapes = {spelled(n, anatomy): official_shape(n, t, anatomy) for n, t in own.items()}
             if "lm_head.weight" not in backbone and _tied(model):
                 shapes.pop("lm_head.weight", None)
-            compare("backbone", shapes, {name: source.shapes[held] for name, held in backbone.items()})
+            given = {name: source.shapes[held] for name, held in backbone.items()}
+            refuse_misfits("the checkpoint's backbone", shapes, given)
     whole = {  # of the numbers that a norm counts, and of indices
         backbone.get(spelled(name, anatomy))
         for name, tensor in own.items()
@@ -103,7 +104,7 @@ def load_official(
         # What stands around a module of the wrapped model shows in its name.
         for name, own_tensor in wrapped.get_base_model().state_dict().items():
             plain = spelled(_WRAPPED.sub("", name), anatomy)
-            if ".toast_" not in name and plain in backbone:
+            if not is_of_adapter(name) and plain in backbone:
                 own_tensor.copy_(source.take(backbone[plain]).view_as(own_tensor))
         for place, parameter in parameters(wrapped, names.top_down).items():
             parameter.copy_(source.take(names.top_down[place]))

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from toast.families.anatomy import Anatomy
+from toast.files.shapes import refuse_misfits
 
 Shape = tuple[int, ...]
 
@@ -147,8 +148,8 @@ def check_top_down(shapes: Mapping[str, Shape], names: Names, anatomy: Anatomy) 
             "no official TOAST-Lite code for ConvNeXt is known, so what they mean is not known either. Load "
             "a full checkpoint, or train TOAST-Lite with ToastConfig.official('convnext-lite')."
         )
-    compare(
-        "top-down module",
+    refuse_misfits(
+        "the checkpoint's top-down module",
         {_joined(place): shape for place, shape in _expected(anatomy, names.rank).items()},
         {_joined(place): shapes[name] for place, name in names.top_down.items()},
     )
@@ -205,23 +206,3 @@ def _expected(anatomy: Anatomy, rank: int) -> dict[Place, Shape]:
                 shapes[unit.number, linear, "lora_A"] = (rank, into)
                 shapes[unit.number, linear, "lora_B"] = (out, rank)
     return shapes
-
-
-def compare(what: str, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
-    """Compares names and shapes.
-
-    Raises:
-        ValueError: If tensors are missing, unexpected or of another shape; it lists them.
-    """
-    missing = sorted(expected.keys() - found.keys())
-    unexpected = sorted(found.keys() - expected.keys())
-    misshapen = [
-        f"{name} is {found[name]}, needs {expected[name]}"
-        for name in sorted(expected.keys() & found.keys())
-        if found[name] != expected[name]
-    ]
-    if missing or unexpected or misshapen:
-        raise ValueError(
-            f"the checkpoint's {what} does not fit the model. Missing: {missing or 'none'}. "
-            f"Unexpected: {unexpected or 'none'}. Of another shape: {misshapen or 'none'}."
-        )

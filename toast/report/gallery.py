@@ -12,14 +12,14 @@ from torch import Tensor
 
 from toast.report.charts import Axis, Series, chart
 from toast.report.elements import table
+from toast.report.held_out import HeldOutLooks, Look
 from toast.report.images import as_uri, shown
-from toast.report.looking import Look, Looks
 from toast.training.data import Splits
 from toast.visual.measures import share_of_area
 from toast.visual.pixels import Preparation
 
 
-def views(looks: Looks, splits: Splits, data: dict[str, Any], attention: str, count: int) -> Markup:
+def views(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], attention: str, count: int) -> Markup:
     """Returns the section with the pictures.
 
     Args:
@@ -57,7 +57,7 @@ def views(looks: Looks, splits: Splits, data: dict[str, Any], attention: str, co
     )
 
 
-def _scales(looks: Looks) -> str:
+def _scales(looks: HeldOutLooks) -> str:
     first = looks.seen[0]
     scale = (
         "scales begin at 0" if first.frozen is None else "both attentions of a picture share one scale from 0"
@@ -117,7 +117,7 @@ def box_of(target: Tensor) -> tuple[float, float, float, float] | None:
     return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
-def on_target(looks: Looks) -> tuple[float | None, float, float, int] | None:
+def on_target(looks: HeldOutLooks) -> tuple[float | None, float, float, int] | None:
     """Returns the mean share of attention on the target, before (if it differs) and after, and of the area.
 
     And of how many pictures: those whose target is in sight; None if there are none.
@@ -136,7 +136,7 @@ def on_target(looks: Looks) -> tuple[float | None, float, float, int] | None:
     )
 
 
-def _numbers(looks: Looks, after: str) -> Markup:
+def _numbers(looks: HeldOutLooks, after: str) -> Markup:
     """Returns how far the attention moved, for pictures named rightly and wrongly, and picture by picture."""
     groups = {
         "all": looks.seen,
@@ -195,7 +195,7 @@ def _mean(values: Sequence[float | None]) -> str:
     return f"{statistics.mean(held):.3f} ± {error:.3f}"
 
 
-def _scatter(looks: Looks, after: str) -> Markup:
+def _scatter(looks: HeldOutLooks, after: str) -> Markup:
     """Returns each picture's share on target, before against after."""
     known = [look for look in looks.seen if None not in (look.frozen_on_target, look.on_target)]
     if not known:

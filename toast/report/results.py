@@ -11,7 +11,7 @@ from toast.evaluation.intervals import wilson
 from toast.evaluation.vision import BINS
 from toast.report.charts import Axis, Series, chart
 from toast.report.elements import bar, folded, table, tiles
-from toast.report.looking import Looks
+from toast.report.held_out import HeldOutLooks
 from toast.report.run_data import RunFiles
 from toast.visual.targets import INSIDE, OUTSIDE
 
@@ -34,7 +34,7 @@ _COLUMNS = (
 _MATRIX, _BARS = 20, 40
 
 
-def results(files: RunFiles, looks: Looks | None) -> Markup:
+def results(files: RunFiles, looks: HeldOutLooks | None) -> Markup:
     """Returns the section with the figures; of a run that measured nothing, what can be said."""
     split, measured = files.measured
     parts = [_tiles(files, measured), _beside(files)]
@@ -181,7 +181,7 @@ def _confusion(files: RunFiles, measured: dict[str, Any]) -> Markup:
     ).format(numbers, Markup("").join(lines))
 
 
-def _calibration(files: RunFiles, looks: Looks | None) -> Markup:
+def _calibration(files: RunFiles, looks: HeldOutLooks | None) -> Markup:
     """Returns accuracy against confidence, of all predictions if they were written, else of the looks."""
     if files.predictions:
         held = [

@@ -14,14 +14,14 @@ from toast.files.atomic import beside
 from toast.report.opening import Opened
 from toast.report.samples import Sample
 from toast.visual.arrays import save_arrays
+from toast.visual.attention_maps import AttentionMaps
 from toast.visual.figure import Panel, Row, draw, require_matplotlib
 from toast.visual.maps import look
 from toast.visual.pixels import Preparation
 from toast.visual.text.exporting import save_arrays as save_text_arrays
 from toast.visual.text.html import as_html
-from toast.visual.text.looking import TextViews, look_at_text
+from toast.visual.text.looking import TextAttentionMaps, look_at_text
 from toast.visual.text.matrices import draw_matrices
-from toast.visual.views import Views
 from toast.visual.visualizing import FORMATS, _free, panels, said, strengths
 
 _OF_A_CLASS = ("relevance", "grad-cam")
@@ -100,7 +100,7 @@ def show_together(
     return draw(rows, [path], f"{title} ({shows})", smooth)[0]
 
 
-def _row(opened: Opened, views: Views, sample: Sample) -> Row:
+def _row(opened: Opened, views: AttentionMaps, sample: Sample) -> Row:
     """Returns a picture with all that there is to show of it."""
     data, box = opened.backbone.data, sample.box
     preparation = Preparation(lambda picture: picture, data["mean"], data["std"])
@@ -114,7 +114,7 @@ def _row(opened: Opened, views: Views, sample: Sample) -> Row:
     )
 
 
-def _captioned(panel: Panel, opened: Opened, views: Views, sample: Sample) -> Panel:
+def _captioned(panel: Panel, opened: Opened, views: AttentionMaps, sample: Sample) -> Panel:
     """Returns the panel of the picture itself with what the model says, and what is true if that is known."""
     if not opened.classifies:
         return panel
@@ -129,7 +129,7 @@ def _captioned(panel: Panel, opened: Opened, views: Views, sample: Sample) -> Pa
 
 def show_texts(
     model: nn.Module, tokenizer: Any, prompts: Sequence[str], out: Path, **options: Any
-) -> Iterator[tuple[TextViews, list[Path]]]:
+) -> Iterator[tuple[TextAttentionMaps, list[Path]]]:
     """Writes the maps of prompts and answers as `toast.visualize_text` does.
 
     Args:

@@ -11,7 +11,7 @@ from toast.report.elements import folded
 from toast.training.data import Splits
 from toast.visual.text.colours import heat_maps
 from toast.visual.text.html import heat_map_section
-from toast.visual.text.looking import TextViews, look_at_text
+from toast.visual.text.looking import TextAttentionMaps, look_at_text
 
 #: Rows that are shown, and tokens of each.
 ROWS, TOKENS = 3, 120
@@ -41,7 +41,7 @@ def texts(model: nn.Module, tokenizer: Any, splits: Splits) -> Markup:
     ).format(count, held_out, f"{len(data):,}", TOKENS, Markup("").join(drawn))
 
 
-def _views(model: nn.Module, tokenizer: Any, row: dict[str, Any]) -> TextViews:
+def _views(model: nn.Module, tokenizer: Any, row: dict[str, Any]) -> TextAttentionMaps:
     """Looks at a row as text; what its loss does not count is the prompt.
 
     Of a row with several documents, or several questions, only the first is looked at: what follows its

@@ -14,7 +14,7 @@ from toast.files.atomic import beside, try_file
 from toast.report import gallery, results, setting
 from toast.report.curves import curves
 from toast.report.elements import listed, seconds, tiles
-from toast.report.looking import Looks, look_at_split
+from toast.report.held_out import HeldOutLooks, look_at_split
 from toast.report.page import page
 from toast.report.run_data import RunFiles, read_run, remarks
 from toast.report.snippets import loading
@@ -41,7 +41,7 @@ class _Opened:
 
     loaded: LoadedRun | None
     splits: Splits | None
-    looks: Looks | None
+    looks: HeldOutLooks | None
     problems: list[str]
 
 
@@ -101,7 +101,7 @@ def _splits(loaded: LoadedRun) -> Splits:
     return vision_splits(loaded.config, vision_sources(loaded.config), loaded.backbone)
 
 
-def _looks(loaded: LoadedRun, splits: Splits) -> Looks:
+def _looks(loaded: LoadedRun, splits: Splits) -> HeldOutLooks:
     frozen = None
     if not loaded.config.method.row.keeps_backbone:
         frozen = open_seeded(loaded.config, len(loaded.classes)).model.eval()

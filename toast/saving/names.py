@@ -17,6 +17,11 @@ CONTAINER = re.compile(
 )
 
 
+def is_of_adapter(name: str) -> bool:
+    """Whether a parameter or module is a TOAST adapter's own, by its name in a model, a layer or a file."""
+    return CONTAINER.search(f".{name}") is not None
+
+
 def is_frozen(name: str) -> bool:
     """Whether a tensor is frozen feedback of TOAST-Lite."""
     return CONTAINER.search(name) is not None and name.endswith(".base_layer.weight")

@@ -16,6 +16,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from toast.layer import ToastLayer
+from toast.saving.names import is_of_adapter
 from toast.steering import find_steering
 from toast.training.preparing import Prepared
 from toast.training.run_config import RunConfig
@@ -91,7 +92,7 @@ def _trained_modules(model: nn.Module) -> list[nn.Module]:
         for layer in model.modules()
         if isinstance(layer, ToastLayer)
         for name, module in layer.named_children()
-        if name.startswith("toast_")
+        if is_of_adapter(name)
     ]
     kept = [m.modules_to_save for m in model.modules() if isinstance(m, ModulesToSaveWrapper)]
     return [*own, *kept]

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toast.files.atomic import flush, flush_all
+from toast.files.shapes import refuse_misfits
 from toast.files.tensors import NUMBER, Kinds, checksum_file, read_json, read_safetensors, refuse_values
 from toast.training.run_folder import write_json
 
@@ -198,11 +199,12 @@ def put_back(accelerator: Accelerator, model: nn.Module, held: Mapping[str, Tens
     Raises:
         ValueError: If the model trains something else.
     """
-    wanted = {name: value.shape for name, value in trained_state(accelerator, model).items()}
-    given = {name: value.shape for name, value in held.items()}
-    if wanted != given:
-        wrong = sorted(n for n in wanted.keys() | given.keys() if wanted.get(n) != given.get(n))
-        raise ValueError(f"{len(wrong)} trained tensors differ in name or shape, first {wrong[0]!r}")
+    trained = trained_state(accelerator, model)
+    refuse_misfits(
+        "what was trained",
+        {name: value.shape for name, value in trained.items()},
+        {name: value.shape for name, value in held.items()},
+    )
     accelerator.unwrap_model(model).load_state_dict(held, strict=False)
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from toast.baselines.attentive import AttentivePool, find_probe
 from toast.reusing import first_pass
+from toast.saving.names import is_of_adapter
 from toast.steering import find_steering
 from toast.stored_pass import FirstPass
 from toast.training.backbones import Backbone
@@ -54,7 +55,7 @@ def why_not(model: nn.Module, head: nn.Module | None, augmented: bool, views: in
         rate = getattr(module, "p", getattr(module, "drop_prob", getattr(module, "prob", 0.0)))
         is_drop = "drop" in type(module).__name__.lower() and isinstance(rate, float) and rate > 0
         trained = any(parameter.requires_grad for parameter in module.parameters())
-        if is_drop and ".toast_" not in f".{name}":
+        if is_drop and not is_of_adapter(name):
             reasons.append(f"{name} drops at random in training (rate {rate}); create the model without")
         moves = isinstance(module, _STATISTICS) and module.track_running_stats and module.training
         if moves and not trained:
@@ -64,7 +65,7 @@ def why_not(model: nn.Module, head: nn.Module | None, augmented: bool, views: in
     beside = [
         name
         for name, parameter in frozen.named_parameters()
-        if parameter.requires_grad and parameter not in behind and ".toast_" not in f".{name}"
+        if parameter.requires_grad and parameter not in behind and not is_of_adapter(name)
     ]
     if beside:
         reasons.append(f"{beside[0]} is trained too, so what comes before the head changes")
@@ -75,7 +76,7 @@ def weights_of(model: nn.Module) -> str:
     """Returns the SHA-256 over the frozen weights: all but the top-down module and what is trained."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        if not parameter.requires_grad and ".toast_" not in f".{name}" and ".modules_to_save." not in name:
+        if not parameter.requires_grad and not is_of_adapter(name) and ".modules_to_save." not in name:
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

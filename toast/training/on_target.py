@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,7 +14,9 @@ from toast.passes import Observer
 from toast.signals import Selection
 from toast.thread_state import observing
 from toast.visual import targets
-from toast.visual.grids import Maps, has_class_token, has_token_attention, sequence_grid
+from toast.visual.attention_maps import AttentionMaps
+from toast.visual.grids import has_token_attention, sequence_grid
+from toast.visual.patch_attention import fine, patch_attention
 from toast.visual.seeing import LastAttention, find_parts
 
 
@@ -54,7 +57,6 @@ class OnTarget:
         prompts = find_prompts(model)
         self.is_probe = find_probe(model) is not None
         self.behind = 0 if prompts is None else prompts.count
-        self.query = ""
 
     @contextmanager
     def watching(self) -> Iterator[Seen]:
@@ -65,34 +67,40 @@ class OnTarget:
             with nullcontext() if steering is None else observing(steering, seen):
                 yield seen
 
-    def maps(self, seen: Seen, size: Sequence[int]) -> Maps:
-        """Lays the attention that was seen out over the picture; each map sums to 1.
+    def attention_maps(self, seen: Seen, size: tuple[int, int], output: Any = None) -> AttentionMaps:
+        """Lays what was seen out over the picture.
 
         Args:
             seen: What saw the call.
             size: Height and width of the picture in pixels.
+            output: What the model returned, if that is wanted.
         """
-        attention = seen.last.attention.float().mean(1).cpu()
-        tokens = attention.shape[-1] - self.behind  # VPT's prompts stand behind the patches
-        attention = attention[:, :tokens, :tokens]
-        grid = sequence_grid(self.parts, tokens, size)
-        has_class = not self.is_probe and has_class_token(self.parts, grid)
-        self.query = "probe" if self.is_probe else "class" if has_class else "mean"
-        query = attention[:, grid.prefix :].mean(1) if self.query == "mean" else attention[:, 0]
-        maps = grid.lay_out(query)
-        return Maps(maps.values / maps.values.sum((1, 2), keepdim=True), maps.cell)
-
-    def selection(self, seen: Seen, size: Sequence[int]) -> Maps | None:
-        """Lays the selection weights that were seen out over the picture; None if nothing was selected.
-
-        Args:
-            seen: What saw the call.
-            size: Height and width of the picture in pixels.
-        """
-        if seen.weights is None:
-            return None
-        weights = seen.weights.float().cpu()
-        return sequence_grid(self.parts, weights.shape[1], size).lay_out(weights)
+        attention = seen.last.attention
+        patches = patch_attention(
+            self.parts, attention.shape[-1], size, "probe" if self.is_probe else None, self.behind
+        )
+        maps, on_patches = patches.of_heads(attention)
+        selection = None
+        if seen.weights is not None:
+            weights = fine(seen.weights)
+            selection = sequence_grid(self.parts, weights.shape[1], size).lay_out(weights)
+        last = len(self.parts.blocks) - 1
+        return AttentionMaps(
+            attention=maps,
+            frozen=None,
+            selection=selection,
+            signals={},
+            on_patches=on_patches,
+            frozen_on_patches=None,
+            output=output,
+            frozen_output=None,
+            size=size,
+            block=last,
+            blocks=last + 1,
+            head="mean",
+            query=patches.query,
+            method="attention",
+        )
 
     def measure(self, seen: Seen, target: Tensor) -> dict[str, Tensor]:
         """Measures a call; see `toast.visual.targets.measure`.
@@ -104,5 +112,5 @@ class OnTarget:
         Returns:
             Name -> `(batch,)`.
         """
-        size = (target.shape[1], target.shape[2])
-        return targets.measure(self.maps(seen, size), self.selection(seen, size), target, size)
+        maps = self.attention_maps(seen, (target.shape[1], target.shape[2]))
+        return targets.measure(maps.attention, maps.selection, target, maps.size)

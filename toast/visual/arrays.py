@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from toast.files.atomic import beside
-from toast.visual.views import Views
+from toast.visual.attention_maps import AttentionMaps
 
 
-def arrays(views: Views, index: int, picture: Tensor) -> dict[str, Any]:
+def arrays(views: AttentionMaps, index: int, picture: Tensor) -> dict[str, Any]:
     """Returns what is shown of one picture as arrays of NumPy, by name.
 
     Every map `name` comes with `name_cell`, height and width of a token's place in pixels; `signal_N` is the
@@ -41,7 +41,7 @@ def arrays(views: Views, index: int, picture: Tensor) -> dict[str, Any]:
     return found
 
 
-def save_arrays(views: Views, index: int, picture: Tensor, path: Path) -> Path:
+def save_arrays(views: AttentionMaps, index: int, picture: Tensor, path: Path) -> Path:
     """Writes what `arrays` returns; read it with `numpy.load(path)`.
 
     Args:

@@ -12,19 +12,26 @@ from torch import Tensor, nn
 from toast.families.tokens import channels_last
 from toast.thread_state import running
 from toast.visual import relevance
+from toast.visual.attention_maps import METHODS, AttentionMaps, Method, Query, Target
 from toast.visual.grids import (
     Grid,
     Maps,
     cell_in,
-    has_class_token,
     has_token_attention,
     put_back,
     real_tokens,
     sequence_grid,
 )
+from toast.visual.patch_attention import (
+    AnyQuery,
+    PatchAttention,
+    fine,
+    no_class_token,
+    patch_attention,
+    shares,
+)
 from toast.visual.relevance import attention_gradients, class_scores, of_head
 from toast.visual.seeing import Both, Parts, Seen, find_parts, see
-from toast.visual.views import METHODS, Method, Query, Target, Views
 
 _OVER_SEQUENCES = ("rollout", "relevance")
 _WITH_GRADIENT = ("relevance", "grad-cam")
@@ -40,7 +47,7 @@ def look(
     method: Method | None = None,
     target: Target | None = None,
     **inputs: Any,
-) -> Views:
+) -> AttentionMaps:
     """Looks at a vision model while it computes, in the mode (training or evaluation) that it is in.
 
     Of a steered model the frozen one is the first pass of the same call; of a model with another PEFT adapter
@@ -103,7 +110,7 @@ def look(
             with nullcontext() if both.frozen.call is None else running(both.frozen.call):
                 frozen, frozen_on_patches = view.maps(both.frozen)
         selection, signals = _steering_maps(parts, both, size)
-    return Views(
+    return AttentionMaps(
         attention=attention,
         frozen=frozen,
         selection=selection,
@@ -112,6 +119,7 @@ def look(
         frozen_on_patches=frozen_on_patches,
         output=both.output.output,
         frozen_output=None if both.frozen is None else both.frozen.output,
+        size=size,
         block=number,
         blocks=len(parts.values),
         head=head,
@@ -202,8 +210,8 @@ class _View:
         self.head = head
         self.method = method
         self.size = size
-        self.query: Query | None = None
-        self.grid: Grid | None = None
+        self.query: AnyQuery | None = None
+        self.patches: PatchAttention | None = None
         self.target: Callable[[Any], Tensor] | None = None
 
     def settle(self, seen: Seen, query: Query | None) -> None:
@@ -216,35 +224,31 @@ class _View:
             raise ValueError(f"query: needs 'class' or 'mean'; got {query!r}.")
         shape = seen.shapes[self.parts.block_of[self.number]]
         if self.parts.family.tokens == "sequence":
-            self.grid = sequence_grid(self.parts, shape[1], self.size)
-        has_class = self.grid is not None and has_class_token(self.parts, self.grid)
-        if query == "class" and not has_class:
-            raise ValueError(
-                f"query='class': the blocks of {type(self.parts.trunk).__name__} have no class token; "
-                "use query='mean'."
-            )
+            self.patches = patch_attention(self.parts, shape[1], self.size, query)
+        elif query == "class":
+            raise no_class_token(self.parts)
         if self.method not in ("grad-cam", "energy"):
-            self.query = query or ("class" if has_class else "mean")
+            self.query = "mean" if self.patches is None else self.patches.query
+
+    @property
+    def grid(self) -> Grid | None:
+        """Where the patches lie in the sequence; None where tokens form a map or windows."""
+        return None if self.patches is None else self.patches.grid
 
     def maps(self, seen: Seen) -> tuple[Maps, Tensor]:
         """Returns the maps of one pass, each summing to 1, and the share that was on patches before."""
         if self.query is None:
-            found = self._of_states(seen)
-        elif self.grid is None:
-            found = self._of_windows(seen)
+            found, total = shares(self._of_states(seen))
+        elif self.patches is None:
+            found, total = shares(self._of_windows(seen))
+        elif self.method == "attention":
+            found, total = self.patches.of_heads(seen.attention[self.number](), self.head)
         else:
-            tokens = self._of_query(self._between_tokens(seen))
-            found = self.grid.lay_out(tokens)
-        values = _fine(found.values)
-        total = values.sum((1, 2))
-        shared = values / total.clamp(min=torch.finfo(values.dtype).tiny)[:, None, None]
-        is_share = self.method in ("attention", "rollout")
-        return Maps(shared, found.cell), total if is_share else torch.ones_like(total)
+            found, total = self.patches.of_tokens(self._through_blocks(seen))
+        return found, total if self.method in ("attention", "rollout") else torch.ones_like(total)
 
-    def _between_tokens(self, seen: Seen) -> Tensor:
-        """Returns how much each token takes from each, `(batch, tokens, tokens)`."""
-        if self.method == "attention":
-            return of_head(seen.attention[self.number](), self.head)
+    def _through_blocks(self, seen: Seen) -> Tensor:
+        """Returns rollout or relevance, how much of each token arrives in each, `(batch, tokens, tokens)`."""
         attentions = [seen.attention[number] for number in range(self.number + 1)]
         if self.method == "rollout":
             return relevance.rollout([of_head(attention(), "mean") for attention in attentions])
@@ -252,11 +256,6 @@ class _View:
         gradients = attention_gradients(self.target(seen.output), attentions)
         with torch.no_grad():
             return relevance.relevance([attention() for attention in attentions], gradients, self.head)
-
-    def _of_query(self, attention: Tensor) -> Tensor:
-        """Returns the row of the class token, or the mean row of the patches, `(batch, tokens)`."""
-        assert self.grid is not None
-        return attention[:, 0] if self.query == "class" else attention[:, self.grid.prefix :].mean(1)
 
     def _of_windows(self, seen: Seen) -> Maps:
         """Returns the mean row of the patches where each attends within its window."""
@@ -273,7 +272,7 @@ class _View:
         order = self.parts.family.tokens
         if self.method == "energy":
             leaving = channels_last(seen.leaving[block], order)
-            return self._placed(relevance.energy(_fine(leaving)), seen)
+            return self._placed(relevance.energy(fine(leaving)), seen)
         # Above the last block of a sequence only the class token counts, so what leaves it has no gradient.
         states = (seen.leaving if self.grid is None else seen.entering)[block]
         assert self.target is not None
@@ -305,8 +304,8 @@ def _steering_maps(parts: Parts, both: Both, size: tuple[int, int]) -> tuple[Map
     shapes, last = both.output.shapes, len(parts.values) - 1
     numbers = [value.unit.number for value in steering.values]
     with torch.no_grad():
-        weights = _fine(trace.selection_weights)
-        norms = [_fine(signal).norm(dim=-1) for signal in trace.signals]
+        weights = fine(trace.selection_weights)
+        norms = [fine(signal).norm(dim=-1) for signal in trace.signals]
     if parts.family.tokens == "sequence":
         grid = sequence_grid(parts, weights.shape[1], size)
         return grid.lay_out(weights), {
@@ -319,8 +318,3 @@ def _steering_maps(parts: Parts, both: Both, size: tuple[int, int]) -> tuple[Map
         # Where a coarser grid was padded, refining it gives more rows than there are.
         signals[number] = Maps(norm[:, :rows, :columns], cell_in(parts, number, shapes))
     return Maps(weights, cell_in(parts, last, shapes, entering=False)), signals
-
-
-def _fine(values: Tensor) -> Tensor:
-    """Returns values without their graph, on the CPU, in float32 or finer."""
-    return values.detach().to("cpu", torch.promote_types(values.dtype, torch.float32))

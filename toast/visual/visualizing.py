@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from toast.visual import targets
 from toast.visual.arrays import save_arrays
+from toast.visual.attention_maps import METHODS, AttentionMaps
 from toast.visual.figure import Panel, Row, draw, require_matplotlib
 from toast.visual.grids import Maps
 from toast.visual.maps import look
 from toast.visual.modes import evaluating
 from toast.visual.pixels import Preparation, Statistics, find_preparation, open_picture
-from toast.visual.views import METHODS, Views
 
 #: What a drawing can be written as.
 FORMATS = ("png", "svg", "pdf")
@@ -98,7 +98,7 @@ def visualize(
     return drawn
 
 
-def panels(views: Views, index: int, caption: str, box: Tensor | None = None) -> list[Panel]:
+def panels(views: AttentionMaps, index: int, caption: str, box: Tensor | None = None) -> list[Panel]:
     """Returns the panels of one picture: itself, and all that there is to show of it.
 
     Args:
@@ -185,12 +185,12 @@ def _panel(maps: Maps, index: int, caption: str, high: float, unit: str, low: fl
     return Panel(caption, maps.values[index], maps.cell, low, high, unit)
 
 
-def strengths(views: Views, index: int) -> dict[int, float]:
+def strengths(views: AttentionMaps, index: int) -> dict[int, float]:
     """Returns by block the mean norm of the signal over the patches of one picture."""
     return {block: float(norms.values[index].mean()) for block, norms in views.signals.items()}
 
 
-def said(views: Views, index: int, labels: Sequence[str] | None = None) -> str:
+def said(views: AttentionMaps, index: int, labels: Sequence[str] | None = None) -> str:
     """Returns what the model says of a picture, for a caption.
 
     Args:

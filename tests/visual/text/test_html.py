@@ -17,7 +17,7 @@ from tests.visual.text.test_looking import ANSWER, PROMPT, look, plain_decoder, 
 from toast.visual.text.cells import Cell
 from toast.visual.text.colours import DARK, LIGHT, Theme, heat_maps
 from toast.visual.text.html import as_html
-from toast.visual.text.looking import TextViews
+from toast.visual.text.looking import TextAttentionMaps
 
 TAGS = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "section", "div", "span", "i",
@@ -76,7 +76,7 @@ class Page(HTMLParser):
 
 
 @cache
-def views_of(prompt: str, answer: str, **options: Any) -> TextViews:
+def views_of(prompt: str, answer: str, **options: Any) -> TextAttentionMaps:
     return look(steer(plain_decoder()), prompt, answer=answer, **options)
 
 

@@ -17,7 +17,7 @@ from tests.generation.test_generate import by_hand
 from tests.models import DEPTH, awaken, decoder, vit
 from tests.visual.text.test_cells import END, HOSTILE, SENTENCES, TEMPLATE, decode, tiny_tokenizer
 from toast.visual.text import attention
-from toast.visual.text.looking import TextViews, look_at_text
+from toast.visual.text.looking import TextAttentionMaps, look_at_text
 
 SIZES = {"vocab_size": 300, "max_position_embeddings": 1024}
 PROMPT, ANSWER = "The soup is good", " with bread."
@@ -37,11 +37,11 @@ def steer(bare: Any, **options: Any) -> Any:
     return model
 
 
-def look(model: Any, prompt: str = PROMPT, **options: Any) -> TextViews:
+def look(model: Any, prompt: str = PROMPT, **options: Any) -> TextAttentionMaps:
     return look_at_text(model, tiny_tokenizer(), prompt, **({"answer": ANSWER} | options))
 
 
-def generate(model: Any, **options: Any) -> TextViews:
+def generate(model: Any, **options: Any) -> TextAttentionMaps:
     return look(model, answer=None, max_new_tokens=6, **options)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from toast.visual.text.cells import Cell
-from toast.visual.text.looking import TextViews
+from toast.visual.text.looking import TextAttentionMaps
 
 Colour = tuple[int, int, int]
 
@@ -77,7 +77,7 @@ class HeatMap:
         return max(-1.0, min(1.0, value / self.top)) if self.top > 0 else 0.0
 
 
-def heat_maps(views: TextViews) -> list[HeatMap]:
+def heat_maps(views: TextAttentionMaps) -> list[HeatMap]:
     """Returns what is shown over the text."""
     return [
         HeatMap(

@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 
 from toast.files.atomic import beside
-from toast.visual.text.looking import TextViews, look_at_text
+from toast.visual.text.looking import TextAttentionMaps, look_at_text
 
 
-def save_arrays(views: TextViews, path: Path) -> Path:
-    """Writes what `look_at_text` found as arrays, under the names of `TextViews`.
+def save_arrays(views: TextAttentionMaps, path: Path) -> Path:
+    """Writes what `look_at_text` found as arrays, under the names of `TextAttentionMaps`.
 
     Read it with `numpy.load(path)`. `tokens` and `cells` are lists in JSON, for NumPy drops NUL characters at
     the end of a text; a cell is its text, its first token and one past its last.

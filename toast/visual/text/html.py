@@ -6,13 +6,13 @@ from html import escape
 
 from toast.visual.text.cells import Cell, mark
 from toast.visual.text.colours import DARK, LIGHT, Colour, HeatMap, Theme, heat_maps
-from toast.visual.text.looking import TextViews
+from toast.visual.text.looking import TextAttentionMaps
 
 # What an HTML parser keeps as it is, and a browser lays out as text.
 _KEPT = {" ", "\n", "\t"}
 
 
-def as_html(views: TextViews, title: str) -> str:
+def as_html(views: TextAttentionMaps, title: str) -> str:
     """Returns a page with the coloured text, the scales, and the numbers of every token in a table.
 
     What cannot be seen stands for itself where it may, with a mark that the page draws and copying leaves
@@ -33,7 +33,7 @@ def as_html(views: TextViews, title: str) -> str:
     )
 
 
-def heat_map_section(views: TextViews, heat: HeatMap) -> str:
+def heat_map_section(views: TextAttentionMaps, heat: HeatMap) -> str:
     """Returns one heat map with its scale."""
     parts = []
     for name, belongs in (("Prompt", True), ("Answer", False)):
@@ -76,7 +76,7 @@ def _visible(text: str) -> str:
     return "".join(parts)
 
 
-def _table(views: TextViews, maps: list[HeatMap]) -> str:
+def _table(views: TextAttentionMaps, maps: list[HeatMap]) -> str:
     """Returns the numbers of every token; a cell of several tokens spans their rows."""
     head = "".join(f'<th scope="col">{name}</th>' for name in ("", "text", "token", *(m.name for m in maps)))
     rows = []

@@ -18,7 +18,7 @@ from toast.visual.text.cells import Cell, join_tokens
 
 
 @dataclass(frozen=True)
-class TextViews:
+class TextAttentionMaps:
     """Maps over the tokens of a prompt and its answer; what is left out stands before them.
 
     Args:
@@ -91,7 +91,7 @@ def look_at_text(
     head: int | Literal["mean"] = "mean",
     max_tokens: int = 512,
     chat: bool = False,
-) -> TextViews:
+) -> TextAttentionMaps:
     """Shows where a steered language model looks in a prompt and its answer.
 
     Prompt and answer are read in one call of `toast.trace`, whose two passes make the answer's logits.
@@ -136,7 +136,7 @@ def _views(
     reading: Reading,
     head: int | Literal["mean"],
     max_tokens: int,
-) -> TextViews:
+) -> TextAttentionMaps:
     """Chooses the head and the tokens that are shown, and compares the passes."""
     first = _of_head(reading.first_attention, head, reading.block)
     second = _of_head(reading.second_attention, head, reading.block)
@@ -151,7 +151,7 @@ def _views(
     for cell in shown:
         if cell.stop - cell.start == 1:
             names[cell.start] = cell.text
-    return TextViews(
+    return TextAttentionMaps(
         cells=shown,
         tokens=names,
         token_ids=ids[start:],

@@ -13,14 +13,14 @@ import torch
 
 from toast.files.atomic import beside
 from toast.visual.text.cells import marked
-from toast.visual.text.looking import TextViews
+from toast.visual.text.looking import TextAttentionMaps
 
 # Of more tokens than this only some are written at the axes.
 _LABELS = 72
 _LONGEST = 14
 
 
-def draw_matrices(views: TextViews, path: Path) -> Path:
+def draw_matrices(views: TextAttentionMaps, path: Path) -> Path:
     """Draws the attention of the first pass, of the second, and their difference.
 
     Rows are the tokens that look, columns those that are looked at. Both passes share one scale; the
@@ -50,7 +50,7 @@ def draw_matrices(views: TextViews, path: Path) -> Path:
     return path
 
 
-def _figure(views: TextViews) -> Any:
+def _figure(views: TextAttentionMaps) -> Any:
     from matplotlib.colors import FuncNorm
     from matplotlib.figure import Figure
 
@@ -100,7 +100,7 @@ def _square(values: Any) -> Any:
 _ROOT = (_root, _square)
 
 
-def _label(axis: Any, views: TextViews, rows: bool) -> None:
+def _label(axis: Any, views: TextAttentionMaps, rows: bool) -> None:
     """Writes tokens at the columns, and at the rows if asked to; draws a line before the answer."""
     count = len(views.tokens)
     places = list(range(0, count, math.ceil(count / _LABELS)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from toast.visual.text.cells import Cell, marked
 from toast.visual.text.colours import DARK, Colour, HeatMap, heat_maps
-from toast.visual.text.looking import TextViews
+from toast.visual.text.looking import TextAttentionMaps
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -19,7 +19,7 @@ _SHOWS_SCALES = ("256", "truecolor")
 _BAR = 20
 
 
-def as_terminal(views: TextViews) -> RenderableType:
+def as_terminal(views: TextAttentionMaps) -> RenderableType:
     """Returns what a rich console prints: the coloured text, or a table where there is no colour.
 
     Ink and paper are set for every token, so that it can be read on light and dark terminals alike. Control
@@ -34,7 +34,7 @@ def as_terminal(views: TextViews) -> RenderableType:
 class _TerminalViews:
     """Is printed as the console allows."""
 
-    def __init__(self, views: TextViews) -> None:
+    def __init__(self, views: TextAttentionMaps) -> None:
         self.views = views
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -75,7 +75,7 @@ def _legend(heat: HeatMap) -> Text:
     return line
 
 
-def _lines(views: TextViews, heat: HeatMap, width: int) -> list[Text]:
+def _lines(views: TextAttentionMaps, heat: HeatMap, width: int) -> list[Text]:
     """Returns the text in lines that break between cells, and after each line feed."""
     from rich.text import Text
 
@@ -105,7 +105,7 @@ def _without_empty_end(lines: list[Text]) -> list[Text]:
     return lines[:-1] if lines and not lines[-1].plain else lines
 
 
-def _table(views: TextViews, heat: HeatMap) -> RenderableType:
+def _table(views: TextAttentionMaps, heat: HeatMap) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 

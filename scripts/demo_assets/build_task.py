@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Build the raw materials of the demonstration's task.
 
-    python scripts/build_demo_task.py                      # write toast/embedded/assets/task.safetensors
-    python scripts/build_demo_task.py --sheet sheet.png    # draw composed pictures with labels and boxes
+    python scripts/demo_assets/build_task.py  # write toast/embedded/assets/task.safetensors
+    python scripts/demo_assets/build_task.py --sheet sheet.png  # draw composed pictures with labels and boxes
 
 Expected layout of `--assets` (default: $TOAST_ASSETS, else ~/.cache/toast-assets):
 
@@ -23,14 +23,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo_views import open_visible
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor
+from views import open_visible
 
 from toast.embedded.task import CLASSES, Pictures, load_generic, load_materials, load_task
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "toast" / "embedded" / "assets" / "task.safetensors"
 SPRITE_SIDE = 48
 # folders of objects; clothing is left out, so that the answer is never among the distractors

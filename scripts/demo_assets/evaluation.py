@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo_teacher import read_teacher
-from demo_views import SIDE, normalised
 from PIL import Image
 from safetensors.torch import load_file
+from teacher import read_teacher
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
+from views import SIDE, normalised
 
 from toast.embedded.backbone import new_backbone
 from toast.embedded.task import load_materials, load_task

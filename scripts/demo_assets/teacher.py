@@ -6,12 +6,12 @@ from pathlib import Path
 
 import timm
 import torch
-from demo_progress import Clock
-from demo_views import SIDE, normalised
+from progress import Clock
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+from views import SIDE, normalised
 
 EARLY = 10  # the teacher's early target is the output of this many blocks
 

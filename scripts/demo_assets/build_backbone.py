@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Build the demonstration's backbone: a ViT of tiny size distilled from a ViT-S/14 teacher on clip-art.
 
-    python scripts/build_demo_backbone.py                # distil, write the weights
-    python scripts/build_demo_backbone.py --evaluate     # measure them, print the table of BACKBONE.md
+    python scripts/demo_assets/build_backbone.py                # distil, write the weights
+    python scripts/demo_assets/build_backbone.py --evaluate     # measure them, print the table of BACKBONE.md
 
 Expected layout of `--assets` (default: $TOAST_ASSETS, else ~/.cache/toast-assets):
 
@@ -19,8 +19,8 @@ The stages of a build, of which the first two are kept in `--work` and used agai
 3. Distillation. The student's tokens, through linear maps that are thrown away afterwards, regress the
    standardised teacher tokens. An exponential average of the weights is exported after every epoch.
 
-demo_views.py and demo_teacher.py hold the first stage, demo_student.py the second, this file the third and
-the command line, demo_evaluation.py what --evaluate does.
+views.py and teacher.py hold the first stage, student.py the second, this file the third and
+the command line, evaluation.py what --evaluate does.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo_evaluation import evaluate
-from demo_progress import Clock
-from demo_student import initialise, ridge
-from demo_teacher import all_targets, read_teacher
-from demo_views import compose, normalised, read_clipart
+from evaluation import evaluate
+from progress import Clock
 from safetensors.torch import save_file
+from student import initialise, ridge
+from teacher import all_targets, read_teacher
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from views import compose, normalised, read_clipart
 
 from toast.embedded.backbone import ARCHITECTURE, new_backbone
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "toast" / "embedded" / "assets" / "backbone.safetensors"
 
 

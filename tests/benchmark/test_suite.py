@@ -14,7 +14,7 @@ from tests.steered import assert_same, call
 from toast.baselines.vpt import find_prompts
 from toast.benchmark.contenders import PROMPTS, SMALL, languages, visions
 from toast.benchmark.costs import continued, stepper
-from toast.benchmark.running import MEASURES, run
+from toast.benchmark.suite import MEASURES, run
 from toast.benchmark.textbook import TextbookLlama, TextbookVit
 from toast.benchmark.timing import in_turns
 from toast.steering import find_steering

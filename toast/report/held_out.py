@@ -66,7 +66,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Looks:
+class HeldOutLooks:
     """All pictures that were looked at.
 
     Args:
@@ -94,7 +94,9 @@ def _spread(looks: list[Look], count: int) -> list[Look]:
     return [looks[i * len(looks) // count] for i in range(count)]
 
 
-def look_at_split(model: nn.Module, frozen: nn.Module | None, splits: Splits, most: int = MOST) -> Looks:
+def look_at_split(
+    model: nn.Module, frozen: nn.Module | None, splits: Splits, most: int = MOST
+) -> HeldOutLooks:
     """Looks at pictures that the model was not trained on.
 
     Args:
@@ -121,7 +123,7 @@ def look_at_split(model: nn.Module, frozen: nn.Module | None, splits: Splits, mo
         before = _view(frozen, pixels) if frozen is not None else None
         shows = shows or views.name
         seen += _looks(items, views, before.attention if before else views.frozen)
-    return Looks(name, len(data), shows, seen)
+    return HeldOutLooks(name, len(data), shows, seen)
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,8 @@ def _view_of_last(model: nn.Module, pixels: Tensor) -> _Views:
     with watcher.watching() as seen:
         scores = class_scores(model(pixels.to(next(model.parameters()))))
     assert scores is not None
-    maps = watcher.maps(seen, pixels.shape[-2:])
-    last = len(watcher.parts.blocks) - 1
-    where = "attentive probe" if watcher.is_probe else f"block {last} of 0-{last}, {watcher.query} query"
-    name = f"attention, {where}, mean over {'queries' if watcher.is_probe else 'heads'}"
-    return _Views(maps, None, None, scores.float().cpu(), name)
+    maps = watcher.attention_maps(seen, (pixels.shape[-2], pixels.shape[-1]))
+    return _Views(maps.attention, None, None, scores.float().cpu(), maps.name)
 
 
 def _looks(items: list[dict[str, Any]], views: _Views, frozen: Maps | None) -> Iterator[Look]:

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from tests.report.reports import run_on_pictures
-from toast.report import looking
-from toast.report.looking import Look, Looks, look_at_split
+from toast.report import held_out
+from toast.report.held_out import HeldOutLooks, Look, look_at_split
 from toast.training.data import vision_sources, vision_splits
 from toast.training.loaded import load_run
 from toast.training.preparing import open_seeded
@@ -31,7 +31,7 @@ def seen(index: int, is_right: bool) -> Look:
 def test_half_of_the_pictures_are_wrong_ones_if_there_are(
     right: int, wrong: int, count: int, expected: tuple[int, int]
 ) -> None:
-    looks = Looks("test", 0, "", [seen(i, i < right) for i in range(right + wrong)])
+    looks = HeldOutLooks("test", 0, "", [seen(i, i < right) for i in range(right + wrong)])
     chosen = looks.chosen(count)
     counted = Counter(look.is_right for look in chosen)
     assert (counted[True], counted[False]) == expected
@@ -44,7 +44,7 @@ def test_attention_behind_prompts_is_that_of_the_patches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Computed by hand from the last block's queries and keys; the frozen map is that of a fresh backbone."""
-    monkeypatch.setattr(looking, "BATCH", 3)  # 8 pictures in 3 batches
+    monkeypatch.setattr(held_out, "BATCH", 3)  # 8 pictures in 3 batches
     loaded = load_run(
         run_on_pictures(tmp_path, method="vpt-deep", method__name="vpt-deep", method__prompts=3)
     )

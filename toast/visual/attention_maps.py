@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor
 
 from toast.visual.grids import Maps
+from toast.visual.patch_attention import AnyQuery
 from toast.visual.relevance import class_scores
 
 Query = Literal["class", "mean"]
@@ -26,7 +27,7 @@ METHODS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Views:
+class AttentionMaps:
     """Where a model looks, for a batch of pictures; maps on the CPU, in float32 or finer, without a graph.
 
     Args:
@@ -40,10 +41,11 @@ class Views:
         frozen_on_patches: The same of the frozen model.
         output: What the model returned, as it was.
         frozen_output: What the frozen model returned.
+        size: Height and width of the pictures in pixels.
         block: The shown block, counted from 0.
         blocks: How many there are.
         head: A head, or "mean".
-        query: "class" or "mean"; None where the method has no query.
+        query: "class", "mean" or, of an attentive probe, "probe"; None where the method has no query.
         method: A key of `METHODS`.
     """
 
@@ -55,10 +57,11 @@ class Views:
     frozen_on_patches: Tensor | None
     output: Any
     frozen_output: Any
+    size: tuple[int, int]
     block: int
     blocks: int
     head: int | Literal["mean"]
-    query: Query | None
+    query: AnyQuery | None
     method: Method
 
     @property
@@ -69,6 +72,18 @@ class Views:
         return Maps(self.attention.values - self.frozen.values, self.attention.cell)
 
     @property
+    def before(self) -> AttentionMaps | None:
+        """The frozen model's maps by themselves; None of a plain model."""
+        if self.frozen is None or self.frozen_on_patches is None:
+            return None
+        return replace(
+            self,
+            attention=self.frozen, frozen=None, selection=None, signals={},
+            on_patches=self.frozen_on_patches, frozen_on_patches=None,
+            output=self.frozen_output, frozen_output=None,
+        )  # fmt: skip
+
+    @property
     def scores(self) -> Tensor | None:
         """What the model says of the classes, `(batch, classes)`; None if it gives no scores."""
         return class_scores(self.output)
@@ -76,6 +91,8 @@ class Views:
     @property
     def name(self) -> str:
         """What the maps show, in a few words."""
+        if self.query == "probe":
+            return f"{METHODS[self.method]}, attentive probe, mean over queries"
         words = [METHODS[self.method], f"block {self.block} of 0-{self.blocks - 1}"]
         if self.query is not None:
             words += [
