@@ -19,6 +19,13 @@ TINY_VIT: dict[str, Any] = {
     "pretrained": False,
     "options": {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3},
 }
+#: A ResNet of four blocks on pictures of 32 pixels.
+TINY_RESNET: dict[str, Any] = {
+    "library": "timm",
+    "name": "resnet10t",
+    "pretrained": False,
+    "options": {"channels": [8, 8, 16, 16], "pretrained_cfg_overlay": {"input_size": [3, 32, 32]}},
+}
 SENTENCES = [
     "the cook cuts the leek and salts the soup",
     "a spoon of oil warms in the pan",
