@@ -16,7 +16,6 @@ from toast.benchmark.contenders import PROMPTS, SMALL, languages, visions
 from toast.benchmark.costs import continued, stepper
 from toast.benchmark.suite import MEASURES, run
 from toast.benchmark.textbook import TextbookLlama, TextbookVit
-from toast.benchmark.timing import in_turns
 from toast.steering import find_steering
 
 
@@ -40,13 +39,6 @@ def test_peak_memory_is_that_of_a_process_each(tmp_path: Path) -> None:
     from toast.benchmark.costs import memory
 
     assert memory(SMALL, ["TOAST"], 2)["TOAST"].median > 0
-
-
-def test_turns_alternate_and_compare_within_a_round() -> None:
-    order: list[str] = []
-    ratios = in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, "a", rounds=2)
-    assert order == ["a", "b", "b", "a", "a", "b"]
-    assert ratios["b"].rounds == 2
 
 
 def same_parameters(textbook: object, model: object) -> None:

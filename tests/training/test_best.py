@@ -148,7 +148,7 @@ def test_a_checkpoint_without_its_best_is_damaged(tmp_path: Path) -> None:
     (config.folder / "result.json").unlink()
     (checkpoint,) = (config.folder / "checkpoints").iterdir()
     (checkpoint / "best.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"best\.safetensors is not there"):
+    with pytest.raises(ValueError, match=r"best\.safetensors does not exist"):
         run(config, "tune", resume=True)
 
 

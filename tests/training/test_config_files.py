@@ -60,13 +60,13 @@ def test_all_faults_come_at_once() -> None:
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none\.yaml is not there"):
+    with pytest.raises(ValueError, match=r"none\.yaml does not exist"):
         load_config(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ValueError, match=r"needs settings by name .* got list"):
         load_config(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1\n")
-    with pytest.raises(ValueError, match=r"broken\.yaml is no YAML"):
+    with pytest.raises(ValueError, match=r"broken\.yaml is not valid YAML"):
         load_config(tmp_path / "broken.yaml")
     with pytest.raises(ValueError, match=r"needs key=value.*'seed'"):
         parse_override("seed")

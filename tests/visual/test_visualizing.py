@@ -180,7 +180,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     broken.write_bytes(b"\x89PNG no picture")
     for given, options, message in [
         ([tmp_path / "none.png"], {"processor": to_pixels}, "there is no file '.*none.png'"),
-        ([broken], {"processor": to_pixels}, "is no picture that Pillow can read"),
+        ([broken], {"processor": to_pixels}, "is not a picture that Pillow can read"),
         ([3], {"processor": to_pixels}, "needs paths, pictures of Pillow or pixels"),
         ([], {"processor": to_pixels}, "needs at least one picture"),
         ([broken], {}, "VisionTransformer does not say how its pictures are prepared. Pass processor="),

@@ -93,6 +93,18 @@ def half(model: Any) -> int:
     return len(model.blocks if hasattr(model, "blocks") else model.model.layers) // 2
 
 
+def without_lower(model: Any, blocks: int) -> Any:
+    """Takes the lowest blocks out of a model: what is left is what a partly steered one runs twice."""
+    if hasattr(model, "blocks"):
+        model.blocks = model.blocks[blocks:]
+    else:
+        model.model.layers = model.model.layers[blocks:]
+        for number, layer in enumerate(model.model.layers):
+            layer.self_attn.layer_idx = number
+        model.config.num_hidden_layers -= blocks
+    return model
+
+
 def visions(size: Size) -> dict[str, Callable[[], Any]]:
     """Returns how to make each vision model, by name."""
 
@@ -104,6 +116,10 @@ def visions(size: Size) -> dict[str, Callable[[], Any]]:
 
     return {
         "plain": lambda: vit(size),
+        "plain, top half": lambda: without_lower(vit(size), half(vit(size))),
+        "LoRA, top half": lambda: lora(
+            without_lower(vit(size), half(vit(size))), target_modules=["qkv"], modules_to_save=["head"]
+        ),
         "full tuning": lambda: vit(size),
         "LoRA": lambda: lora(vit(size), target_modules=["qkv"], modules_to_save=["head"]),
         "VPT-deep": lambda: vpt_deep(vit(size)),
@@ -125,6 +141,7 @@ def languages(size: Size) -> dict[str, Callable[[], Any]]:
 
     return {
         "plain": lambda: llama(size),
+        "plain, top half": lambda: without_lower(llama(size), half(llama(size))),
         "LoRA": lambda: lora(llama(size), target_modules=["q_proj", "k_proj", "v_proj"]).eval(),
         "textbook": lambda: TextbookLlama(llama(size)).eval(),
         "TOAST": steered,

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,33 +18,68 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import toast
-from toast.benchmark.contenders import CLASSES, FULL, SMALL, Size, fused, languages, visions
+from toast.benchmark.contenders import CLASSES, FULL, SMALL, Size, fused, languages, visions, without_lower
 from toast.benchmark.textbook import TextbookLlama, cache_keyword
-from toast.benchmark.timing import Ratio, in_turns
+from toast.benchmark.timing import Contender, Ratio, in_turns
+
+#: What is run twice, and so what a forward pass cannot cost less than.
+TWICE, HALF_TWICE = ("plain", "plain"), ("plain", "plain, top half")
+
+
+def _floor(name: str) -> tuple[str, ...]:
+    """Returns the contenders whose costs together a forward pass cannot lie below; none for peers."""
+    if not name.startswith(("TOAST", "textbook")):
+        return ()
+    return HALF_TWICE if "top half" in name else TWICE
+
+
+def _forwards(
+    models: Mapping[str, Any], names: list[str], run: Callable[[Any], object]
+) -> dict[str, Contender]:
+    """Returns contenders that run models, with those that floors are made of."""
+    made = {name: partial(run, models[name]()) for name in ("plain", "plain, top half", *names)}
+    return {
+        name: Contender(each, _floor(name), shown=name != "plain, top half") for name, each in made.items()
+    }
 
 
 def forward(size: Size, names: list[str], batch: int, rounds: int) -> dict[str, Ratio]:
     """Times a forward pass without gradients, against the plain model."""
     images = torch.randn(batch, 3, size.image, size.image)
-    models = {name: visions(size)[name]().eval() for name in ("plain", *names)}
     with torch.inference_mode():
-        return in_turns({name: partial(m, images) for name, m in models.items()}, "plain", rounds)
+        contenders = _forwards(visions(size), names, lambda model: model.eval()(images))
+        return in_turns(contenders, "plain", rounds)
 
 
 def depth(size: Size, batches: list[int], rounds: int) -> dict[str, Ratio]:
     """Times a fused forward pass by batch size and by the block from which it is steered, against plain."""
-    model = visions(size)["plain"]()
+    model = visions(size)["plain"]().eval()
     blocks = len(model.blocks)
     starts = sorted({0, blocks // 4, blocks // 2, 3 * blocks // 4, blocks - 1})
     steered = {start: fused(toast.wrap(copy.deepcopy(model), steer_from=start)) for start in starts}
+    upper = {start: without_lower(copy.deepcopy(model), start) for start in starts}
     found: dict[str, Ratio] = {}
     for batch in batches:
         images = torch.randn(batch, 3, size.image, size.image)
-        runs = {"plain": partial(model.eval(), images)}
-        runs |= {f"batch {batch}, from block {start}": partial(m, images) for start, m in steered.items()}
+        runs = {"plain": Contender(partial(model, images))}
+        for start in starts:
+            runs[f"upper {start}"] = Contender(partial(upper[start], images), shown=False)
+            runs[f"batch {batch}, from block {start}"] = Contender(
+                partial(steered[start], images), ("plain", f"upper {start}")
+            )
         with torch.inference_mode():
             found |= in_turns(runs, "plain", rounds)
     return found
+
+
+#: What a training step cannot cost less than, by what is steered and whether the first pass is stored. Two
+#: passes need the forward and the gradients of activations, as LoRA does, and one more forward pass.
+_STEP_FLOORS = {
+    (False, False): ("LoRA", "forward"),
+    (False, True): ("LoRA",),
+    (True, False): ("LoRA, top half", "forward"),
+    (True, True): ("LoRA, top half",),
+}
 
 
 def step(size: Size, names: list[str], batch: int, rounds: int) -> dict[str, Ratio]:
@@ -53,7 +88,22 @@ def step(size: Size, names: list[str], batch: int, rounds: int) -> dict[str, Rat
     `… , stored` is the contender of that name on a first pass that is stored.
     """
     images = torch.randn(batch, 3, size.image, size.image)
-    return in_turns({name: stepper(size, name, images) for name in ("LoRA", *names)}, "LoRA", rounds)
+    plain = visions(size)["plain"]().train()
+
+    def forward_alone() -> None:
+        with torch.no_grad():
+            plain(images)
+
+    contenders = {"LoRA": Contender(stepper(size, "LoRA", images))}
+    contenders |= {
+        "LoRA, top half": Contender(stepper(size, "LoRA, top half", images), shown=False),
+        "forward": Contender(forward_alone, shown=False),
+    }
+    for name in names:
+        steered = name.startswith(("TOAST", "textbook"))
+        floor = _STEP_FLOORS["top half" in name, name.endswith(", stored")] if steered else ()
+        contenders[name] = Contender(stepper(size, name, images), floor)
+    return in_turns(contenders, "LoRA", rounds)
 
 
 def stepper(size: Size, name: str, images: Tensor) -> Callable[[], object]:
@@ -90,18 +140,16 @@ def memory(size: Size, names: list[str], batch: int) -> dict[str, Ratio]:
 def decode(size: Size, names: list[str], rounds: int) -> dict[str, Ratio]:
     """Compares tokens per second of greedy decoding, batch 1, after a prompt of as many tokens."""
     prompt = torch.randint(1, size.llama["vocab_size"], (1, size.prompt))
-    models = {name: languages(size)[name]() for name in ("plain", *names)}
     with torch.inference_mode():
-        runs = {name: partial(continued, m, prompt, size.prompt) for name, m in models.items()}
+        runs = _forwards(languages(size), names, lambda model: continued(model, prompt, size.prompt))
         return in_turns(runs, "plain", rounds, higher_is_better=True)
 
 
 def prefill(size: Size, names: list[str], rounds: int) -> dict[str, Ratio]:
     """Times the first step of decoding after a long prompt, against the plain model."""
     prompt = torch.randint(1, size.llama["vocab_size"], (1, size.prefill))
-    models = {name: languages(size)[name]() for name in ("plain", *names)}
     with torch.inference_mode():
-        runs = {name: partial(continued, m, prompt, 1) for name, m in models.items()}
+        runs = _forwards(languages(size), names, lambda model: continued(model, prompt, 1))
         return in_turns(runs, "plain", rounds)
 
 

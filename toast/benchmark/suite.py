@@ -117,7 +117,7 @@ def run(out: Path, only: list[str], rounds: int, threads: int | None, small: boo
 def _table(title: str, ratios: dict[str, Ratio]) -> str:
     width = max(len(name) for name in ratios)
     lines = [f"  {name:{width}}  {ratio}" for name, ratio in ratios.items()]
-    return "\n".join([f"{title}: median (least to greatest)", *lines, ""])
+    return "\n".join([f"{title}: median (its 95% interval), CPU time, FLOPs, floor", *lines, ""])
 
 
 def _write(path: Path, found: Results) -> None:

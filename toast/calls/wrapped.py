@@ -133,8 +133,8 @@ class WrappedModel(ABC):
 
 OFFLOADED = (
     "parameters that are trained were offloaded when the wrapped model was dispatched; an optimiser would "
-    "hold none that get a gradient. Dispatch the model before toast.wrap, or, before the optimiser is made, "
-    "call it once under torch.no_grad(), which takes them back."
+    "hold parameters that get no gradient. Dispatch the model before toast.wrap, or, before the optimiser "
+    "is made, call it once under torch.no_grad(), which takes them back."
 )
 
 

@@ -35,7 +35,7 @@ def visualize(
         list[str] | None,
         typer.Argument(
             metavar="IMAGES|PROMPTS",
-            help="Pictures and folders of them; none takes some of the run's split. Language: prompts, or "
+            help="Pictures or folders of pictures. Default: some of the run's split. Language: prompts, or "
             "@FILE for the text of a file.",
         ),
     ] = None,
@@ -55,12 +55,14 @@ def visualize(
         list[str] | None, typer.Option("--format", help="png, svg or pdf; may be given several times.")
     ] = None,
     smooth: Annotated[bool, typer.Option("--smooth", help="Interpolate between patches.")] = False,
-    tokens: Annotated[int, typer.Option(min=1, help="Language: tokens to answer.")] = 40,
-    chat: Annotated[bool, typer.Option("--chat", help="Language: prompts are a user's messages.")] = False,
+    tokens: Annotated[int, typer.Option(min=1, help="Language: tokens to generate.")] = 40,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Language: format prompts as a user's messages.")
+    ] = False,
 ) -> None:
-    """Draw where a model looks: the frozen one, what is selected, and the steered one.
+    """Draw attention before and after steering, and the selection weights.
 
-    boxes.json (or boxes.csv) beside the pictures is drawn in.
+    Boxes from boxes.json or boxes.csv beside the pictures are drawn in.
     """
     from toast.report.opening import open_model
 

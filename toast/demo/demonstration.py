@@ -34,8 +34,8 @@ COLUMNS = (
     ("attention\non target", ("attention_on_target",), "{:.3f}"),
     ("selected\nin / out", ("selection_inside", "selection_outside"), "{:.3f} / {:.3f}"),
     ("trained", ("trainable_parameters",), "{:,}"),
-    ("s a\nstep", ("median_step_seconds",), "{:.3f}"),
-    ("s in\nall", ("seconds",), "{:.0f}"),
+    ("s per\nstep", ("median_step_seconds",), "{:.3f}"),
+    ("s in\ntotal", ("seconds",), "{:.0f}"),
 )
 #: The run whose model is drawn, and how many of its pictures.
 DRAWN, PICTURES = "toast", 6
@@ -96,7 +96,7 @@ def _ended(config: RunConfig, stage: Any) -> dict[str, Any]:
         return train(config, stage, resume=True, quiet=True)
     except Interrupted as stopped:
         raise Interrupted(
-            stopped.signal_number, f"interrupted in {config.folder}/; the same command goes on from there."
+            stopped.signal_number, f"interrupted in {config.folder}/; the same command continues from there."
         ) from stopped
 
 
@@ -111,7 +111,7 @@ def _draw(out: Path, source: DemoSource) -> None:
     opened = open_model(out / DRAWN)
     transform = transforms(opened.backbone.data, train=False)
     samples = of_split(source.subset(range(PICTURES)), transform, None, lambda _: None)
-    title = "Where the model looks before and after steering: held-out pictures, none picked"
+    title = "Where the model looks before and after steering: the first held-out pictures"
     show_together(opened, samples, out / "attention.png", title, smooth=True)
 
 
@@ -135,10 +135,10 @@ def as_table(result: dict[str, Any]) -> Table:
 def _notes(out: Path, result: dict[str, Any]) -> str:
     """Returns what is said below the table."""
     return (
-        f"The item's box is {result['box_share_of_area']:.3f} of the area; selected is the mean selection "
-        "weight inside it and outside. The top half has its first pass stored. A step's time is the median, "
-        "its data included. Stage one, which the three rows of TOAST start from, took "
-        f"{result['pre_tuning_seconds']:.0f} s, everything {result['seconds']:.0f} s.\n"
+        f"The item's box covers {result['box_share_of_area']:.3f} of the picture; selected is the mean "
+        "selection weight inside it and outside. The top half uses a stored first pass. The time of a step "
+        "is the median, with data loading. Stage one, from which the three rows of TOAST start, took "
+        f"{result['pre_tuning_seconds']:.0f} s; all runs took {result['seconds']:.0f} s.\n"
         f"Picture: {out / 'attention.png'}   figures: {out / 'result.json'}\n"
         f"Runs: {', '.join(str(out / name) for name in (PRETUNE, *result['methods']))}\n"
         f"More: toast report {out / DRAWN}, toast compare {out / 'lora'} {out / DRAWN}, "

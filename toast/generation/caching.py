@@ -125,7 +125,7 @@ def without_cache(method: SteeredMethod, inputs: dict[str, Any]) -> dict[str, An
     """
     if _keeps_cache(method, inputs):
         raise ValueError(
-            "a first pass that is stored is that of a whole input; it cannot be used or made with a "
+            "a stored first pass is that of a whole input; it cannot be used or made with a "
             "key-value cache. Pass use_cache=False."
         )
     return inputs | {"use_cache": False} if method.cache_name and _takes(method, "use_cache") else inputs
@@ -180,7 +180,7 @@ def _refuse_cache(steering: WrappedModel, name: str | None, decodes: bool, input
         reason = (
             f"{trunk} has none of the arguments {', '.join(CACHE_NAMES)}"
             if name is None
-            else f"{trunk} is no decoder"
+            else f"{trunk} is not a decoder"
         )
         raise ValueError(
             f"{given[0]}: each of the two passes needs a key-value cache of its own, and {reason}, so both "

@@ -40,14 +40,14 @@ def pictures(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], attentio
     ]
     right = sum(look.is_right for look in chosen)
     of = f"pictures of the {looks.split} split" + (
-        ", for there is no other" if looks.split == "train" else ""
+        ", since there is no other" if looks.split == "train" else ""
     )
-    frame = "; the frame is where the answer is" if any(look.target is not None for look in chosen) else ""
+    frame = "; the frame marks the target" if any(look.target is not None for look in chosen) else ""
     return render(
         "report/templates/pictures.html.jinja",
         introduction=(
-            f"{len(chosen)} {of}: {right} that the model names rightly and {len(chosen) - right} that it "
-            f"does not, spread over the split and not picked by how they look. Maps show {looks.shows}; "
+            f"{len(chosen)} {of}: {right} that the model classifies correctly and {len(chosen) - right} that "
+            f"it does not, spread over the split and not selected by appearance. Maps show {looks.shows}; "
             f"{_scales(looks)}{frame}."
         ),
         pictures=shown,
@@ -60,7 +60,7 @@ def _scales(looks: HeldOutLooks) -> str:
     scale = (
         "scales begin at 0" if first.frozen is None else "both attentions of a picture share one scale from 0"
     )
-    return scale if first.selection is None else f"{scale}, that of the selection weights fits them"
+    return scale if first.selection is None else f"{scale}, that of the selection weights covers their range"
 
 
 def _picture(look: Look, picture: Tensor, classes: Sequence[str], after: str) -> dict[str, Any]:
@@ -106,14 +106,14 @@ def on_target(looks: HeldOutLooks) -> tuple[float | None, float, float, int] | N
 
 
 def _numbers(looks: HeldOutLooks, after: str) -> dict[str, Any] | None:
-    """Returns how far the attention moved, for pictures named rightly and wrongly, and picture by picture.
+    """Returns how far the attention moved, for pictures classified correctly and not, and picture by picture.
 
     None if nothing was measured.
     """
     groups = {
         "all": looks.seen,
-        "named rightly": [look for look in looks.seen if look.is_right],
-        "named wrongly": [look for look in looks.seen if not look.is_right],
+        "classified correctly": [look for look in looks.seen if look.is_right],
+        "misclassified": [look for look in looks.seen if not look.is_right],
     }
     columns = {
         "frozen, on target": [[look.frozen_on_target for look in group] for group in groups.values()],
@@ -137,8 +137,8 @@ def _numbers(looks: HeldOutLooks, after: str) -> dict[str, Any] | None:
     ]
     if shares is not None:
         notes.append(
-            f"The target, in sight in {shares[3]:,} of them, is {shares[2]:.3f} of the area: what even "
-            "attention would reach."
+            f"The target, visible in {shares[3]:,} of them, covers {shares[2]:.3f} of the area: the share of "
+            "uniform attention on it."
         )
     if "outside" in columns:
         notes.append("Selected: the mean selection weight of the tokens on the target and of the others.")
@@ -183,6 +183,6 @@ def _scatter(looks: HeldOutLooks, after: str) -> Markup:
 
     return chart(
         "Attention on target, picture by picture",
-        [series("named rightly", True, "a"), series("wrongly", False, "b")],
+        [series("classified correctly", True, "a"), series("misclassified", False, "b")],
         Axis("frozen", 0, 1), Axis(after, 0, 1), diagonal=True,
     )  # fmt: skip

@@ -95,7 +95,7 @@ def _open_adapter(place: Path, base: str | None, weights: Path | None, demo: boo
     if base is None and not demo:
         raise ValueError(
             f"{place} is an adapter that does not say on which backbone. Pass --model NAME (of timm, with "
-            "--weights FILE where they are not to be had; or a folder of transformers), or --demo for the "
+            "--weights FILE if they cannot be downloaded; or a folder of transformers), or --demo for the "
             "one that the package contains."
         )
     is_language = _is_language(settings)
@@ -169,7 +169,7 @@ def check_same_backbone(opened: Sequence[OpenedModel]) -> None:
     """
     for each in opened:
         if each.is_language:
-            raise ValueError(f"{each.name} is a language model; maps over pictures are compared.")
+            raise ValueError(f"{each.name} is a language model; only vision models can be compared.")
     first = opened[0]
     for other in opened[1:]:
         if _identity(other) != _identity(first):

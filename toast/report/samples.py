@@ -191,7 +191,7 @@ def _prepared_mask(file: Path, picture: Any, transform: Transform) -> Tensor:
 
     mask = read_mask(file)
     if mask.size != picture.size:
-        turned = " The picture is turned as its camera noted, and its mask must be."
+        turned = " The picture is turned upright as its EXIF data says, so its mask must be, too."
         advice = turned if mask.size == picture.size[::-1] else ""
         raise ValueError(
             f"{file}: a mask needs the size of its picture, {picture.size}; got {mask.size}.{advice}"

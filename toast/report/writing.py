@@ -139,7 +139,7 @@ def _lead(files: RunFiles, contents: _Contents) -> str:
     method, backbone = config.method.row.title, setting.backbone_name(config)
     method = method[0].upper() + method[1:]
     if result is None:
-        return f"{method} on {backbone}; not ended."
+        return f"{method} on {backbone}; not finished."
     trains = (
         f"{method} trained {result['trainable_parameters']:,} parameters "
         f"({setting.share_trained(result)} of all) on {backbone} in {seconds(result['step_seconds'])}."
@@ -152,8 +152,8 @@ def _lead(files: RunFiles, contents: _Contents) -> str:
         grown = "" if before is None else f"; before training it was {before:.1%}"
         within = f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval is not None else ""
         sentences.append(
-            f"It names {measured['accuracy']:.1%}{within} of {measured['samples']:,} pictures of the {split} "
-            f"split rightly{grown}."
+            f"It classifies {measured['accuracy']:.1%}{within} of {measured['samples']:,} pictures of the "
+            f"{split} split correctly{grown}."
         )
     if "perplexity" in measured:
         before = files.before.get("perplexity")
@@ -163,7 +163,7 @@ def _lead(files: RunFiles, contents: _Contents) -> str:
     if shares is not None and shares[0] is not None:
         frozen, after, area, _ = shares
         sentences.append(
-            f"Attention on what the label names went from {frozen:.2f} to {after:.2f}; that "
+            f"Attention on the labelled object went from {frozen:.2f} to {after:.2f}; it "
             f"covers {area:.2f} of the area."
         )
     return " ".join(sentences)

@@ -146,7 +146,7 @@ def refuse_bad(bad: Mapping[str, str], total: int, split: str, share: float) -> 
         name, reason = next(iter(bad.items()))
         raise ValueError(
             f"data: {len(bad)} of {total} {split} images cannot be read, first {name} ({reason}); "
-            f"data.bad_share={share} allows {share * total:.0f}. Mend or remove them, or allow more."
+            f"data.bad_share={share} allows {share * total:.0f}. Fix or remove them, or allow more."
         )
 
 

@@ -30,12 +30,13 @@ from toast.training.finite import Diverged
 from toast.training.locking import locked
 from toast.training.run import run
 from toast.training.run_config import RunConfig
+from toast.training.shipped import find_config
 from toast.training.sweep_config import SweepConfig
 
 #: Columns of the table, where they were measured.
 _SHOWN = (
     "accuracy", "attention_on_target", "selection_inside", "selection_outside", "selection_ratio",
-    "calibration_error", "loss", "perplexity",
+    "calibration_error", "loss", "perplexity", "exact_format", "line_f1",
 )  # fmt: skip
 #: What a run measures once, beside its test split.
 _BESIDE = ("splits", "corrupted")
@@ -127,7 +128,7 @@ def _search_and_measure(
         finals = [make_final(config, row, choice.point, seed) for seed in range(spec.seeds)]
         ended = [result for result in map(_tried, finals) if result is not None]
         if not ended:
-            failed.append(f"sweep.rows.{row.name}: with every seed the choice diverged, {choice.point}")
+            failed.append(f"sweep.rows.{row.name}: the chosen point diverged with every seed: {choice.point}")
             continue
         table[row.name] = _line(choice, ended)
         run_folder.write_json(
@@ -203,9 +204,9 @@ def pretunings(spec: SweepConfig) -> dict[str, tuple[Path, Settings]]:
         settings = dict(each) if isinstance(each, dict) else {"config": each}
         if "config" not in settings:
             raise ValueError(f"sweep.pretune.{name}: needs config: FILE; got {', '.join(settings)}.")
-        at = Path(settings.pop("config"))
+        at = find_config(Path(settings.pop("config")))
         if not at.is_file():
-            raise ValueError(f"sweep.pretune: {at} is not there; needs the YAML file of a pre-tuning.")
+            raise ValueError(f"sweep.pretune: {at} does not exist; needs the YAML file of a pre-tuning.")
         made[name] = at, settings
     return made
 
@@ -216,7 +217,7 @@ def pretune(config: RunConfig, name: str) -> None:
     at, settings = pretunings(config.sweep)[name]
     made = make_config(read_yaml(at), settings.items(), str(at))
     out = _shared(config) / "pretune" / name
-    run(made.model_copy(update={"out": out.parent, "name": out.name}), "pretune", resume=True)
+    run(made.model_copy(update={"out": out.parent, "name": out.name}), made.stage or "pretune", resume=True)
 
 
 def _shared(config: RunConfig) -> Path:

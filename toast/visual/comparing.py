@@ -46,7 +46,7 @@ MEASURES: dict[str, str] = {
     targets.INSIDE: "selected inside target",
     targets.OUTSIDE: "selected outside",
     targets.RATIO: "inside over outside",
-    ENTROPY: "entropy, of even",
+    ENTROPY: "entropy / uniform",
     TOTAL_VARIATION: "moved",
     JENSEN_SHANNON: "Jensen-Shannon, bits",
 }
@@ -131,7 +131,7 @@ class Comparison:
         if self.area is None:
             return "" if not self.out_of_sight else f"all {self.out_of_sight} targets are cropped away; "
         away = f", {self.out_of_sight} more are cropped away" if self.out_of_sight else ""
-        return f"{self.in_sight} targets in sight{away}, {self.area:.3f} of the area; "
+        return f"{self.in_sight} visible targets{away}, {self.area:.3f} of the area; "
 
     def as_dict(self) -> dict[str, Any]:
         """Returns everything but the single values, for JSON, which knows no infinite end of an interval."""

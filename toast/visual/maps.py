@@ -98,8 +98,8 @@ def look(
             missing = [] if seen is None else sorted(wanted - seen.attention.keys())
             if missing:
                 raise ValueError(
-                    f"no attention was seen in block {missing[0]}: the model's kernel keeps its queries and "
-                    "keys to itself. Load the model with attn_implementation='sdpa' or 'eager'."
+                    f"no attention was seen in block {missing[0]}: the model's kernel hides its queries "
+                    "and keys. Load the model with attn_implementation='sdpa' or 'eager'."
                 )
         size = (pixels.shape[-2], pixels.shape[-1])
         view = _View(parts, number, head, method, size)

@@ -125,7 +125,7 @@ def open_picture(image: Any) -> Any:
     if isinstance(image, str | Path):
         if not Path(image).exists():
             raise ValueError(f"images: there is no file {str(image)!r}.")
-        return decode(Path(image), f"images: {str(image)!r} is no picture that Pillow can read")
+        return decode(Path(image), f"images: {str(image)!r} is not a picture that Pillow can read")
     if not isinstance(image, Image.Image):
         raise ValueError(  # noqa: TRY004 - one of several values of an argument
             f"images: needs paths, pictures of Pillow or pixels (channels, height, width); got {type(image)}."
