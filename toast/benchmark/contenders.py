@@ -176,9 +176,9 @@ def visions(size: Size) -> dict[str, Callable[[], Any]]:
 def languages(size: Size) -> dict[str, Callable[[], Any]]:
     """Returns how to make each language model, by name."""
 
-    def steered(top_half: bool = False) -> Any:
+    def steered(top_half: bool = False, tokens: str = "all") -> Any:
         model = llama(size)
-        return toast.wrap(model, steer_from=half(model) if top_half else 0).eval()
+        return toast.wrap(model, steer_from=half(model) if top_half else 0, steer_tokens=tokens).eval()
 
     return _placed(
         size,
@@ -188,6 +188,7 @@ def languages(size: Size) -> dict[str, Callable[[], Any]]:
             "LoRA": lambda: lora(llama(size), target_modules=["q_proj", "k_proj", "v_proj"]).eval(),
             "textbook": lambda: TextbookLlama(llama(size)).eval(),
             "TOAST": steered,
+            "TOAST, prompt alone": lambda: steered(tokens="prompt"),
             "TOAST, fused": lambda: fused(steered()),
             "TOAST, fused, top half": lambda: fused(steered(top_half=True)),
         },

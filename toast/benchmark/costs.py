@@ -42,6 +42,8 @@ def _floor(name: str) -> tuple[str, ...]:
     """Returns the contenders whose costs together a forward pass cannot lie below; none for peers."""
     if not name.startswith(("TOAST", "textbook")):
         return ()
+    if "prompt alone" in name:
+        return ("plain",)
     return HALF_TWICE if "top half" in name else TWICE
 
 

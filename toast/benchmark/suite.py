@@ -70,7 +70,7 @@ MEASURES: dict[str, Measure] = {
     "decode": Measure(
         "tokens per second, batch 1, × plain",
         lambda size, n: costs.decode(
-            size, ["LoRA", "textbook", "TOAST", "TOAST, fused", "TOAST, fused, top half"], n
+            size, ["LoRA", "textbook", "TOAST", "TOAST, fused", "TOAST, fused, top half", "TOAST, prompt alone"], n
         ),
     ),
     "prefill": Measure(
