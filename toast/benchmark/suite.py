@@ -70,7 +70,9 @@ MEASURES: dict[str, Measure] = {
     "decode": Measure(
         "tokens per second, batch 1, × plain",
         lambda size, n: costs.decode(
-            size, ["LoRA", "textbook", "TOAST", "TOAST, fused", "TOAST, fused, top half", "TOAST, prompt alone"], n
+            size,
+            ["LoRA", "textbook", "TOAST", "TOAST, fused", "TOAST, fused, top half", "TOAST, prompt alone"],
+            n,
         ),
     ),
     "prefill": Measure(
