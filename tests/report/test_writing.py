@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from tests.report.reports import Page, run_on_pictures
-from tests.training.settings import language, vision
+from tests.training.settings import instructions, language, vision
 from toast.commands.errors import Commands
 from toast.commands.report import report
 from toast.evaluation.intervals import wilson
@@ -177,6 +177,16 @@ def test_a_language_run_shows_its_tokens(tmp_path: Path) -> None:
     assert f"Perplexity{test['perplexity']:.3f}" in read.text
     assert read.text.count("Selection weights") == 3
     assert len(read.codes) == 2
+
+
+def test_generated_answers_have_figures(tmp_path: Path) -> None:
+    settings = {"pattern": "x*", "max_new_tokens": 4, "limit": 2}
+    config = instructions(tmp_path, method="full", epochs=None, steps=1, evaluation__format=settings)
+    run(config, "tune")
+    text = page(config.folder).text
+    test = json.loads((config.folder / "result.json").read_text())["test"]
+    assert f"Exact format{test['exact_format']:.3f}" in text
+    assert f"F1 of lines{test['line_f1']:.3f}" in text
 
 
 def test_what_is_no_run_is_refused(runs: Path, tmp_path: Path) -> None:

@@ -111,6 +111,25 @@ def test_evaluations_have_tables_of_their_own(tmp_path: Path) -> None:
     assert "| 0.105 ± 0.007 |" in lines[lines.index("## small, measured at blurred") + 4]
 
 
+def test_text_is_shown_by_its_own_measures(tmp_path: Path) -> None:
+    config = study(tmp_path).model_copy(update={"task": "language"})
+    for seed in (0, 1):
+        line = {
+            "study": "small", "task": "small", "row": "toast", "point": None, "seed": seed,
+            "evaluation": None, "chosen": {"optimizer.learning_rate": 0.01}, "validation": 2.5,
+            "test": {"perplexity": 12.0, "loss": 2.485, "exact_format": 0.5, "line_f1": 0.25 + 0.1 * seed},
+            "steps": 10, "step_seconds": 2.0, "median_step_seconds": 0.5, "trainable_parameters": 1234,
+        }  # fmt: skip
+        append_line(tmp_path / "results" / "small.jsonl", line)
+    lines = _page(config, tmp_path)
+    assert "| perplexity | exact format | line F1 | loss |" in lines[4]
+    assert "| 12.00 ± 0.00 | 0.500 ± 0.000 | 0.300 ± 0.071 | 2.485 ± 0.000 |" in lines[6]
+    [drawn] = draw(config, tmp_path / "results", ".svg")
+    text = drawn.read_text()
+    assert "perplexity" in text
+    assert "attention" not in text
+
+
 def test_no_lines(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"small\.jsonl holds no lines yet"):
         _page(study(tmp_path), tmp_path)

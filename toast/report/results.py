@@ -24,11 +24,14 @@ _CALLED = {
     "mean_class_accuracy": ("Mean of classes", "each class counts the same"),
     "calibration_error": ("Calibration error", "confidence against accuracy"),
     "attention_on_target": ("Attention on target", "share inside the frame, {targets}"),
+    "exact_format": ("Exact format", "generated answers that ended and match whole"),
+    "line_f1": ("F1 of lines", "of generated answers against the truth"),
     "selection_ratio": ("Selection on target", "{inside:.3f} inside the frame, {outside:.3f} outside"),
 }
 #: Of a sweep's table.
 _COLUMNS = (
-    "accuracy", "perplexity", "attention_on_target", "selection_ratio", "calibration_error", "loss",
+    "accuracy", "perplexity", "exact_format", "line_f1", "attention_on_target", "selection_ratio",
+    "calibration_error", "loss",
 )  # fmt: skip
 #: Most classes whose confusion is shown whole, and that have a bar each.
 _MATRIX, _BARS = 20, 40

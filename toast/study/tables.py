@@ -115,6 +115,8 @@ COLUMNS: dict[str, Callable[[Measured], str]] = {
     "validation": lambda row: f"{row.lines[0]['validation']:.3f}",
     "accuracy": _spread("accuracy"),
     "perplexity": _spread("perplexity", 2),
+    "exact format": _spread("exact_format"),
+    "line F1": _spread("line_f1"),
     "loss": _spread("loss"),
     "attention on target": _spread(ATTENTION),
     "weight in / out": _spread(RATIO, 2),

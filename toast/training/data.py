@@ -89,7 +89,7 @@ def vision_sources(config: RunConfig) -> dict[str, Any]:
         if source is None:
             continue
         limit = data.limit if name == "train" else config.evaluation.limit or data.limit
-        sources[name] = source.subset(_some(len(source), limit))
+        sources[name] = source.subset(some(len(source), limit))
         if source.classes != sources["train"].classes:
             raise ValueError(
                 f"data: the {name} split has {len(source.classes)} classes, the training split "
@@ -240,7 +240,7 @@ class Keyed:
         return {**self.rows[index], "index": index}
 
 
-def _some(count: int, limit: int | None) -> list[int]:
+def some(count: int, limit: int | None) -> list[int]:
     """Returns the indices of some samples: all, or as many as wanted, spread over the split."""
     if limit is None or limit >= count:
         return list(range(count))

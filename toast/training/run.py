@@ -115,8 +115,8 @@ class Run:
         self.wish = Wish(self.accelerator)
         self.log = Log(self.accelerator, self.place, self.order.steps)
         self.measurements = Measurements(
-            self.accelerator, self.objective, self.splits, config, self.order.steps, self.total, self.notes,
-            self.say, lambda: self.wish(),
+            self.accelerator, self.objective, self.splits, prepared.backbone.tokenizer, config,
+            self.order.steps, self.total, self.notes, self.say, lambda: self.wish(),
         )  # fmt: skip
         self.pace = Pace()
         self.made = 0

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 
 from toast.config import OFFICIAL
 from toast.evaluation.choosing import CHOOSING
+from toast.training.format_config import FormatConfig, refuse_unanswered
 from toast.training.method_table import METHODS, Method, names_of
 from toast.training.setting_types import SECTION, Integer, Name, Number, Positive, Share, as_precision
 from toast.training.sweep_config import StudyConfig, SweepConfig
@@ -114,7 +115,8 @@ class MethodConfig(_Section):
 
     Args:
         name: The method, a row of `toast.training.method_table.METHODS`.
-        start: `toast`, `toast-lite`: folder of a pre-tuned adapter, or an official checkpoint; None starts
+        start: `toast`, `toast-lite`: folder of a pre-tuned adapter, or an official checkpoint. `lora`: folder
+            of a LoRA tuned on another task, whose factors are taken over and whose head is not. None starts
             from nothing.
         preset: An official variant whose settings are taken over: `vision`, `language`, `convnext`, or one
             with `-lite`.
@@ -235,6 +237,7 @@ class EvaluationConfig(_Section):
             as `blur:3`; for one measurement of a run that has ended.
         corruptions: Vision: what the test split is measured under once more at the end, with severities from
             1 to 5, such as `{noise: [1, 3, 5], blur: [3]}`; see `toast.data.vision.corrupting`.
+        format: Language: a format that answers generated for the test split have to keep.
         limit: Only so many samples of each split.
     """
 
@@ -246,6 +249,7 @@ class EvaluationConfig(_Section):
     splits: list[str] = []
     corruption: Annotated[str, Field(pattern=r"^\w+:\d$")] | None = None
     corruptions: dict[str, list[Integer]] = {}
+    format: FormatConfig | None = None
     limit: Annotated[Integer, Field(gt=0)] | None = None
 
 
@@ -345,6 +349,8 @@ class RunConfig(_Section):
             )
         if held_out.corruptions and held_out.corruption:
             raise ValueError("evaluation.corruption, evaluation.corruptions: needs at most one of the two")
+        if held_out.format is not None:
+            refuse_unanswered(self.task, self.data.source, self.data.packing, self.method.name)
         self._chooses_well()
         if self.batch_size % self.micro_batches:
             raise ValueError(

@@ -36,7 +36,7 @@ from toast.training.sweep_config import SweepConfig
 #: Columns of the table, where they were measured.
 _SHOWN = (
     "accuracy", "attention_on_target", "selection_inside", "selection_outside", "selection_ratio",
-    "calibration_error", "loss", "perplexity",
+    "calibration_error", "loss", "perplexity", "exact_format", "line_f1",
 )  # fmt: skip
 #: What a run measures once, beside its test split.
 _BESIDE = ("splits", "corrupted")
@@ -217,7 +217,7 @@ def pretune(config: RunConfig, name: str) -> None:
     at, settings = pretunings(config.sweep)[name]
     made = make_config(read_yaml(at), settings.items(), str(at))
     out = _shared(config) / "pretune" / name
-    run(made.model_copy(update={"out": out.parent, "name": out.name}), "pretune", resume=True)
+    run(made.model_copy(update={"out": out.parent, "name": out.name}), made.stage or "pretune", resume=True)
 
 
 def _shared(config: RunConfig) -> Path:
