@@ -10,7 +10,7 @@ import pytest
 
 from tests.training.settings import instructions, language, vision
 from toast.training.measuring import measure
-from toast.training.run import run
+from toast.training.run import Run, run
 
 FORMAT: dict[str, Any] = {"pattern": r"- .+(\n- .+)+", "max_new_tokens": 24, "limit": 3}
 
@@ -41,6 +41,13 @@ def test_a_model_that_has_learnt_the_answers_keeps_the_format(tmp_path: Path) ->
     assert result["test"]["exact_format"] == 1
     assert result["test"]["line_f1"] == 1
     assert result["test"]["answers"] == 4
+
+
+def test_a_run_that_has_answered_before_training_trains_in_training_mode(tmp_path: Path) -> None:
+    config = instructions(tmp_path, epochs=1, evaluation__format=FORMAT, evaluation__before=True)
+    prepared = Run(config, "tune")
+    assert "answers" in prepared.execute(resume=False)["before"]["test"]
+    assert all(module.training for module in prepared.objective.modules())
 
 
 def test_the_validation_split_is_not_answered(tmp_path: Path) -> None:

@@ -40,8 +40,8 @@ def test_numbers_with_an_exponent_are_numbers(number: str) -> None:
         ({"epochs": 2, "steps": 3}, "epochs, steps: needs one of the two"),
         ({"batch_size": 10, "micro_batches": 4}, r"multiple of micro_batches \(4\); got 10"),
         (
-            {"method": "lora", "method.start": "x"},
-            "start: belongs to toast and toast-lite; the method is lora",
+            {"method": "linear", "method.start": "x"},
+            "start: belongs to lora, toast and toast-lite; the method is linear",
         ),
         ({"method.preset": "audio"}, "preset: needs one of vision, language.*'audio'"),
         ({"method": "lora", "first_pass.mode": "cached"}, "lora: it has no frozen first pass"),

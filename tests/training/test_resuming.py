@@ -226,8 +226,8 @@ def test_what_changes_no_result_may_change(tmp_path: Path) -> None:
     assert losses(moved.folder) == wanted
 
 
-def test_every_setting_that_may_change_is_one() -> None:
-    names = set(flat(_config(Path("x"), "x").model_dump(mode="json")))
+def test_every_setting_that_may_change_is_one(tmp_path: Path) -> None:
+    names = set(flat(_config(tmp_path, "x").model_dump(mode="json")))
     assert [name for name in MAY_CHANGE if not any(f"{each}.".startswith(f"{name}.") for each in names)] == []
 
 

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import toast
-from toast.benchmark.contenders import CLASSES, FULL, SMALL, Size, fused, languages, visions, without_lower
+from toast.benchmark.contenders import (
+    CLASSES,
+    FULL,
+    SMALL,
+    Size,
+    fused,
+    languages,
+    visions,
+    vit,
+    without_lower,
+)
 from toast.benchmark.textbook import TextbookLlama, cache_keyword
 from toast.benchmark.timing import Contender, Ratio, in_turns
 
@@ -30,6 +42,8 @@ def _floor(name: str) -> tuple[str, ...]:
     """Returns the contenders whose costs together a forward pass cannot lie below; none for peers."""
     if not name.startswith(("TOAST", "textbook")):
         return ()
+    if "prompt alone" in name:
+        return ("plain",)
     return HALF_TWICE if "top half" in name else TWICE
 
 
@@ -45,30 +59,32 @@ def _forwards(
 
 def forward(size: Size, names: list[str], batch: int, rounds: int) -> dict[str, Ratio]:
     """Times a forward pass without gradients, against the plain model."""
-    images = torch.randn(batch, 3, size.image, size.image)
-    with torch.inference_mode():
+    images = size.images(batch)
+    with torch.inference_mode(), size.place.autocast():
         contenders = _forwards(visions(size), names, lambda model: model.eval()(images))
-        return in_turns(contenders, "plain", rounds)
+        return in_turns(contenders, "plain", rounds, device=size.place.device)
 
 
 def depth(size: Size, batches: list[int], rounds: int) -> dict[str, Ratio]:
     """Times a fused forward pass by batch size and by the block from which it is steered, against plain."""
-    model = visions(size)["plain"]().eval()
+    model = vit(size).eval()
     blocks = len(model.blocks)
     starts = sorted({0, blocks // 4, blocks // 2, 3 * blocks // 4, blocks - 1})
-    steered = {start: fused(toast.wrap(copy.deepcopy(model), steer_from=start)) for start in starts}
-    upper = {start: without_lower(copy.deepcopy(model), start) for start in starts}
+    put = size.place.put
+    steered = {start: put(fused(toast.wrap(copy.deepcopy(model), steer_from=start))) for start in starts}
+    upper = {start: put(without_lower(copy.deepcopy(model), start)) for start in starts}
+    plain = put(model)
     found: dict[str, Ratio] = {}
     for batch in batches:
-        images = torch.randn(batch, 3, size.image, size.image)
-        runs = {"plain": Contender(partial(model, images))}
+        images = size.images(batch)
+        runs = {"plain": Contender(partial(plain, images))}
         for start in starts:
             runs[f"upper {start}"] = Contender(partial(upper[start], images), shown=False)
             runs[f"batch {batch}, from block {start}"] = Contender(
                 partial(steered[start], images), ("plain", f"upper {start}")
             )
-        with torch.inference_mode():
-            found |= in_turns(runs, "plain", rounds)
+        with torch.inference_mode(), size.place.autocast():
+            found |= in_turns(runs, "plain", rounds, device=size.place.device)
     return found
 
 
@@ -87,11 +103,11 @@ def step(size: Size, names: list[str], batch: int, rounds: int) -> dict[str, Rat
 
     `… , stored` is the contender of that name on a first pass that is stored.
     """
-    images = torch.randn(batch, 3, size.image, size.image)
+    images = size.images(batch)
     plain = visions(size)["plain"]().train()
 
     def forward_alone() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), size.place.autocast():
             plain(images)
 
     contenders = {"LoRA": Contender(stepper(size, "LoRA", images))}
@@ -103,23 +119,24 @@ def step(size: Size, names: list[str], batch: int, rounds: int) -> dict[str, Rat
         steered = name.startswith(("TOAST", "textbook"))
         floor = _STEP_FLOORS["top half" in name, name.endswith(", stored")] if steered else ()
         contenders[name] = Contender(stepper(size, name, images), floor)
-    return in_turns(contenders, "LoRA", rounds)
+    return in_turns(contenders, "LoRA", rounds, device=size.place.device)
 
 
 def stepper(size: Size, name: str, images: Tensor) -> Callable[[], object]:
     """Returns a training step of a contender."""
     model: nn.Module = visions(size)[name.removesuffix(", stored")]().train()
-    labels = torch.randint(0, CLASSES, (len(images),))
+    labels = torch.randint(0, CLASSES, (len(images),), device=images.device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-    stored = toast.first_pass(model, images) if name.endswith(", stored") else None
+    stored = None
+    if name.endswith(", stored"):
+        with size.place.autocast():
+            stored = toast.first_pass(model, images)
 
     def run() -> None:
-        if stored is None:
+        given = nullcontext() if stored is None else toast.given_first_pass(model, stored)
+        with given, size.place.autocast():
             loss = F.cross_entropy(model(images), labels)
-        else:
-            with toast.given_first_pass(model, stored):
-                loss = F.cross_entropy(model(images), labels)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -128,29 +145,65 @@ def stepper(size: Size, name: str, images: Tensor) -> Callable[[], object]:
 
 
 def memory(size: Size, names: list[str], batch: int) -> dict[str, Ratio]:
-    """Compares the peak memory of a process that trains two steps with that of LoRA; one process each."""
-    kind = "small" if size == SMALL else "full"
-    peaks = {}
-    for name in ("LoRA", *names):
-        command = [sys.executable, "-m", "toast.benchmark.costs", kind, name, str(batch)]
-        peaks[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    """Compares the peak memory of two training steps with that of LoRA's; on a CPU, a process each."""
+    if size.place.device.type == "cpu":
+        peaks = {name: _peak_of_process(size, name, batch) for name in ("LoRA", *names)}
+    else:
+        peaks = {name: _peak_of_device(size, name, batch) for name in ("LoRA", *names)}
     return {name: Ratio.of([peak / peaks["LoRA"]]) for name, peak in peaks.items() if name != "LoRA"}
+
+
+def _peak_of_process(size: Size, name: str, batch: int) -> float:
+    kind = "full" if size.vit == FULL.vit else "small"
+    command = [sys.executable, "-m", "toast.benchmark.costs", kind, name, str(batch)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _peak_of_device(size: Size, name: str, batch: int) -> float:
+    torch.accelerator.empty_cache()
+    torch.accelerator.reset_peak_memory_stats()
+    run = stepper(size, name, size.images(batch))
+    run()
+    run()
+    return float(torch.accelerator.max_memory_allocated())
+
+
+def waits(size: Size, names: list[str], batch: int) -> dict[str, Ratio]:
+    """Counts how often the host waits for the device in a training step; CUDA alone says so.
+
+    LoRA's are those of the loop and the libraries; what a contender has more is its own.
+    """
+    if size.place.device.type != "cuda":
+        return {}
+    found = {}
+    for name in ("LoRA", *names):
+        run = stepper(size, name, size.images(batch))
+        run()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                run()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        found[name] = Ratio.of([float(sum("synchronizing" in str(each.message) for each in caught))])
+    return found
 
 
 def decode(size: Size, names: list[str], rounds: int) -> dict[str, Ratio]:
     """Compares tokens per second of greedy decoding, batch 1, after a prompt of as many tokens."""
-    prompt = torch.randint(1, size.llama["vocab_size"], (1, size.prompt))
-    with torch.inference_mode():
+    prompt = size.text(size.prompt)
+    with torch.inference_mode(), size.place.autocast():
         runs = _forwards(languages(size), names, lambda model: continued(model, prompt, size.prompt))
-        return in_turns(runs, "plain", rounds, higher_is_better=True)
+        return in_turns(runs, "plain", rounds, higher_is_better=True, device=size.place.device)
 
 
 def prefill(size: Size, names: list[str], rounds: int) -> dict[str, Ratio]:
     """Times the first step of decoding after a long prompt, against the plain model."""
-    prompt = torch.randint(1, size.llama["vocab_size"], (1, size.prefill))
-    with torch.inference_mode():
+    prompt = size.text(size.prefill)
+    with torch.inference_mode(), size.place.autocast():
         runs = _forwards(languages(size), names, lambda model: continued(model, prompt, 1))
-        return in_turns(runs, "plain", rounds)
+        return in_turns(runs, "plain", rounds, device=size.place.device)
 
 
 def continued(model: Any, prompt: Tensor, count: int) -> Tensor:
@@ -172,7 +225,7 @@ def continued(model: Any, prompt: Tensor, count: int) -> Tensor:
 
 def checkpoint(size: Size) -> dict[str, Ratio]:
     """Compares the parameters in a saved adapter (without the head) with those of the backbone."""
-    model = visions(size)["plain"]()
+    model = vit(size)
     backbone = sum(p.numel() for p in model.parameters())
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -199,7 +252,7 @@ def help_seconds(rounds: int) -> Ratio:
 def _peak(kind: str, name: str, batch: int) -> int:
     """Returns the peak memory of this process after two training steps, in KiB."""
     size = SMALL if kind == "small" else FULL
-    run = stepper(size, name, torch.randn(batch, 3, size.image, size.image))
+    run = stepper(size, name, size.images(batch))
     run()
     run()
     status = Path("/proc/self/status")

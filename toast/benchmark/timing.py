@@ -203,7 +203,11 @@ def counted_flops(run: Callable[[], object]) -> int:
     Attention is counted by its products (`SDPBackend.MATH`), because PyTorch does not count its fused kernel
     on CPUs.
     """
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with (
+        torch.compiler.set_stance("force_eager"),  # what is compiled hides its products
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         run()
     return int(counter.get_total_flops())
 

@@ -47,6 +47,12 @@ class WrappedModel(ABC):
         """Runs a method of the trunk in two passes and returns the second's output."""
 
     @abstractmethod
+    def continues_prompt(
+        self, method: Any, adapter: Adapter, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether a call continues a text whose prompt alone is steered, and so runs once."""
+
+    @abstractmethod
     def plain(self, name: str) -> Callable[..., Any]:
         """Returns a method of the trunk without steering."""
 

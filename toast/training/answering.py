@@ -12,6 +12,7 @@ from tqdm import tqdm
 from toast.evaluation.answers import AnswerMetrics, generate_answers, prompt_and_answer
 from toast.training.data import some
 from toast.training.format_config import FormatConfig
+from toast.visual.modes import evaluating
 
 
 def measure_answers(
@@ -39,18 +40,21 @@ def measure_answers(
     Returns:
         Figures by name, see `AnswerMetrics`; None if it was given up.
     """
-    model = accelerator.unwrap_model(objective).model.eval()
+    model = accelerator.unwrap_model(objective).model
     metrics = AnswerMetrics(settings.pattern)
     rows = some(len(data), settings.limit)
     starts = range(0, len(rows), batch_size)
-    for start in tqdm(starts, "answers", unit="batch", leave=False, disable=not accelerator.is_main_process):
-        pairs = [prompt_and_answer(data[row]) for row in rows[start : start + batch_size]]
-        with accelerator.autocast():
-            made = generate_answers(
-                model, tokenizer, [prompt for prompt, _ in pairs], settings.max_new_tokens
-            )
-        for (answer, ended), (_, truth) in zip(made, pairs, strict=True):
-            metrics.update(answer, ended, tokenizer.decode(truth, skip_special_tokens=True))
-        if stop():
-            return None
+    with evaluating(model):
+        for start in tqdm(
+            starts, "answers", unit="batch", leave=False, disable=not accelerator.is_main_process
+        ):
+            pairs = [prompt_and_answer(data[row]) for row in rows[start : start + batch_size]]
+            with accelerator.autocast():
+                made = generate_answers(
+                    model, tokenizer, [prompt for prompt, _ in pairs], settings.max_new_tokens
+                )
+            for (answer, ended), (_, truth) in zip(made, pairs, strict=True):
+                metrics.update(answer, ended, tokenizer.decode(truth, skip_special_tokens=True))
+            if stop():
+                return None
     return metrics.compute()

@@ -17,8 +17,9 @@ from toast.config import OFFICIAL, ToastConfig
 from toast.rates import Groups, trained_groups
 from toast.saving.contents import save_adapter
 from toast.training.backbones import Backbone
+from toast.training.method_config import MethodConfig
 from toast.training.method_table import names_of
-from toast.training.run_config import MethodConfig, RunConfig
+from toast.training.run_config import RunConfig
 from toast.training.starting import as_adapter, start_lora
 from toast.wrapping import wrap
 
