@@ -31,7 +31,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import toast
-from toast.visual.text.terminal import as_terminal
+from toast.visual.text import as_terminal
 
 SCALE = float(os.environ.get("TOAST_NOTEBOOK_SCALE", "1"))  # the tests of the package run a smaller size
 torch.manual_seed(0)

@@ -12,7 +12,7 @@ from tests.study.studies import Runs, study
 from toast.study import running
 from toast.study.lines import append_line, read_lines, read_pictures
 from toast.study.running import run_study
-from toast.training import sweep
+from toast.training import sweeping
 from toast.training.run_config import RunConfig
 
 CURVE = {"curve": {"data.limit": [12, 24]}, "choose_at": 24, "tasks": {"a": {}, "b": {"batch_size": 4}}}
@@ -20,7 +20,7 @@ CURVE = {"curve": {"data.limit": [12, 24]}, "choose_at": 24, "tasks": {"a": {}, 
 
 def _with(monkeypatch: pytest.MonkeyPatch, runs: Runs) -> Runs:
     monkeypatch.setattr(running, "run", runs)
-    monkeypatch.setattr(sweep, "run", runs)
+    monkeypatch.setattr(sweeping, "run", runs)
     return runs
 
 

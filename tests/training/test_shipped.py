@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from toast.cli import app
 from toast.training import shipped
 from toast.training.config_files import load_config
-from toast.training.sweep import pretunings
+from toast.training.sweeping import pretunings
 
 ROOT = Path(__file__).parents[2]
 SWEEP = Path("configs/offline/demo-sweep.yaml")

@@ -15,7 +15,7 @@ from toast.training.loaded import load_run
 from toast.training.preparing import prepare
 from toast.training.run import run
 from toast.training.run_config import RunConfig
-from toast.training.sweep import sweep
+from toast.training.sweeping import sweep
 
 LORA = {"name": "lora", "rank": 2}
 

@@ -19,6 +19,6 @@ def sweep(
     Finished runs are not repeated: call it again to continue.
     """
     from toast.training.config_files import load_config
-    from toast.training.sweep import sweep as run_sweep
+    from toast.training.sweeping import sweep as run_sweep
 
     run_sweep(load_config(config, overrides or ()), dry_run)

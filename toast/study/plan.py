@@ -12,7 +12,7 @@ from typing import Any
 
 from toast.training.config_files import read_yaml
 from toast.training.run_config import RunConfig
-from toast.training.sweep import Row, Settings, checked, make_row, pretunings
+from toast.training.sweeping import Row, Settings, checked, make_row, pretunings
 
 #: Settings of a run that its figures do not depend on, beside those that make the runs of a sweep differ.
 _NO_MATTER = {"name", "out", "sweep", "study", "stage", "checkpoint", "first_pass", "log_every", "trackers"}

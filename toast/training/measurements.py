@@ -14,8 +14,8 @@ from toast.training import run_folder
 from toast.training.answering import measure_answers
 from toast.training.best import Best
 from toast.training.data import Splits
-from toast.training.evaluate import Measured, evaluate
 from toast.training.run_config import RunConfig
+from toast.training.split_measures import Measured, evaluate
 
 
 class Measurements:

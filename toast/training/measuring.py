@@ -13,10 +13,10 @@ from toast.training.accelerating import make_accelerator
 from toast.training.answering import measure_answers
 from toast.training.at_end import under_corruption
 from toast.training.config_files import load_config
-from toast.training.evaluate import Measured, evaluate
 from toast.training.methods import apply_method, load_method
 from toast.training.objective import Objective
 from toast.training.preparing import open_all
+from toast.training.split_measures import Measured, evaluate
 from toast.training.workers import as_messages
 
 

@@ -16,7 +16,6 @@ from toast.training import checkpoints, run_folder
 from toast.training.accelerating import make_accelerator, replicate_trained
 from toast.training.at_end import beside_test
 from toast.training.cached_passes import stored_first_pass
-from toast.training.evaluate import Measured
 from toast.training.finite import Diverged, all_finite, as_words, listed
 from toast.training.interrupts import Interrupted, Lost, Wish, is_lost, listening
 from toast.training.locking import by_main, locked
@@ -30,6 +29,7 @@ from toast.training.pace import Pace
 from toast.training.preparing import Stage, prepare, remarks_on
 from toast.training.resuming import ended_run, refuse_changed, refuse_other_classes
 from toast.training.run_config import RunConfig
+from toast.training.split_measures import Measured
 from toast.training.training_batches import TrainingBatches, training_loader
 from toast.training.workers import as_messages
 

@@ -11,10 +11,10 @@ import timm
 from safetensors.torch import save_file
 
 from tests.training.settings import TINY_VIT, vision, write_pictures
-from toast.training import sweep as module
+from toast.training import sweeping as module
 from toast.training.config_files import to_yaml
 from toast.training.run_config import RunConfig
-from toast.training.sweep import sweep
+from toast.training.sweeping import sweep
 
 ROWS: dict[str, Any] = {
     "linear": {"method": "linear", "grid": {"optimizer.learning_rate": [1e-9, 0.1], "epochs": [2]}},
