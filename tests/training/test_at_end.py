@@ -12,7 +12,7 @@ from toast.commands.train import summary
 from toast.training.measuring import measure
 from toast.training.run import run
 from toast.training.run_config import RunConfig
-from toast.training.sweep import sweep
+from toast.training.sweeping import sweep
 
 CORRUPTIONS = {"noise": [1, 5], "contrast": [3]}
 
@@ -80,7 +80,7 @@ def test_a_sweep_opens_them_for_the_chosen_settings_alone(tmp_path: Path) -> Non
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"evaluation\.splits: test has a place of its own, data\.test"):
+    with pytest.raises(ValueError, match=r"evaluation\.splits: test is set by data\.test"):
         run(vision(tmp_path, evaluation__splits=["test"]), "tune")
     with pytest.raises(ValueError, match=r"these are of the test split; name one with data\.test"):
         run(vision(tmp_path, data__test=None, evaluation__corruptions=CORRUPTIONS), "tune")
