@@ -219,7 +219,9 @@ class SelectorStart:
             task_embedding: Its task embedding.
             weights: The selection weights of a call.
         """
-        if is_transformed() or not task_embedding.requires_grad:
+        if is_transformed() or type(weights) is not Tensor or weights.is_meta:  # of no values to look at
+            return
+        if not task_embedding.requires_grad:
             return
         calls = self.watched[adapter] = self.watched.get(adapter, 0) + 1
         if calls > 0 and calls & (calls - 1) == 0 and not weights.any():
