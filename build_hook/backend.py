@@ -1,8 +1,13 @@
-"""Build backend: setuptools, with the files in its wheels that make TOAST known to PEFT in every program.
+"""Build backend: setuptools, with two things added to its wheels that setuptools has no setting for.
 
-A `.pth` file counts only at the root of site-packages. setuptools has no setting for that, and a command of
-one's own adds to a wheel but not to what `pip install -e` gets. So the finished wheel, of either
-kind, is written anew.
+- The import hook that makes TOAST known to PEFT in every program. Its `.pth` file counts only at the root of
+  site-packages, and a setuptools command of our own would add it to ordinary wheels but not to those of
+  `pip install -e`.
+- The shipped configurations, as `toast/configs` (`toast/training/shipped.py`). Mapping the top-level folder
+  into the package by `package-dir` would mean listing every package by hand. `pip install -e` finds the
+  checkout's own.
+
+So the finished wheel is rewritten with them.
 """
 
 from __future__ import annotations
@@ -34,20 +39,28 @@ __all__ = [
     "prepare_metadata_for_build_wheel",
 ]
 
-FILES = ("toast-steering.pth", "toast_steering_hook.py")
+HERE = Path(__file__).parent
+HOOK = {name: HERE / name for name in ("toast-steering.pth", "toast_steering_hook.py")}
 
 
 def build_wheel(wheel_directory: str, *args: Any, **options: Any) -> str:
     """Builds the wheel of a release or of `pip install .`; returns its name."""
-    return _with_hook(wheel_directory, build_meta.build_wheel(wheel_directory, *args, **options))
+    configs = {f"toast/{path.relative_to(HERE.parent).as_posix()}": path for path in _configs()}
+    return _with(HOOK | configs, wheel_directory, build_meta.build_wheel(wheel_directory, *args, **options))
 
 
 def build_editable(wheel_directory: str, *args: Any, **options: Any) -> str:
     """Builds the wheel of `pip install -e .`; returns its name."""
-    return _with_hook(wheel_directory, build_meta.build_editable(wheel_directory, *args, **options))
+    return _with(HOOK, wheel_directory, build_meta.build_editable(wheel_directory, *args, **options))
 
 
-def _with_hook(folder: str, name: str) -> str:
+def _configs() -> list[Path]:
+    configs = HERE.parent / "configs"
+    return sorted([*configs.rglob("*.yaml"), *configs.rglob("config.json")])
+
+
+def _with(files: dict[str, Path], folder: str, name: str) -> str:
+    """Adds files, by their path in the wheel, to a finished wheel; returns its name."""
     wheel, new = Path(folder, name), Path(folder, f"{name}.new")
     with ZipFile(wheel) as before, ZipFile(new, "w", ZIP_DEFLATED) as after:
         record = next(item for item in before.infolist() if item.filename.endswith(".dist-info/RECORD"))
@@ -55,8 +68,8 @@ def _with_hook(folder: str, name: str) -> str:
         for item in before.infolist():
             if item is not record:
                 after.writestr(item, before.read(item))
-        for file in FILES:
-            content = Path(__file__).with_name(file).read_bytes()
+        for file, source in files.items():
+            content = source.read_bytes()
             entry = ZipInfo(file, record.date_time)
             entry.external_attr, entry.compress_type = record.external_attr, ZIP_DEFLATED
             after.writestr(entry, content)

@@ -32,7 +32,7 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 
 import toast
-from toast.embedded.task import CLASSES, load_task, normalise
+from toast.embedded import CLASSES, load_task, normalise
 
 SCALE = float(os.environ.get("TOAST_NOTEBOOK_SCALE", "1"))  # the tests of the package run a smaller size
 torch.manual_seed(0)

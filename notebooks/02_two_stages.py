@@ -27,9 +27,8 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
+import toast
 from toast.data.vision import open_vision
-from toast.training.config_files import make_config
-from toast.training.run import run
 
 SCALE = float(os.environ.get("TOAST_NOTEBOOK_SCALE", "1"))  # the tests of the package run a smaller size
 TRAIN, GENERIC, TEST = (max(least, round(most * SCALE)) for least, most in ((32, 400), (32, 250), (10, 200)))
@@ -68,11 +67,11 @@ plt.show()
 
 # %%
 generic = {"source": "demo", "train": "generic", "options": {"generic": GENERIC}}
-pretuned = make_config(
+pretuned = toast.make_config(
     BASE | {"name": "pretuned", "data": generic, "epochs": EPOCHS,
             "method": {"name": "toast", "options": {"select_from": 9}}}
 )  # fmt: skip
-run(pretuned, "pretune")
+toast.run(pretuned, "pretune")
 print(sorted(path.name for path in pretuned.folder.iterdir()))
 
 # %% [markdown]
@@ -93,7 +92,7 @@ METHODS = {
 results = {}
 for name, settings in METHODS.items():
     shared = {"name": name, "data": task, "first_pass": {"mode": "cached"}}
-    results[name] = run(make_config(BASE | shared | settings), "tune")
+    results[name] = toast.run(toast.make_config(BASE | shared | settings), "tune")
 
 # %% [markdown]
 # ## What came out

@@ -25,10 +25,7 @@ from IPython.display import display as show
 from rich.console import Console
 
 import toast
-from toast.embedded.backbone import MEAN, STD
-from toast.embedded.task import CLASSES, load_task, normalise
-from toast.training.config_files import make_config
-from toast.training.run import run
+from toast.embedded import CLASSES, MEAN, STD, load_task, normalise
 
 SCALE = float(os.environ.get("TOAST_NOTEBOOK_SCALE", "1"))  # the tests of the package run a smaller size
 TRAIN, TEST = max(32, round(400 * SCALE)), max(10, round(100 * SCALE))
@@ -42,7 +39,7 @@ OUT = Path(tempfile.mkdtemp(prefix="toast-"))
 # stages](02_two_stages.ipynb)).
 
 # %%
-config = make_config(
+config = toast.make_config(
     {
         "name": "steered",
         "out": str(OUT),
@@ -55,7 +52,7 @@ config = make_config(
         "trackers": [],
     }
 )
-run(config, "tune")
+toast.run(config, "tune")
 model = toast.load_run(config.folder).model
 
 _, held_out = load_task(train=1, test=TEST)

@@ -31,8 +31,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import toast
-from toast.visual.text.looking import look_at_text
-from toast.visual.text.terminal import as_terminal
+from toast.visual.text import as_terminal
 
 SCALE = float(os.environ.get("TOAST_NOTEBOOK_SCALE", "1"))  # the tests of the package run a smaller size
 torch.manual_seed(0)
@@ -180,13 +179,13 @@ print("the same without a cache:", answer(use_cache=False) == steered)
 # %% [markdown]
 # ## See what was selected
 #
-# `look_at_text` reads prompt and answer once more and returns the maps of every token: the selection
+# `toast.look_at_text` reads prompt and answer once more and returns the maps of every token: the selection
 # weights, how far the attention of each token moved between the passes, and which tokens are looked at more
 # or less. In colour here and in a terminal with colours; as a table elsewhere.
 
 # %%
-views = look_at_text(model, tokenizer, PROMPT, max_new_tokens=min(new, 24))
-Console(width=100).print(as_terminal(views))
+maps = toast.look_at_text(model, tokenizer, PROMPT, max_new_tokens=min(new, 24))
+Console(width=100).print(as_terminal(maps))
 
 # %% [markdown]
 # `toast.visualize_text` writes the same as an HTML page, the attention matrices of both passes as PNG and

@@ -15,11 +15,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from toast.files.atomic import beside
-from toast.report.gallery import box_of
-from toast.report.held_out import Look, look_at_split
-from toast.report.images import shown
+from toast.report.held_out import look_at_split
+from toast.report.images import drawn as drawn_panel
 from toast.training.data import vision_sources, vision_splits
 from toast.training.loaded import load_run
+from toast.visual.looks import Look
+from toast.visual.panels import FEW, row_of
 from toast.visual.pixels import Preparation
 
 # In inches: the README shows 9 of them as about 900 pixels.
@@ -34,16 +35,9 @@ def chosen(looks: list[Look], count: int) -> list[Look]:
     """Returns the first picture of each of the first classes."""
     first: dict[int, Look] = {}
     for look in sorted(looks, key=lambda look: look.index):
-        first.setdefault(look.label, look)
+        if look.label is not None:
+            first.setdefault(look.label, look)
     return [first[label] for label in sorted(first)][:count]
-
-
-def selected(look: Look) -> str:
-    """Returns the mean selection weights inside the box and outside; their range if none is in sight."""
-    if look.selected is not None:
-        return f"{look.selected[0]:.2f} in, {look.selected[1]:.2f} outside"
-    assert look.selection is not None
-    return f"{float(look.selection.min()):.2f} to {float(look.selection.max()):.2f}"
 
 
 def draw(looks: list[Look], pictures: list[Tensor], classes: tuple[str, ...], out: Path) -> None:
@@ -64,27 +58,15 @@ def draw(looks: list[Look], pictures: list[Tensor], classes: tuple[str, ...], ou
     for number, name in enumerate(ROWS):
         write(LABELS - 0.08, height - TOP - number * step - side / 2, name, 7.5, "black", "right", "center")
     for column, (look, picture) in enumerate(zip(looks, pictures, strict=True)):
-        assert look.frozen is not None
-        assert look.selection is not None
-        assert look.target is not None
+        assert look.predicted is not None
         left = LABELS + column * (side + GAP)
-        box = box_of(look.target)
-        pixels = round(side * DPI)
-        top = max(float(look.frozen.max()), float(look.attention.max()))
-        low, high = float(look.selection.min()), float(look.selection.max())
-        images = [
-            shown(picture, box=box, side=pixels),
-            shown(picture, look.frozen, look.cell, top, box=box, side=pixels),
-            shown(picture, look.selection, look.cell, high, low, box, pixels),
-            shown(picture, look.attention, look.cell, top, box=box, side=pixels),
-        ]
-        colour = RIGHT if look.is_right else WRONG
-        notes = [
-            (f"{classes[look.predicted]} {'✓' if look.is_right else '✗'}", colour),
-            (f"{look.frozen_on_target:.2f} in the box", QUIET),
-            (selected(look), QUIET),
-            (f"{look.on_target:.2f} in the box", "black"),
-        ]
+        row = row_of(look, picture, kinds=FEW, colour_bars=False)
+        images = [drawn_panel(row, panel, round(side * DPI)) for panel in row.panels]
+        verdict = f"{classes[look.predicted]} {'✓' if look.is_right else '✗'}"
+        texts = [verdict, *(panel.note for panel in row.panels[1:])]
+        texts[2] = texts[2].replace(" in the box,", " in,")  # a column is narrow
+        notes = zip(texts, (RIGHT if look.is_right else WRONG, QUIET, QUIET, "black"), strict=True)
+        assert look.label is not None
         write(left + side / 2, height - TOP + 0.06, classes[look.label], 7.5, "black", "center")
         for number, (image, (note, ink)) in enumerate(zip(images, notes, strict=True)):
             bottom = height - TOP - number * step - side
@@ -109,7 +91,7 @@ def main() -> None:
     splits = vision_splits(loaded.config, vision_sources(loaded.config), loaded.backbone)
     looks = look_at_split(loaded.model, None, splits)
     data = loaded.backbone.data
-    preparation = Preparation(lambda pixels: pixels, data["mean"], data["std"])
+    preparation = Preparation.of_pixels(data["mean"], data["std"])
     drawn = chosen([look for look in looks.seen if look.on_target is not None], arguments.pictures)
     if not drawn:
         parser.error(f"{arguments.run}: its {looks.split} split does not say where the answer is")

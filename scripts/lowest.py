@@ -19,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 EXTRAS = ("train", "visual", "demo", "dev")
 COMMANDS = [
-    "", "benchmark", "compare", "demo", "evaluate", "families", "generate", "import-official", "pretune",
-    "report", "sweep", "tune", "visualize",
+    "", "benchmark", "compare", "configs", "demo", "evaluate", "families", "generate", "import-official",
+    "pretune", "report", "sweep", "tune", "visualize",
 ]  # fmt: skip
 CORE = [
     "test_registration.py", "test_starting.py", "test_cli.py", "test_steering.py", "test_generation.py",

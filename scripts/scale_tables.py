@@ -7,7 +7,6 @@ With names, such as `vit-l16`, only their sections are made anew. All take some 
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 
@@ -35,10 +34,8 @@ def section(name: str) -> str:
 def part(name: str, method: str) -> str:
     """Returns what a section says of a method: of Lite no quantised bases, and nothing of generation."""
     path, full = f"configs/scale/{name}.yaml", method == "toast"
-    with contextlib.chdir(ROOT):  # the configurations name their models from here
-        found = plan(
-            load_config(Path(path), [f"method={method}"]), processes=PROCESSES, memory=MEMORY, classes=CLASSES
-        )
+    config = load_config(ROOT / path, [f"method={method}"])
+    found = plan(config, processes=PROCESSES, memory=MEMORY, classes=CLASSES)
     trained, frozen = sum(found.groups.values()) / 1e6, found.frozen / 1e6
     title = "TOAST" if full else "TOAST-Lite, rank 4"
     lines = [f"{title}: {trained:,.1f} million trained, {frozen:,.1f} million frozen."]

@@ -308,7 +308,9 @@ def solar(assets: Path, counts: Mapping[str, int]) -> Iterator[Picture]:
 def needed(path: Path) -> Path:
     """Returns a path that has to be there."""
     if not path.exists():
-        raise SystemExit(f"{path} is not there; the head of {Path(__file__).name} says where it comes from.")
+        raise SystemExit(
+            f"{path} does not exist; the head of {Path(__file__).name} says where it comes from."
+        )
     return path
 
 

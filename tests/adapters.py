@@ -118,9 +118,9 @@ def retype(dtype: torch.dtype) -> Callable[[Path], None]:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "lost": (lose, f"{FILE} is not there: the folder holds an adapter's configuration"),
+    "lost": (lose, f"{FILE} does not exist: the folder holds an adapter's configuration"),
     "folder": (replace_by_folder, f"{FILE} is a folder; needs a file of tensors"),
-    "cut": (cut, f"{FILE} is damaged or no safetensors file"),
+    "cut": (cut, f"{FILE} is damaged or not a safetensors file"),
     "cut pickle": (cut_pickle, "adapter_model.bin is damaged, or holds more than tensors"),
     "code": (pickle_code, "adapter_model.bin is damaged, or holds more than tensors, which is refused"),
     "renamed": (rename, f"{FILE} .*1 missing: model.norm.toast_task_embedding; 1 unexpected: .*embeddings"),

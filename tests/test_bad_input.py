@@ -89,15 +89,15 @@ def two_trunks() -> nn.Module:
     [
         (
             lambda: timm.create_model("resnet10t", num_classes=3),
-            "ResNet holds no trunk .*toast families.*Not found: blocks.*anatomy",
+            "ResNet contains no trunk .*toast families.*Not found: blocks.*anatomy",
         ),
-        (lambda: nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2)), "Sequential holds no trunk"),
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2)), "Sequential contains no trunk"),
         (without_projection, "Attention has no|Block has no value projection of block 1 at 'attn.qkv'"),
         (renamed_projection, "no value projection of block 1 at 'self_attn.v_proj'"),
         (shared_projection, "shares one value projection"),
         (shared_block, "shares one value projection"),
         (two_trunks, r"several trunks: a \(timm-vit\), b \(timm-vit\)"),
-        (lambda: vit(depth=0), "is no list of blocks"),
+        (lambda: vit(depth=0), "is not a list of blocks"),
     ],
 )
 def test_models_that_cannot_be_steered(make, message: str) -> None:
@@ -127,7 +127,7 @@ def test_one_of_several_trunks_can_be_named() -> None:
             {"blocks": "blocks", "value": "attn.norm", "norm": "norm"},
             "no weight; needs a linear map|Identity",
         ),
-        ({"blocks": "patch_embed", "value": "attn", "norm": "norm"}, "is no list of blocks"),
+        ({"blocks": "patch_embed", "value": "attn", "norm": "norm"}, "is not a list of blocks"),
         (
             {"blocks": "blocks", "value": "attn.qkv", "norm": "norm", "layout": "first"},
             "layout: needs one of separate, last_third.*; got 'first'",
@@ -192,7 +192,7 @@ def test_a_wrong_anatomy_is_refused(anatomy, message: str) -> None:
         ({"anatomy": "blocks"}, "anatomy: needs None or a dictionary of names; got 'blocks'"),
         ({"backbone": 3}, "backbone: needs None or a dictionary; got 3"),
         ({"feedback_checksum": 3}, "feedback_checksum: needs None or text; got 3"),
-        ({"pretrained": "/nowhere"}, "pretrained: /nowhere/adapter_model.safetensors is not there"),
+        ({"pretrained": "/nowhere"}, "pretrained: /nowhere/adapter_model.safetensors does not exist"),
     ],
 )
 def test_a_wrong_setting_is_refused(options, message: str) -> None:
@@ -292,7 +292,7 @@ def test_a_damaged_file(content: str, route: str, tmp_path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2] if content == "truncated" else b"These are no weights at all.")
     model = same_vit() if route == "from_pretrained" else toast.wrap(same_vit())
-    with refused(model, "adapter_model.safetensors is damaged or no safetensors file"):
+    with refused(model, "adapter_model.safetensors is damaged or not a safetensors file"):
         if route == "load_adapter":
             model.load_adapter(folder, "second")
         else:

@@ -11,7 +11,7 @@ from accelerate.commands.config.config_args import ClusterConfig
 from toast.training.config_files import load_config
 from toast.training.dry_run import dry_run
 from toast.training.run_config import RunConfig
-from toast.training.sweep import sweep
+from toast.training.sweeping import sweep
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "accelerate")

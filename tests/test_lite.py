@@ -122,10 +122,10 @@ def test_a_wrong_pretuned_adapter_is_refused(what: str, tmp_path) -> None:
     lite(tmp_path, base)
     path = tmp_path / "full" / "adapter_model.safetensors"
     message = {
-        "missing": f"pretrained: {path} is not there.*ToastConfig.from_pretrained",
-        "another": f"pretrained: {path} is not the adapter .* its feedback has checksum .*, needed is",
+        "missing": f"pretrained: {path} does not exist.*ToastConfig.from_pretrained",
+        "another": f"pretrained: {path} is not the adapter .* its feedback has checksum .*, expected is",
         "lite": "needs the full feedback of 3 blocks",
-        "text": "is damaged or no safetensors file",
+        "text": "is damaged or not a safetensors file",
     }[what]
     if what == "missing":
         path.unlink()

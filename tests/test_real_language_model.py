@@ -53,7 +53,7 @@ def test_tuning_on_recipes_lowers_perplexity_and_survives_a_fresh_process(
     base, recipes = assets / "smollm2", assets / "text" / "recipes.json"
     for place in (base, recipes):
         if not place.exists():
-            pytest.skip(f"{place} is not there")
+            pytest.skip(f"{place} does not exist")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(2)

@@ -81,6 +81,7 @@ del sys.modules["toast.model"]; import toast.fusing
 """
 COMMANDS = [
     "families",
+    "configs",
     "generate {places}/model bread --adapter {places}/adapter --tokens 3",
     "pretune {places}/stage.yaml name=generic",
     "tune {places}/stage.yaml method=toast-lite method.start={places}/runs/generic name=run",

@@ -1,4 +1,4 @@
-"""The hook in the wheels: in both kinds of them, quick when Python starts, and breaking nothing."""
+"""What the build adds to wheels: the configurations, and the hook, which starts fast and breaks nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def site_packages(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     source, wheels = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheels")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("build_hook", "toast"):
+    for name in ("build_hook", "configs", "toast"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "assets"))
     code = f"import backend; print(backend.build_{request.param}({str(wheels)!r}))"
     environment = os.environ | {"PYTHONPATH": str(source / "build_hook")}
@@ -34,6 +34,16 @@ def site_packages(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     with ZipFile(wheel) as file:
         file.extractall(wheels / "site")
     return wheels / "site"
+
+
+def test_a_wheel_holds_what_is_no_code(site_packages: Path) -> None:
+    """Templates, style sheets and configurations; that of `-e` points to the checkout instead."""
+    if not (site_packages / "toast").is_dir():
+        pytest.skip("an editable wheel")
+    kinds = ("*.jinja", "*.css", "*.yaml")
+    files = {path.relative_to(ROOT) for kind in kinds for path in (ROOT / "toast").rglob(kind)}
+    assert {path.suffix for path in files} == {".jinja", ".css", ".yaml"}
+    assert [path for path in files if not (site_packages / path).is_file()] == []
 
 
 def test_both_kinds_of_wheel_have_the_hook_at_their_root(site_packages: Path) -> None:
@@ -47,6 +57,15 @@ def test_both_kinds_of_wheel_have_the_hook_at_their_root(site_packages: Path) ->
     assert {file.as_posix() for file in site_packages.rglob("*") if file.is_file()} >= {
         (site_packages / name).as_posix() for name in listed
     }
+
+
+def test_wheels_hold_the_shipped_configurations(site_packages: Path) -> None:
+    """That of `pip install -e .` points to the checkout, which has them beside the package."""
+    shipped = {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
+    inside = site_packages / "toast" / "configs"
+    held = {path.relative_to(inside) for path in inside.rglob("*.yaml")}
+    is_editable = not (site_packages / "toast" / "__init__.py").exists()
+    assert held == (set() if is_editable else shipped)
 
 
 def started(code: str = "", **environment: str) -> subprocess.CompletedProcess[str]:

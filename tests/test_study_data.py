@@ -192,7 +192,7 @@ def test_solar_cells_are_shared_out_by_kind_and_probability(script: ModuleType, 
 def test_what_is_missing_or_there_already_is_said(script: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="needs one of emoji, clipart, fashion, solar"):
         script.main("birds", tmp_path, tmp_path)
-    with pytest.raises(SystemExit, match=r"emoji\.json is not there; the head of study_data\.py says"):
+    with pytest.raises(SystemExit, match=r"emoji\.json does not exist; the head of study_data\.py says"):
         script.main("emoji", tmp_path, tmp_path / "study")
     assert not list((tmp_path / "study").glob("[!.]*"))
     emoji(tmp_path)

@@ -5,19 +5,23 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toast import registration
+from toast.lazy import lazily
 from toast.version import __version__ as __version__
 
 # Public name -> module that defines it, imported by `__getattr__` when the name is first used. All of them
 # need torch, which takes seconds to import, and `import toast` is part of every start of the command. The
 # imports under TYPE_CHECKING say the same to type checkers.
 _EXPORTS = {
+    "AttentionMaps": "toast.visual.attention_maps",
+    "Comparison": "toast.visual.comparing",
     "FirstPass": "toast.stored_pass",
     "LoadedRun": "toast.training.loaded",
     "Probe": "toast.probing",
+    "RunConfig": "toast.training.run_config",
+    "TextAttentionMaps": "toast.visual.text.looking",
     "ToastConfig": "toast.config",
     "ToastModel": "toast.model",
     "Trace": "toast.tracing",
@@ -30,11 +34,14 @@ _EXPORTS = {
     "load_official": "toast.official.models",
     "load_run": "toast.training.loaded",
     "look": "toast.visual.maps",
+    "look_at_text": "toast.visual.text.looking",
+    "make_config": "toast.training.config_files",
     "parameter_groups": "toast.rates",
     "pretraining_loss": "toast.objectives",
     "probe": "toast.probing",
     "reconstruction_loss": "toast.objectives",
     "register_family": "toast.families.table",
+    "run": "toast.training.run",
     "running_pass": "toast.thread_state",
     "save_adapter": "toast.saving.contents",
     "trace": "toast.tracing",
@@ -67,28 +74,22 @@ if TYPE_CHECKING:
     from toast.thread_state import running_pass as running_pass
     from toast.tracing import Trace as Trace
     from toast.tracing import trace as trace
+    from toast.training.config_files import make_config as make_config
     from toast.training.loaded import LoadedRun as LoadedRun
     from toast.training.loaded import load_run as load_run
+    from toast.training.run import run as run
+    from toast.training.run_config import RunConfig as RunConfig
+    from toast.visual.attention_maps import AttentionMaps as AttentionMaps
+    from toast.visual.comparing import Comparison as Comparison
     from toast.visual.comparing import compare as compare
     from toast.visual.maps import look as look
     from toast.visual.text.exporting import visualize_text as visualize_text
+    from toast.visual.text.looking import TextAttentionMaps as TextAttentionMaps
+    from toast.visual.text.looking import look_at_text as look_at_text
     from toast.visual.visualizing import visualize as visualize
     from toast.wrapping import wrap as wrap
 
 
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used."""
-    if name not in _EXPORTS:
-        raise AttributeError(
-            f"module 'toast' has no attribute {name!r}; it has {', '.join(sorted(_EXPORTS))}"
-        )
-    importlib.import_module("toast.model")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    """Lists the public names."""
-    return __all__
-
+__getattr__, __dir__ = lazily(__name__, _EXPORTS, first="toast.model")
 
 registration.install()

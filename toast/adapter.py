@@ -119,8 +119,9 @@ class Adapter:
         fused = self.fusion is not None and torch.is_grad_enabled()
         if fused and any(weight.requires_grad for weight in self.mapped()):
             raise ValueError(
-                f"adapter {self.name!r} is fused and trained: its matrix gives no gradient to what it was "
-                "made of. Call toast.unfuse(model) to train, or model.requires_grad_(False) for inference."
+                f"adapter {self.name!r} is fused and trained: its matrix passes no gradient to the "
+                "weights it was made of. Call toast.unfuse(model) to train, or "
+                "model.requires_grad_(False) for inference."
             )
 
     def refuse_stale_fusion(self) -> None:

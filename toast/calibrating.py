@@ -63,7 +63,7 @@ def calibrate(model: nn.Module, *inputs: Any, **kwargs: Any) -> None:
         what = "features that are not finite (NaN or infinite)" if read.numel() else "no token but padding"
         raise ValueError(
             f"calibrate needs samples with finite features; these give {what}. Pass samples that hold more "
-            "than padding, in numbers that the model can compute with."
+            "than padding, in a precision that the model can compute with."
         )
     adapter.task_embedding.copy_(F.normalize(direction, dim=0))
     steering.selector.start.forget(adapter.name)  # it is no draw any more, which might be turned round

@@ -9,6 +9,7 @@ import typer
 import toast as package
 from toast.commands.benchmark import benchmark
 from toast.commands.compare import compare
+from toast.commands.configs import configs
 from toast.commands.demo import demo
 from toast.commands.errors import DEBUG, Commands
 from toast.commands.evaluate import evaluate
@@ -50,8 +51,8 @@ def _root(
 
 # In the order in which the help lists them.
 for command in (
-    demo, generate, benchmark, families, import_official, plan, pretune, tune, evaluate, sweep, visualize,
-    compare, report,
+    demo, generate, benchmark, families, import_official, configs, plan, pretune, tune, evaluate, sweep,
+    visualize, compare, report,
 ):  # fmt: skip
     app.command()(command)
 

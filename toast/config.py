@@ -23,6 +23,7 @@ Initialisation = Literal["identity", "official"]
 ValueBias = Literal["once", "twice"]
 FeedbackForm = Literal["auto", "per_token", "composed"]
 ReconstructionForm = Literal["relative", "official"]
+SteeredTokens = Literal["all", "prompt"]
 
 #: Names of the parameter groups that can be trained. `lora` are the low-rank factors of TOAST-Lite.
 GROUPS = ("task_embedding", "channel_transform", "to_state", "to_signal", "lora")
@@ -85,6 +86,9 @@ class ToastConfig(PeftConfig):
             `select_features` says so). The first pass ends there. None is the last block.
         steer_from: First block, counted from 0, whose values are steered. The blocks below give the same in
             both passes, so they run once, keep one key-value cache, and backward ends above them.
+        steer_tokens: `all` steers every token, so a decoded token costs two passes. `prompt` steers what the
+            first call with a new key-value cache brings; tokens after it run once, and attend to its steered
+            keys and values. Without a cache, and so in training, all tokens are steered either way.
         value_bias: `once` computes the values of the second pass as `W_V (x + s) + b`, the paper's equation;
             `twice` as `W_V x + b + W_V s + b`, the official ViT code. Where the projections have a bias, a
             model with `twice` differs from the frozen one before any training.
@@ -132,6 +136,7 @@ class ToastConfig(PeftConfig):
     select_features: Features | None = None
     select_from: int | None = None
     steer_from: int = 0
+    steer_tokens: SteeredTokens = "all"
     value_bias: ValueBias = "once"
     init: Initialisation = "identity"
     lora_rank: int = 0
@@ -182,6 +187,7 @@ class ToastConfig(PeftConfig):
                 f"scale; got {self.reconstruction_scale!r}. Leave it out, and set reconstruction_weight."
             )
         _check_choice("init", self.init, get_args(Initialisation))
+        _check_choice("steer_tokens", self.steer_tokens, get_args(SteeredTokens))
         _check_choice("value_bias", self.value_bias, get_args(ValueBias))
         _check_choice("feedback_form", self.feedback_form, get_args(FeedbackForm))
         _check_choice("select_features", self.select_features, (*get_args(Features), None))

@@ -121,5 +121,5 @@ def refuse_several(names: Iterable[str]) -> None:
 
 CANNOT_MERGE = (
     "TOAST cannot be merged into the weights: its signal depends on a first pass over each input. "
-    "Keep the adapter (save_pretrained), or take it off with unload()."
+    "Keep the adapter (save_pretrained), or remove it with unload()."
 )

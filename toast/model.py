@@ -338,11 +338,11 @@ def _prove(model: nn.Module, anatomy: Anatomy) -> None:
     )
     instead = "Say where its parts are with toast.register_family or ToastConfig(anatomy={...})."
     if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError(f"{what}, which cannot be proved while weights are on the meta device. {instead}")
+        raise ValueError(f"{what}, which cannot be verified while weights are on the meta device. {instead}")
     try:
         result = probe(model)
     except (ValueError, RuntimeError, TypeError, AssertionError, StopIteration) as error:
-        raise ValueError(f"{what}, which could not be proved: {error} {instead}") from error
+        raise ValueError(f"{what}, which could not be verified: {error} {instead}") from error
     if not result.proved:
         raise ValueError(f"{what}, which is wrong:\n{result}\n{instead}")
     logger.warning("%s, as a probe shows:\n%s", what, result)

@@ -15,7 +15,7 @@ from toast.signals import Selection, Signal
 
 
 class Observer:
-    """Is told what happens in the two passes of a call; `toast.trace` is one. Does nothing by itself."""
+    """Observes the two passes of a call; `toast.trace` makes one. Does nothing by itself."""
 
     wants_states = False
     replaces_signals = False  # the call is an experiment: it is none that the model starts from
@@ -49,7 +49,7 @@ class Pass:
         adapter: The adapter of the call; None in the plain model.
         signals: By number of the unit, its top-down signal; none in pass 1.
         reads: The selector that leaves the features here; None in the second pass.
-        observer: Is told of every block, if there is one.
+        observer: Is called at every block, if there is one.
         once: How many of the lowest blocks run in the first pass only.
         known: What the highest of them gave.
     """

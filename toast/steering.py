@@ -26,7 +26,7 @@ from toast.calls.wrapped import WrappedModel
 from toast.compiled import is_compiled
 from toast.families.anatomy import Anatomy
 from toast.feedback import feed_back
-from toast.generation.caching import pass_caches, wants_all_blocks, without_cache
+from toast.generation.caching import continues_prompt, pass_caches, wants_all_blocks, without_cache
 from toast.generation.continuous_batching import attach_batching
 from toast.passes import Pass
 from toast.saving.names import as_written
@@ -108,6 +108,14 @@ class Steering(WrappedModel):
         if observer is not None:
             observer.on_output(2, output)
         return output
+
+    def continues_prompt(
+        self, method: SteeredMethod, adapter: Adapter, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether a call continues a text whose prompt alone is steered, and so runs once."""
+        if adapter.config.steer_tokens == "all":
+            return False
+        return continues_prompt(method, adapter, method.named(args, kwargs))
 
     def refresh(self) -> None:
         """Looks for the layers and the heads anew; to be called when an adapter was added."""

@@ -101,7 +101,7 @@ class FirstPass:
         self._check_origin(given)
         if torch.is_grad_enabled() and given.requires_grad:
             raise ValueError(
-                "the inputs require a gradient, of which one part goes through the first pass; a stored one "
+                "the inputs require a gradient, and a part of it goes through the first pass; a stored one "
                 "has no graph. Call the model without toast.given_first_pass."
             )
         this.features = (self.unnormed, self.normed)

@@ -87,7 +87,10 @@ def current_signals() -> list[Signal | None] | None:
 
 
 def running_pass() -> int:
-    """Returns which pass of a steered model runs now: 1 or 2; 0 outside, and where no adapter is active.
+    """Returns which pass of a steered model runs now: 1 or 2; 0 outside of both.
+
+    It is 0, too, where a steered model runs once: without an active adapter, and for tokens behind a prompt
+    that alone is steered (`steer_tokens`).
 
     Hooks on the blocks of a steered model fire in both passes of a call, on the blocks below `steer_from` in
     the first alone. A hook that has to act once a call asks for the one that makes the output, the second.

@@ -106,8 +106,8 @@ def trace(
         for block in sorted(recorder.wanted - seen.keys()):
             if number == 2 or read is None or block <= read:
                 raise ValueError(
-                    f"no attention was seen in block {block}: the model's kernel keeps its queries and keys "
-                    "to itself. Load the model with attn_implementation='sdpa' or 'eager'."
+                    f"no attention was seen in block {block}: the model's kernel does not expose queries and "
+                    "keys. Load the model with attn_implementation='sdpa' or 'eager'."
                 )
     selection = recorder.selection
     selected = selection.selected

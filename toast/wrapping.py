@@ -45,12 +45,12 @@ def wrap(
     if config is not None and not isinstance(config, ToastConfig):
         raise TypeError(
             f"config: needs a ToastConfig, or None and its fields as options; got {type(config).__name__}. "
-            "Other methods of PEFT are put on with peft.get_peft_model."
+            "Use peft.get_peft_model for other methods of PEFT."
         )
     if isinstance(model, PeftModel) or any(isinstance(module, ToastLayer) for module in model.modules()):
         raise ValueError(
             "this model is wrapped already; add another adapter with model.add_adapter(name, config), "
-            "or take the first off with model.unload()."
+            "or remove the first with model.unload()."
         )
     if config is not None and options:
         raise ValueError(f"pass a config or options, not both; got config and {', '.join(sorted(options))}.")

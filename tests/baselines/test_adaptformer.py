@@ -124,7 +124,7 @@ def test_copies_and_dropout() -> None:
 def test_wrong_use_is_refused() -> None:
     with pytest.raises(ValueError, match="bottleneck: needs at least 1 channel; got 0"):
         add_adapters(vit(), 0)
-    with pytest.raises(ValueError, match="dropout: needs a share"):
+    with pytest.raises(ValueError, match="dropout: needs a fraction"):
         add_adapters(vit(), 5, dropout=-0.1)
     with pytest.raises(ValueError, match="has no adapters"):
         remove_adapters(vit())

@@ -14,7 +14,7 @@ from tests import zoo
 from tests.models import VITS, WIDTH, decoder, images, vit
 from toast.baselines.attentive import add_probe, find_probe, remove_probe
 from toast.baselines.freezing import train_only
-from toast.training.on_target import OnTarget
+from toast.training.on_target import LastBlockWatcher
 
 
 def awake(model: nn.Module, queries: int = 3) -> nn.Module:
@@ -92,7 +92,7 @@ def test_attention_on_target_is_the_probes_own(kind: str) -> None:
     model, x = awake(vit(kind)), images(2)
     target = torch.zeros(2, 16, 16)
     target[:, 4:12, :8] = 1  # rows 1 and 2, columns 0 and 1 of patches of 4 pixels
-    watcher = OnTarget(model)
+    watcher = LastBlockWatcher(model)
     with watcher.watching() as seen:
         model(x)
     patches = weights(find_probe(model), model.forward_features(x)).mean(1)[:, -16:].unflatten(1, (4, 4))

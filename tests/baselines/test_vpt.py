@@ -222,7 +222,7 @@ def test_wrong_use_is_refused() -> None:
         add_prompts(decoder(), COUNT, deep=True)
     with pytest.raises(ValueError, match="count: needs at least 1 prompt; got 0"):
         add_prompts(vit(), 0, deep=True)
-    with pytest.raises(ValueError, match=r"dropout: needs a share .*; got 1"):
+    with pytest.raises(ValueError, match=r"dropout: needs a fraction .*; got 1"):
         add_prompts(vit(), 1, deep=True, dropout=1)
     model = add_prompts(vit(), COUNT, deep=False)
     with pytest.raises(ValueError, match="has prompts already"):

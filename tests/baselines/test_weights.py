@@ -134,14 +134,14 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     method, weights = folder / "method.json", folder / "trained.safetensors"
     text = method.read_text()
     method.write_text(text[:-20])
-    refused(backbone(), folder, "method.json is damaged or no JSON")
+    refused(backbone(), folder, "method.json is damaged or not JSON")
     method.write_text(json.dumps({"format": 99}))
     refused(backbone(), folder, "needs format 1; got 99")
     method.write_text(text)
     weights.write_bytes(weights.read_bytes()[:-8])
     refused(backbone(), folder, r"trained.safetensors is damaged")
     weights.unlink()
-    refused(backbone(), folder, r"trained.safetensors is not there")
+    refused(backbone(), folder, r"trained.safetensors does not exist")
     method.unlink()
     refused(backbone(), folder, "needs a folder that save_trained wrote")
     with pytest.raises(ValueError, match="meta: needs the method's name at 'method'; got None"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,13 @@ from tests.steered import assert_same, call
 from toast.baselines.vpt import find_prompts
 from toast.benchmark.contenders import PROMPTS, SMALL, languages, visions
 from toast.benchmark.costs import continued, stepper
-from toast.benchmark.suite import MEASURES, run
+from toast.benchmark.suite import MEASURES, place_of, run
 from toast.benchmark.textbook import TextbookLlama, TextbookVit
-from toast.benchmark.timing import in_turns
+from toast.benchmark.timing import counted_flops
 from toast.steering import find_steering
 
 
-@pytest.mark.parametrize("name", [name for name in MEASURES if name not in ("memory", "step-32")])
+@pytest.mark.parametrize("name", [name for name in MEASURES if name not in ("memory", "step-32", "waits")])
 def test_measures_run_and_are_written(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = run(tmp_path, [name], rounds=1, threads=None, small=True)[name]
     assert found
@@ -42,11 +43,29 @@ def test_peak_memory_is_that_of_a_process_each(tmp_path: Path) -> None:
     assert memory(SMALL, ["TOAST"], 2)["TOAST"].median > 0
 
 
-def test_turns_alternate_and_compare_within_a_round() -> None:
-    order: list[str] = []
-    ratios = in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, "a", rounds=2)
-    assert order == ["a", "b", "b", "a", "a", "b"]
-    assert ratios["b"].rounds == 2
+def test_places_are_found_or_refused() -> None:
+    place = place_of("cpu", "bfloat16", compiled=False)
+    assert (place.device.type, place.dtype) == ("cpu", torch.bfloat16)
+    with pytest.raises(ValueError, match="dtype: needs one of float32, bfloat16, float16; got 'int8'"):
+        place_of("cpu", "int8", compiled=False)
+    with pytest.raises(ValueError, match="device: needs cpu, or the accelerator that PyTorch finds here"):
+        place_of("tpu", "float32", compiled=False)
+
+
+def test_measures_run_under_autocast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(tmp_path, ["forward", "waits"], 1, None, small=True, dtype="bfloat16")
+    assert found["forward"]["TOAST"].floor is not None
+    assert found["waits"] == {}
+    assert "not on this device" in capsys.readouterr().out
+    machine = json.loads((tmp_path / "benchmark.json").read_text())["machine"]
+    assert machine["dtype"] == "torch.bfloat16"
+
+
+def test_a_compiled_contender_runs_and_its_flops_are_counted() -> None:
+    size = replace(SMALL, place=place_of("cpu", "float32", compiled=True))
+    run_compiled, run_eager = (stepper(each, "TOAST", each.images(2)) for each in (size, SMALL))
+    run_compiled()
+    assert counted_flops(run_compiled) == counted_flops(run_eager) > 0
 
 
 def same_parameters(textbook: object, model: object) -> None:

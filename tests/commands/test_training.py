@@ -46,7 +46,7 @@ def test_faults_end_with_a_message(tmp_path: Path) -> None:
     place = tmp_path / "tune.yaml"
     place.write_text(to_yaml(vision(tmp_path)))
     for arguments, message in (
-        (("tune", tmp_path / "no.yaml"), "no.yaml is not there"),
+        (("tune", tmp_path / "no.yaml"), "no.yaml does not exist"),
         (("tune", place, "optimizer.lr=1"), "optimizer.lr: there is no such setting"),
         (("tune", place, "data.root=nowhere"), "nowhere"),
         (("evaluate", place, "--split", "train"), "needs one of validation, test; got 'train'"),
@@ -68,7 +68,7 @@ def test_a_dry_run_shows_what_would_be_done(tmp_path: Path) -> None:
         "name: toast-lite",
         "task_embedding",
         "lora",
-        "steps: 8 (4 an epoch)",
+        "steps: 8 (4 per epoch)",
         "pixels (3, 3, 16, 16)",
     ):
         assert text in out

@@ -171,7 +171,7 @@ def test_without_boxes_what_needs_none_is_compared(tmp_path: Path) -> None:
     row = json.loads((tmp_path / "out" / "comparison.json").read_text())["models"]["plain"]
     assert row.keys() == {"accuracy", "entropy", "total_variation", "jensen_shannon"}
     assert row["accuracy"]["mean"] == pytest.approx(measured["accuracy"])
-    assert "No target is in sight, so nothing is measured on targets" in printed
+    assert "No target is visible, so nothing is measured on targets" in printed
     assert "attention on target" not in printed
 
 
@@ -285,7 +285,7 @@ def test_what_cannot_be_shown_is_refused(runs: Path, language_run: Path, tmp_pat
         (["visualize", language_run], "needs prompts, or @FILE"),
         (["visualize", language_run, "a", "--query", "mean", "--smooth"], "--query, --smooth: for pictures"),
         (["visualize", language_run, "@none.txt"], "@none.txt: needs a text file in UTF-8"),
-        (["compare", run_, language_run], "is a language model; maps over pictures are compared"),
+        (["compare", run_, language_run], "is a language model; only vision models can be compared"),
         (["compare", run_, other.folder], "have different backbones, or prepare pictures differently"),
         (["compare", run_, run_], "needs each run once"),
         (["compare", run_, "--images", plain], "a mask needs the size of its picture"),

@@ -85,7 +85,7 @@ def test_an_interruption_says_that_the_same_command_goes_on(
         raise Interrupted(2, "interrupted after 3 of 6 steps")
 
     monkeypatch.setattr(demo, "train", stopped)
-    with pytest.raises(Interrupted, match=r"interrupted in .*pretune/; the same command goes on") as caught:
+    with pytest.raises(Interrupted, match=r"interrupted in .*pretune/; the same command continues") as caught:
         run(tmp_path, SIZE, console=Console(file=io.StringIO()))
     assert caught.value.signal_number == 2
 

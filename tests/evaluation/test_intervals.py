@@ -27,5 +27,5 @@ def test_intervals_are_those_of_the_score_test(share: float, samples: int, low: 
 
 @pytest.mark.parametrize(("share", "samples"), [(-0.1, 5), (1.1, 5), (0.5, 0), (float("nan"), 3)])
 def test_what_is_no_proportion_is_refused(share: float, samples: int) -> None:
-    with pytest.raises(ValueError, match="needs a share of 0 to 1 and at least 1 sample"):
+    with pytest.raises(ValueError, match="needs a fraction from 0 to 1 and at least 1 sample"):
         wilson(share, samples)

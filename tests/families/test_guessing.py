@@ -111,10 +111,12 @@ def test_what_lacks_is_named() -> None:
     with pytest.raises(ValueError, match=r"Not found: norm .no norm follows the blocks"):
         toast.wrap(Own(norms=0))
     with pytest.raises(
-        ValueError, match=r"Not found: blocks .needs the one list of blocks; candidates are none"
+        ValueError, match=r"Not found: blocks .needs a single list of blocks; candidates are none"
     ):
         toast.wrap(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
-    with pytest.raises(ValueError, match=r"could not be proved: Own does not say what its inputs look like"):
+    with pytest.raises(
+        ValueError, match=r"could not be verified: Own does not say what its inputs look like"
+    ):
         toast.wrap(Own())
     with pytest.raises(ValueError, match=r"candidates are 'a.stack', 'b.stack'"):
         toast.wrap(nn.ModuleDict({"a": Own(), "b": Own()}))
@@ -127,7 +129,7 @@ def test_what_lacks_is_named() -> None:
 def test_a_guess_needs_weights_to_be_proved() -> None:
     with torch.device("meta"):
         model = Own()
-    with pytest.raises(ValueError, match=r"cannot be proved while weights are on the meta device"):
+    with pytest.raises(ValueError, match=r"cannot be verified while weights are on the meta device"):
         toast.wrap(model)
 
 

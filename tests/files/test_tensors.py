@@ -27,12 +27,12 @@ def test_what_fits_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "damaged or no JSON: it is empty"),
-        (b'{"a": 1, "b"', r"damaged or no JSON: .* line 1 column"),
-        (b'{"a": 1,\n"b": "\xff"}', r"damaged or no JSON: line 2 is not in UTF-8 \(byte 0xff\)"),
+        (b"", "damaged or not JSON: it is empty"),
+        (b'{"a": 1, "b"', r"damaged or not JSON: .* line 1 column"),
+        (b'{"a": 1,\n"b": "\xff"}', r"damaged or not JSON: line 2 is not in UTF-8 \(byte 0xff\)"),
         (json.dumps(GOOD).encode("utf-16"), "not in UTF-8"),
-        (bytes(100), "damaged or no JSON"),
-        (b"[" * 10**5, "damaged or no JSON"),
+        (bytes(100), "damaged or not JSON"),
+        (b"[" * 10**5, "damaged or not JSON"),
         (b"[]", "needs a JSON object of settings; it holds a list"),
         (b"null", "it holds None"),
         (b'{"a": 1, "c": 2}', "b is not in it"),
@@ -65,10 +65,10 @@ def test_the_last_line_alone_may_be_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": 1}\n{"a": 2}\n{"a": ')
     assert read_json_lines(path, {"a": int}, may_be_cut=True) == [{"a": 1}, {"a": 2}]
-    with pytest.raises(ValueError, match=r"line 3 is damaged or no JSON"):
+    with pytest.raises(ValueError, match=r"line 3 is damaged or not JSON"):
         read_json_lines(path, {"a": int})
     path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
-    with pytest.raises(ValueError, match=r"line 2 is damaged or no JSON"):
+    with pytest.raises(ValueError, match=r"line 2 is damaged or not JSON"):
         read_json_lines(path, {"a": int}, may_be_cut=True)
 
 
@@ -78,5 +78,5 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
         read_json(tmp_path / "x.json")
     with pytest.raises(ValueError, match="is a folder"):
         read_json(tmp_path)
-    with pytest.raises(ValueError, match=r"y\.json is not there"):
+    with pytest.raises(ValueError, match=r"y\.json does not exist"):
         read_json(tmp_path / "y.json")

@@ -125,5 +125,5 @@ def test_a_cache_for_an_encoder_is_refused() -> None:
         vocab_size=VOCABULARY,
     )  # fmt: skip
     model = toast.wrap(BertModel(config))
-    with pytest.raises(ValueError, match=rf"{CACHE}: .*BertModel is no decoder"):
+    with pytest.raises(ValueError, match=rf"{CACHE}: .*BertModel is not a decoder"):
         model(input_ids=tokens(), **{CACHE: DynamicCache()})

@@ -118,7 +118,7 @@ def test_a_head_may_count(tmp_path) -> None:
 
 PRETUNED: dict[str, tuple[Callable[[Path], None], str]] = {
     name: FAULTS[name] for name in FAULTS if name not in ("lost", "renamed", "base")
-} | {"lost": (lose, f"pretrained: .*{FILE} is not there")}
+} | {"lost": (lose, f"pretrained: .*{FILE} does not exist")}
 
 
 @pytest.mark.parametrize("fault", PRETUNED)
@@ -132,7 +132,7 @@ def test_a_spoilt_pretuned_adapter_is_refused(fault: str, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", f"{SETTINGS} is damaged or no JSON"),
+        ("{", f"{SETTINGS} is damaged or not JSON"),
         ("[]", f"{SETTINGS} needs a JSON object"),
         ('{"steer_from": "x"}', f"{SETTINGS}: steer_from is 'x'"),
         ('{"backbone": 3}', f"{SETTINGS}: backbone is 3"),
@@ -170,7 +170,7 @@ def test_transformers_checks_tensors_in_memory(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", f"{SETTINGS} is damaged or no JSON"),
+        ("{", f"{SETTINGS} is damaged or not JSON"),
         ("[]", f"{SETTINGS} needs a JSON object of settings; it holds a list"),
         ("{}", f"{SETTINGS} names no method of PEFT: needs text at 'peft_type'; got None"),
         ('{"peft_type": "TOAST", "lora_rank": "4"}', f"{SETTINGS}: lora_rank: needs"),

@@ -204,9 +204,9 @@ BAD = [
     (lambda w: w.pop("blocks.1.attn.qkv.weight"), r"backbone .*missing: blocks.1.attn.qkv.weight"),
     (lambda w: w.pop("head.bias"), r"head .*missing: head.bias"),
     (lambda w: w.update({"model.prompt": torch.zeros(24)}), r"two names, prompt and model.prompt"),
-    (lambda w: [w.pop(n) for n in list(top_down(w))], r"no official TOAST checkpoint"),
+    (lambda w: [w.pop(n) for n in list(top_down(w))], r"not an official TOAST checkpoint"),
     (lambda w: w.update(prompt=torch.zeros(24, dtype=torch.int64)), r"prompt is of type torch.int64"),
-    (lambda w: [w.pop(n) for n in w.keys() - top_down(w).keys()], r"say it with kind \(--kind\)"),
+    (lambda w: [w.pop(n) for n in w.keys() - top_down(w).keys()], r"give it with kind \(--kind\)"),
     (
         lambda w: [w.pop(n) for n in w.keys() - top_down(w).keys()] and w.update(RESNET),
         r"fits no kind; needed is one of vision, language, convnext",
@@ -260,7 +260,7 @@ def test_the_command(official, tmp_path: Path, capsys, monkeypatch) -> None:
     assert command(monkeypatch, source, out) == 2
     assert "holds an adapter already" in capsys.readouterr().err
     assert command(monkeypatch, str(tmp_path / "absent.pth"), str(tmp_path / "new")) == 2
-    assert "absent.pth is not there" in capsys.readouterr().err
+    assert "absent.pth does not exist" in capsys.readouterr().err
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut off")
     assert command(monkeypatch, str(tmp_path / "cut.pth"), str(tmp_path / "new")) == 2
     assert "cut.pth is damaged" in capsys.readouterr().err

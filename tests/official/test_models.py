@@ -194,7 +194,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path) -> None:
     path.write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(ValueError, match="damaged"):
         toast.load_official(vit(), path)
-    with pytest.raises(ValueError, match="is not there"):
+    with pytest.raises(ValueError, match="does not exist"):
         toast.load_official(vit(), tmp_path / "absent.bin")
 
 
@@ -226,7 +226,7 @@ def test_shards(suffix: str, index: bool, official, tmp_path) -> None:
     with pytest.raises(ValueError, match=f"{paths[1].name} is damaged"):
         toast.load_official(plain_vit(sizes), tmp_path / "shards")
     paths[1].unlink()
-    with pytest.raises(ValueError, match=f"{paths[1].name} is not there"):
+    with pytest.raises(ValueError, match=f"{paths[1].name} does not exist"):
         toast.load_official(plain_vit(sizes), tmp_path / "shards")
 
 
@@ -241,12 +241,12 @@ def test_bad_folders_and_indices(tmp_path) -> None:
     refused("prompt is in two shards, .*a.safetensors and .*b.safetensors")
     index = tmp_path / "model.safetensors.index.json"
     for text, message in (
-        ("{", "is no index of shards"),
-        ("[]", "is no index of shards"),
-        ('{"weight_map": {"prompt": 3}}', "is no index of shards"),
+        ("{", "is not an index of shards"),
+        ("[]", "is not an index of shards"),
+        ('{"weight_map": {"prompt": 3}}', "is not an index of shards"),
         ('{"weight_map": {"prompt": "../a.safetensors"}}', "outside of its folder"),
         ('{"weight_map": {"extra": "a.safetensors"}}', "not in their shard: extra in a.safetensors"),
-        ('{"weight_map": {"extra": "c.safetensors"}}', "c.safetensors is not there"),
+        ('{"weight_map": {"extra": "c.safetensors"}}', "c.safetensors does not exist"),
     ):
         index.write_text(text)
         refused(message)
@@ -343,7 +343,7 @@ def test_wrong_values_are_refused_before_anything_changes(
         (3.0, "holds no state dict: needs names to tensors; it is a float"),
         ({3: torch.zeros(2)}, "holds no state dict: needs names to tensors; at 3 it holds a Tensor"),
         ({"prompt": 3.0}, "holds no state dict: needs names to tensors; at 'prompt' it holds a float"),
-        ({"prompt": torch.tensor(3.0)}, "does not fit this model|lacks what tells its sizes"),
+        ({"prompt": torch.tensor(3.0)}, "does not fit this model|does not show its sizes"),
         ({"decoders.0.linear.lora_A": torch.tensor(3.0)}, r"lora_A is of shape \(\); needs two dimensions"),
     ],
 )

@@ -172,14 +172,13 @@ def test_other_models_are_planned(tmp_path: Path) -> None:
 
 def test_a_start_that_is_not_there_has_the_same_sizes(tmp_path: Path) -> None:
     found = plan(_vit(method__start=str(tmp_path / "later")))
-    assert any("is not there yet" in remark for remark in found.remarks)
+    assert any("does not exist yet" in remark for remark in found.remarks)
     assert found.groups == plan(_vit()).groups
 
 
 @pytest.mark.slow
 def test_the_largest_llama_is_planned_from_its_configuration() -> None:
-    root = Path(__file__).parents[2]
-    base = {"library": "transformers", "name": str(root / "configs/scale/llama-70b"), "dtype": "bfloat16"}
+    base = {"library": "transformers", "name": "configs/scale/llama-70b", "dtype": "bfloat16"}
     settings = {"task": "language", "model": base, "data": {"source": "text"}, "batch_size": 8}
     found = plan(make_config(settings, []), processes=8)
     assert found.frozen == 68_976_648_192

@@ -11,16 +11,18 @@ from torch.nn import functional as F
 
 from tests.report.reports import run_on_pictures
 from toast.report import held_out
-from toast.report.held_out import HeldOutLooks, Look, look_at_split
+from toast.report.held_out import HeldOutLooks, look_at_split
 from toast.training.data import vision_sources, vision_splits
 from toast.training.loaded import load_run
 from toast.training.preparing import open_seeded
+from toast.visual.grids import Map
+from toast.visual.looks import Look
 from toast.visual.maps import look
 
 
 def seen(index: int, is_right: bool) -> Look:
     return Look(
-        index, 1, int(is_right), 0.5, torch.ones(1, 1), None, None, (1.0, 1.0), None, None, None, None, None
+        index, Map(torch.ones(1, 1), (1.0, 1.0)), scores=torch.tensor([0.0, 1.0]), label=int(is_right)
     )
 
 
@@ -65,10 +67,10 @@ def test_attention_behind_prompts_is_that_of_the_patches(
         q, k, _ = last.qkv(entering[0]).reshape(8, -1, 3, 3, 8).permute(2, 0, 3, 1, 4)
         attention = F.softmax(q @ k.transpose(-1, -2) * last.scale, -1).mean(1)[:, 0, 1:17]
     expected = attention / attention.sum(1, keepdim=True)
-    found = torch.stack([each.attention for each in looks.seen]).flatten(1)
+    found = torch.stack([each.attention.values for each in looks.seen]).flatten(1)
     torch.testing.assert_close(found, expected)
     assert [each.predicted for each in looks.seen] == scores.argmax(-1).tolist()
-    before = torch.stack([each.frozen for each in looks.seen if each.frozen is not None])
+    before = torch.stack([each.frozen.values for each in looks.seen if each.frozen is not None])
     torch.testing.assert_close(before, look(frozen, pixels).attention.values)
     moved = torch.tensor([each.moved for each in looks.seen])
     torch.testing.assert_close(moved, (found - before.flatten(1)).abs().sum(1) / 2)

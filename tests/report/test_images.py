@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from toast.report.gallery import box_of
 from toast.report.images import as_uri, shown
+from toast.visual.targets import frame
 
 
 def test_the_brightest_place_is_that_of_the_greatest_value() -> None:
@@ -42,8 +42,8 @@ def test_a_grid_may_be_larger_or_smaller_than_the_picture() -> None:
 def test_the_frame_is_around_the_target() -> None:
     target = torch.zeros(12, 20)
     target[2:7, 5:11] = 1
-    assert box_of(target) == (5, 2, 11, 7)
-    assert box_of(torch.zeros(12, 20)) is None
+    assert frame(target) == [5, 2, 11, 7]
+    assert frame(torch.zeros(12, 20)) is None
     drawn = np.asarray(shown(torch.full((12, 20, 3), 0.5), box=(5, 2, 11, 7), side=200))
     changed = np.argwhere((drawn != 128).any(-1))
     assert abs(changed.min(0) - [20, 50]).max() <= 2

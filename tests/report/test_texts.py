@@ -48,12 +48,12 @@ def test_the_next_prompt_is_no_answer(
         seen.update(prompt=asked, answer=answer)
 
     monkeypatch.setattr(texts, "look_at_text", look)
-    texts._views(None, _Letters(), _row(text, counted, positions))  # type: ignore[arg-type]
+    texts._maps(None, _Letters(), _row(text, counted, positions))  # type: ignore[arg-type]
     assert seen == {"prompt": prompt, "answer": answer}
 
 
 def test_packed_texts_without_prompts_end_where_the_next_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, str] = {}
     monkeypatch.setattr(texts, "look_at_text", lambda m, t, asked, **k: seen.update(prompt=asked, **k))
-    texts._views(None, _Letters(), _row("^first^second", ".first.second", True))  # type: ignore[arg-type]
+    texts._maps(None, _Letters(), _row("^first^second", ".first.second", True))  # type: ignore[arg-type]
     assert (seen["prompt"], seen["answer"]) == ("first", "")

@@ -14,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from tests.report.reports import Page, run_on_pictures
-from tests.training.settings import language, vision
+from tests.training.settings import instructions, language, vision
 from toast.commands.errors import Commands
 from toast.commands.report import report
 from toast.evaluation.intervals import wilson
@@ -80,7 +80,7 @@ def confidences(place: Path) -> list[float]:
 def test_the_attention_of_the_report_is_that_of_the_measurement(runs: Path) -> None:
     """All 8 test pictures are looked at, so both are means of the same; the frozen model's is the probe's."""
     read = page(runs / "toast")
-    (all_, *parts) = [row for row in read.rows if row[0] in ("all", "named rightly", "named wrongly")]
+    (all_, *parts) = [row for row in read.rows if row[0] in ("all", "classified correctly", "misclassified")]
     held = {
         name: json.loads((runs / name / "result.json").read_text())["test"]["attention_on_target"]
         for name in ("toast", "linear")
@@ -117,7 +117,7 @@ def test_a_run_that_has_not_ended_shows_what_is_there(copy: Copy) -> None:
     lines = (place / "metrics.jsonl").read_text().splitlines()
     (place / "metrics.jsonl").write_text("\n".join(lines[:4]) + '\n{"step": 4, "sp')
     read = page(place)
-    assert "This run has not ended: 3 of 4 steps" in read.text
+    assert "This run is not finished: 3 of 4 steps" in read.text
     assert f"toast tune {place.resolve()} --resume" in read.text
     assert "Training" in read.text
     assert not read.images
@@ -179,8 +179,18 @@ def test_a_language_run_shows_its_tokens(tmp_path: Path) -> None:
     assert len(read.codes) == 2
 
 
+def test_generated_answers_have_figures(tmp_path: Path) -> None:
+    settings = {"pattern": "x*", "max_new_tokens": 4, "limit": 2}
+    config = instructions(tmp_path, method="full", epochs=None, steps=1, evaluation__format=settings)
+    run(config, "tune")
+    text = page(config.folder).text
+    test = json.loads((config.folder / "result.json").read_text())["test"]
+    assert f"Exact format{test['exact_format']:.3f}" in text
+    assert f"F1 of lines{test['line_f1']:.3f}" in text
+
+
 def test_what_is_no_run_is_refused(runs: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no run: it has no config\.yaml"):
+    with pytest.raises(ValueError, match=r"is not a run: it has no config\.yaml"):
         write_report(tmp_path, tmp_path / "out.html")
     (tmp_path / "final").mkdir()
     with pytest.raises(ValueError, match="is a sweep; needs one of its runs"):
@@ -202,4 +212,4 @@ def test_the_command_writes_the_page_or_says_why_not(runs: Path, tmp_path: Path)
     assert len(Page((tmp_path / "x.html").read_text()).images) == 3
     failed = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert failed.exit_code == 2
-    assert "is no run" in failed.stderr
+    assert "is not a run" in failed.stderr

@@ -12,7 +12,7 @@ from tests.study.studies import Runs, study
 from toast.study import running
 from toast.study.lines import append_line, read_lines, read_pictures
 from toast.study.running import run_study
-from toast.training import sweep
+from toast.training import sweeping
 from toast.training.run_config import RunConfig
 
 CURVE = {"curve": {"data.limit": [12, 24]}, "choose_at": 24, "tasks": {"a": {}, "b": {"batch_size": 4}}}
@@ -20,7 +20,7 @@ CURVE = {"curve": {"data.limit": [12, 24]}, "choose_at": 24, "tasks": {"a": {}, 
 
 def _with(monkeypatch: pytest.MonkeyPatch, runs: Runs) -> Runs:
     monkeypatch.setattr(running, "run", runs)
-    monkeypatch.setattr(sweep, "run", runs)
+    monkeypatch.setattr(sweeping, "run", runs)
     return runs
 
 
@@ -153,7 +153,7 @@ def test_further_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_faults_are_said_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = _with(monkeypatch, Runs())
-    with pytest.raises(ValueError, match="only: no row is called 'lora'; there are linear, toast"):
+    with pytest.raises(ValueError, match="only: no row is named 'lora'; there are linear, toast"):
         _run(study(tmp_path), tmp_path, only=["lora"])
     with pytest.raises(ValueError, match=r"study\.reference: needs one of linear, toast; got 'lora'"):
         _run(study(tmp_path, {"reference": "lora"}), tmp_path)
@@ -171,7 +171,7 @@ def test_faults_are_said_before_the_first_run(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ValueError, match=r"method\.start is pretune/top, but sweep\.pretune names all"):
         _run(config, tmp_path)
     config.sweep.pretune = {"top": tmp_path / "nowhere.yaml"}
-    with pytest.raises(ValueError, match=r"nowhere\.yaml is not there"):
+    with pytest.raises(ValueError, match=r"nowhere\.yaml does not exist"):
         _run(config, tmp_path)
     assert not runs.asked
 

@@ -46,8 +46,8 @@ def test_the_main_table(tmp_path: Path) -> None:
     _write(tmp_path, {"linear": 80, "toast": 120})
     lines = _page(study(tmp_path, {"reference": "linear"}), tmp_path)
     assert lines[4] == (
-        "|  | chosen | validation | accuracy | less linear | attention on target | weight in / out | "
-        "trained | steps | s a step | seeds |"
+        "|  | chosen | validation | accuracy | vs. linear | attention on target | weight in / out | "
+        "trained | steps | s per step | seeds |"
     )
     assert lines[6] == (
         "| linear | learning rate 0.01 | 0.500 | 0.405 ± 0.007 |  | 0.200 ± 0.000 | 1.50 ± 0.00 | 1,234 "
@@ -109,6 +109,25 @@ def test_evaluations_have_tables_of_their_own(tmp_path: Path) -> None:
     lines = _page(config, tmp_path)
     assert "| 0.405 ± 0.007 |" in lines[6]
     assert "| 0.105 ± 0.007 |" in lines[lines.index("## small, measured at blurred") + 4]
+
+
+def test_text_is_shown_by_its_own_measures(tmp_path: Path) -> None:
+    config = study(tmp_path).model_copy(update={"task": "language"})
+    for seed in (0, 1):
+        line = {
+            "study": "small", "task": "small", "row": "toast", "point": None, "seed": seed,
+            "evaluation": None, "chosen": {"optimizer.learning_rate": 0.01}, "validation": 2.5,
+            "test": {"perplexity": 12.0, "loss": 2.485, "exact_format": 0.5, "line_f1": 0.25 + 0.1 * seed},
+            "steps": 10, "step_seconds": 2.0, "median_step_seconds": 0.5, "trainable_parameters": 1234,
+        }  # fmt: skip
+        append_line(tmp_path / "results" / "small.jsonl", line)
+    lines = _page(config, tmp_path)
+    assert "| perplexity | exact format | line F1 | loss |" in lines[4]
+    assert "| 12.00 ± 0.00 | 0.500 ± 0.000 | 0.300 ± 0.071 | 2.485 ± 0.000 |" in lines[6]
+    [drawn] = draw(config, tmp_path / "results", ".svg")
+    text = drawn.read_text()
+    assert "perplexity" in text
+    assert "attention" not in text
 
 
 def test_no_lines(tmp_path: Path) -> None:

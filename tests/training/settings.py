@@ -19,6 +19,13 @@ TINY_VIT: dict[str, Any] = {
     "pretrained": False,
     "options": {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3},
 }
+#: A ResNet of four blocks on pictures of 32 pixels.
+TINY_RESNET: dict[str, Any] = {
+    "library": "timm",
+    "name": "resnet10t",
+    "pretrained": False,
+    "options": {"channels": [8, 8, 16, 16], "pretrained_cfg_overlay": {"input_size": [3, 32, 32]}},
+}
 SENTENCES = [
     "the cook cuts the leek and salts the soup",
     "a spoon of oil warms in the pan",
@@ -106,3 +113,19 @@ def losses(folder: Path, split: str = "train") -> list[float]:
     """Returns the losses that a run has written, in order."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if row["split"] == split]
+
+
+def instructions(tmp: Path, **settings: Any) -> RunConfig:
+    """Returns a run over a few instructions, whose answers are lists of two things."""
+    rows = [
+        {"instruction": sentence, "output": "\n".join(f"- {word}" for word in sentence.split()[1:3])}
+        for sentence in SENTENCES * 4
+    ]
+    file = tmp / "instructions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = tmp / "plain.jinja"
+    template.write_text(
+        "{{ messages[0].content }}:{% generation %}{{ messages[1].content }}</s>{% endgeneration %}"
+    )
+    data = {"source": "alpaca", "root": str(file), "template": str(template), "block": 64}
+    return language(tmp, **{f"data__{name}": value for name, value in data.items()}, **settings)

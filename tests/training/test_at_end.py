@@ -12,7 +12,7 @@ from toast.commands.train import summary
 from toast.training.measuring import measure
 from toast.training.run import run
 from toast.training.run_config import RunConfig
-from toast.training.sweep import sweep
+from toast.training.sweeping import sweep
 
 CORRUPTIONS = {"noise": [1, 5], "contrast": [3]}
 

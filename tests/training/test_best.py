@@ -18,11 +18,11 @@ from tests.training.settings import losses, vision
 from toast.evaluation.choosing import best_of
 from toast.training import measurements
 from toast.training.best import Best
-from toast.training.evaluate import Measured
 from toast.training.interrupts import Interrupted
 from toast.training.log import Log
 from toast.training.run import run
 from toast.training.run_config import RunConfig
+from toast.training.split_measures import Measured
 
 #: Three steps an epoch on 24 pictures, of which six are held out to select.
 SETTINGS = {"data.validation_share": 0.25, "batch_size": 6, "epochs": 5}
@@ -148,7 +148,7 @@ def test_a_checkpoint_without_its_best_is_damaged(tmp_path: Path) -> None:
     (config.folder / "result.json").unlink()
     (checkpoint,) = (config.folder / "checkpoints").iterdir()
     (checkpoint / "best.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"best\.safetensors is not there"):
+    with pytest.raises(ValueError, match=r"best\.safetensors does not exist"):
         run(config, "tune", resume=True)
 
 

@@ -40,8 +40,8 @@ def test_numbers_with_an_exponent_are_numbers(number: str) -> None:
         ({"epochs": 2, "steps": 3}, "epochs, steps: needs one of the two"),
         ({"batch_size": 10, "micro_batches": 4}, r"multiple of micro_batches \(4\); got 10"),
         (
-            {"method": "lora", "method.start": "x"},
-            "start: belongs to toast and toast-lite; the method is lora",
+            {"method": "linear", "method.start": "x"},
+            "start: belongs to lora, toast and toast-lite; the method is linear",
         ),
         ({"method.preset": "audio"}, "preset: needs one of vision, language.*'audio'"),
         ({"method": "lora", "first_pass.mode": "cached"}, "lora: it has no frozen first pass"),
@@ -60,13 +60,13 @@ def test_all_faults_come_at_once() -> None:
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none\.yaml is not there"):
+    with pytest.raises(ValueError, match=r"none\.yaml does not exist"):
         load_config(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ValueError, match=r"needs settings by name .* got list"):
         load_config(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1\n")
-    with pytest.raises(ValueError, match=r"broken\.yaml is no YAML"):
+    with pytest.raises(ValueError, match=r"broken\.yaml is not valid YAML"):
         load_config(tmp_path / "broken.yaml")
     with pytest.raises(ValueError, match=r"needs key=value.*'seed'"):
         parse_override("seed")

@@ -24,7 +24,7 @@ from toast.training.loop import Loop, Step
 from toast.training.order import EpochBatches
 from toast.training.run import run
 from toast.training.run_config import RunConfig
-from toast.training.sweep import sweep
+from toast.training.sweeping import sweep
 
 _READ = VisionDataset.__getitem__
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+from torch import nn
 
-from tests.training.settings import language, losses, vision
+from tests.training.settings import TINY_RESNET, language, losses, vision
 from toast.training.run import Run, run
 from toast.training.run_config import RunConfig
 from toast.training.tensor_store import Store
@@ -157,6 +159,24 @@ def test_what_would_differ_is_refused_or_computed(
     assert not (tmp_path / "runs" / "first-pass").exists()
 
 
+def test_frozen_batch_norms_are_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In evaluation mode, in which they stay, they normalise each sample by itself."""
+    with pytest.raises(ValueError, match="bn1 normalises by the statistics of the batch in training"):
+        run(vision(tmp_path, model=TINY_RESNET, method="linear", first_pass__mode="cached"), "tune")
+    create = timm.create_model
+
+    def frozen(*args: Any, **kwargs: Any) -> nn.Module:
+        model: nn.Module = create(*args, **kwargs)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return model
+
+    monkeypatch.setattr(timm, "create_model", frozen)
+    computed, cached = _both(vision, tmp_path, model=TINY_RESNET, method="linear")
+    assert losses(cached.folder) == pytest.approx(losses(computed.folder), abs=1e-6)
+
+
 def test_auto_stores_up_to_a_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(vision(tmp_path, name="small", first_pass__mode="auto", first_pass__limit=1e-6), "tune")
     assert "stored it needs" in capsys.readouterr().out
@@ -182,7 +202,7 @@ def _flip(path: Path) -> None:
         (lambda place: _flip(place / "normed.bin"), "1 of 6 parts in .* the samples 12-15; computing them"),
         (lambda place: _flip(place / "parts.bin"), "1 of 6 parts in .* the samples 12-15; computing them"),
         (lambda place: (place / "header.json").write_text("[]"), "header.json needs a JSON object"),
-        (lambda place: (place / "header.json").unlink(), "header.json is not there"),
+        (lambda place: (place / "header.json").unlink(), "header.json does not exist"),
     ],
 )
 def test_what_is_damaged_is_said_and_computed_again(

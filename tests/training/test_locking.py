@@ -19,7 +19,7 @@ from tests.training.settings import losses, vision
 from toast.training import locking
 from toast.training.locking import in_turn, locked
 from toast.training.run import run
-from toast.training.sweep import sweep
+from toast.training.sweeping import sweep
 
 
 @pytest.fixture

@@ -12,18 +12,10 @@ import timm
 import torch
 from torch import nn
 
-from tests.training.settings import language, vision
+from tests.training.settings import TINY_RESNET, language, vision
 from toast.training import loop
 from toast.training.run import Run
 from toast.training.run_config import RunConfig
-
-#: A ResNet of four blocks on pictures of 32 pixels.
-TINY_RESNET: dict[str, Any] = {
-    "library": "timm",
-    "name": "resnet10t",
-    "pretrained": False,
-    "options": {"channels": [8, 8, 16, 16], "pretrained_cfg_overlay": {"input_size": [3, 32, 32]}},
-}
 
 
 def test_steps_are_made_when_they_are_asked_for(tmp_path: Path) -> None:

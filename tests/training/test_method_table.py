@@ -15,9 +15,9 @@ from tests.training.settings import language, vision
 from toast.baselines import applying as baselines
 from toast.steering import find_steering
 from toast.training.frozen_features import why_not
+from toast.training.method_config import MethodConfig
 from toast.training.method_table import METHODS, names_of
 from toast.training.preparing import Prepared, prepare
-from toast.training.run_config import MethodConfig
 
 OPTIONS: dict[str, dict[str, Any]] = {"attentive": {"method.options": {"queries": 2}}}
 

@@ -14,7 +14,7 @@ import toast
 from tests.training.settings import vision
 from toast.data.vision import transforms
 from toast.report.held_out import look_at_split
-from toast.report.samples import Counted, batches, of_split, open_split
+from toast.report.samples import TargetCounts, batches, of_split, open_split
 from toast.training.loaded import load_run
 from toast.training.measuring import measure
 from toast.training.preparing import open_all
@@ -76,7 +76,7 @@ def test_targets_in_sight_are_measured_alike_by_all(tmp_path: Path) -> None:
     some = of_split(
         open_split(config, "test"), transforms(loaded.backbone.data, train=False), None, pytest.fail
     )
-    compared = compare({"run": loaded.model}, batches(some, 3, counted := Counted()), resamples=10)
+    compared = compare({"run": loaded.model}, batches(some, 3, counted := TargetCounts()), resamples=10)
     assert (compared.in_sight, compared.out_of_sight) == (len(held), len(counted.away)) == (5, 2)
     row = compared.rows["run"]
     figures = [row[name].mean for name in ("on_target", *names[1:])]

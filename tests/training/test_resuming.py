@@ -164,7 +164,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         run(config, "tune")
     assert run(config, "tune", resume=True) == json.loads((config.folder / "result.json").read_text())
     (config.folder / "result.json").unlink()
-    with pytest.raises(ValueError, match=r"holds a run of other settings: epochs was 4, now 6\. Go on with"):
+    with pytest.raises(
+        ValueError, match=r"holds a run of other settings: epochs was 4, now 6\. Continue with"
+    ):
         run(_config(tmp_path, "run", epochs=6), "tune", resume=True)
 
 
@@ -224,8 +226,8 @@ def test_what_changes_no_result_may_change(tmp_path: Path) -> None:
     assert losses(moved.folder) == wanted
 
 
-def test_every_setting_that_may_change_is_one() -> None:
-    names = set(flat(_config(Path("x"), "x").model_dump(mode="json")))
+def test_every_setting_that_may_change_is_one(tmp_path: Path) -> None:
+    names = set(flat(_config(tmp_path, "x").model_dump(mode="json")))
     assert [name for name in MAY_CHANGE if not any(f"{each}.".startswith(f"{name}.") for each in names)] == []
 
 
@@ -282,13 +284,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "trained.safetensors is damaged: it is not what was written",
     ),
     "optimiser": (lambda at: _flip(at / "optimizer.bin"), "optimizer.bin is damaged"),
-    "removed": (lambda at: (at / "optimizer.bin").unlink(), "optimizer.bin is not there"),
-    "cut off": (lambda at: os.truncate(at / "progress.json", 100), "progress.json is damaged or no JSON"),
-    "empty": (lambda at: os.truncate(at / "progress.json", 0), "progress.json is damaged or no JSON: it is"),
+    "removed": (lambda at: (at / "optimizer.bin").unlink(), "optimizer.bin does not exist"),
+    "cut off": (lambda at: os.truncate(at / "progress.json", 100), "progress.json is damaged or not JSON"),
+    "empty": (lambda at: os.truncate(at / "progress.json", 0), "progress.json is damaged or not JSON: it is"),
     "list": (lambda at: (at / "progress.json").write_text("[]"), "progress.json needs a JSON object"),
     "utf-16": (
         lambda at: (at / "progress.json").write_text("{}", encoding="utf-16"),
-        "progress.json is damaged or no JSON: line 1 is not in UTF-8",
+        "progress.json is damaged or not JSON: line 1 is not in UTF-8",
     ),
     "negative": (lambda at: _changed(at, step=-5), "progress.json is damaged: it is not what was written"),
     "other step": (lambda at: _changed(at, step=1, checksum=None), "step needs to be that of the folder"),
@@ -316,9 +318,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     damage(newest)
     assert newest_checkpoint(folder, said.append) == before
     (line,) = said
-    assert message in line and f"Going on from the checkpoint before, {before.name}" in line
+    assert message in line and f"Continuing from the checkpoint before, {before.name}" in line
     damage(before)
-    with pytest.raises(ValueError, match=r"(?s)no checkpoint to go on from.*To start from the beginning"):
+    with pytest.raises(ValueError, match=r"(?s)no checkpoint to continue from.*To start from the beginning"):
         newest_checkpoint(folder)
 
 

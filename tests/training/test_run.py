@@ -92,11 +92,11 @@ def test_packed_documents_that_see_each_other_are_told(
 ) -> None:
     settings = {"data.packing": "documents", "data.block": 60, "batch_size": 2, "epochs": 1}
     run(language(tmp_path, name="apart", **settings), "tune")
-    assert "see each other" not in capsys.readouterr().out
+    assert "attend to each other" not in capsys.readouterr().out
     # Prompt tuning makes positions of its own.
     with pytest.warns(UserWarning, match="[Pp]osition ids"):
         run(language(tmp_path, name="joined", method="vpt-shallow", **settings), "tune")
-    assert "see each other" in capsys.readouterr().out
+    assert "attend to each other" in capsys.readouterr().out
 
 
 def test_pretuning_then_tuning(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_tuning_starts_from_an_official_checkpoint(tmp_path: Path, name: str, of
     wanted = state["decoders.1.linear.weight"].float()
     torch.testing.assert_close(held[f"{layer}.weight"], wanted, atol=1e-6, rtol=0)
     assert load_run(config.folder).model.peft_config["default"].value_bias == "twice"
-    with pytest.raises(ValueError, match=r"method\.start: nowhere is not there"):
+    with pytest.raises(ValueError, match=r"method\.start: nowhere does not exist"):
         run(vision(tmp_path, name="x", method={"name": "toast", "start": "nowhere"}), "tune")
 
 
@@ -247,7 +247,7 @@ def test_bad_pictures_of_what_is_measured_are_counted_named_and_stop_a_run(
         path.write_bytes(path.read_bytes()[:60])
     result = run(config, "tune")
     assert result[split]["samples"] == 4 and len(result["bad_samples"]) == 4
-    assert capsys.readouterr().out.count(f"left out of {split}: ") == 4
+    assert capsys.readouterr().out.count(f"skipped in {split}: ") == 4
     measured = measure(config.folder, split=split, predictions=tmp_path / "said.jsonl")
     assert measured["classes"] == ["class0", "class1", "class2"] and len(measured["bad_samples"]) == 4
     assert len((tmp_path / "said.jsonl").read_text().splitlines()) == 4

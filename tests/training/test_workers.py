@@ -61,7 +61,7 @@ def test_a_process_that_is_killed_is_a_message() -> None:
         "    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("workers: a process that loads data was ended: ")
+    assert done.stdout.startswith("workers: a data loading process was killed: ")
     assert "too little memory" in done.stdout
 
 

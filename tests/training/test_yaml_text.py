@@ -58,7 +58,7 @@ def test_text_is_written_so_that_it_stays_text(text: str) -> None:
             "levels with its aliases",
         ),
         ("#" * 2**20, "characters; a configuration has at most"),
-        ("a: [1\n", "is no YAML"),
+        ("a: [1\n", "is not valid YAML"),
     ],
     ids=["section", "key", "itself", "mapping", "deep", "bomb", "chain", "large", "broken"],
 )

@@ -16,10 +16,12 @@ from torch import Tensor
 from tests import zoo
 from tests.models import images, vit
 from tests.visual.seen import steer
-from toast.visual.figure import Panel, Row, _Drawing, draw
+from toast.visual.figure import _Drawing, draw
+from toast.visual.looks import looks_of
 from toast.visual.maps import look
+from toast.visual.panels import Panel, Row, row_of
 from toast.visual.pixels import Preparation, find_preparation, open_picture
-from toast.visual.visualizing import panels, visualize
+from toast.visual.visualizing import visualize
 
 
 def to_pixels(picture: Image.Image) -> Tensor:
@@ -63,7 +65,8 @@ def test_the_same_drawing_is_the_same_file(tmp_path: Path) -> None:
 def test_both_attentions_have_one_scale_and_the_difference_its_own() -> None:
     model, x = steered()
     views = look(model, x)
-    made = {panel.caption: panel for panel in panels(views, 0, "input", torch.tensor([0, 0, 8, 8]))}
+    box = torch.tensor([[0, 0, 8, 8]] * 2)
+    made = {panel.caption: panel for panel in row_of(looks_of(views, box)[0], x[0]).panels}
     share = float(views.frozen.values[0, :2, :2].sum())
     frozen = made[f"frozen attention: {share:.2f} in the box"]
     (refocused,) = [panel for caption, panel in made.items() if caption.startswith("refocused")]
@@ -74,9 +77,13 @@ def test_both_attentions_have_one_scale_and_the_difference_its_own() -> None:
     assert difference.low == -difference.high
     assert difference.high == pytest.approx(float(views.difference.values[0].abs().max()))
     assert len(made) == 6
-    assert len(panels(look(vit(), x), 0, "input")) == 2
-    nothing = panels(look(vit(), x, method="grad-cam", target=lambda output: 0 * output[:, 0]), 0, "input")
-    assert nothing[1].unit == "0 everywhere"
+
+    def plain(**options: Any) -> Row:
+        return row_of(looks_of(look(vit(), x, **options))[0], x[0])
+
+    assert [panel.caption for panel in plain().panels] == ["input", "attention"]
+    nothing = plain(method="grad-cam", target=lambda output: 0 * output[:, 0])
+    assert nothing.panels[1].unit == "0 everywhere"
 
 
 @pytest.mark.parametrize("size", [(16, 160), (160, 16), (12, 40)], ids=str)
@@ -85,7 +92,11 @@ def test_no_size_breaks_the_layout(size: tuple[int, int]) -> None:
     height, width = size
     values = torch.rand(4, 5)
     made = [
-        Panel("a caption of some more words than fit in one line " * 2, values, (height / 4, width / 5))
+        Panel(
+            "a caption of some more words than fit in one line " * 2,
+            values=values,
+            cell=(height / 4, width / 5),
+        )
     ] * 6
     row = Row(torch.rand(height, width, 3), made, [0, 0, 4, 4], dict.fromkeys(range(40), 1.0), 3)
     drawing = _Drawing([row], "x" * 300 + " $a$ and 名 and \n more", smooth=True)
@@ -169,7 +180,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     broken.write_bytes(b"\x89PNG no picture")
     for given, options, message in [
         ([tmp_path / "none.png"], {"processor": to_pixels}, "there is no file '.*none.png'"),
-        ([broken], {"processor": to_pixels}, "is no picture that Pillow can read"),
+        ([broken], {"processor": to_pixels}, "is not a picture that Pillow can read"),
         ([3], {"processor": to_pixels}, "needs paths, pictures of Pillow or pixels"),
         ([], {"processor": to_pixels}, "needs at least one picture"),
         ([broken], {}, "VisionTransformer does not say how its pictures are prepared. Pass processor="),

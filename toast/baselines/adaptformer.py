@@ -95,14 +95,14 @@ def make_adapters(
     if bottleneck < 1:
         raise ValueError(f"bottleneck: needs at least 1 channel; got {bottleneck}.")
     if not 0 <= dropout < 1:
-        raise ValueError(f"dropout: needs a share from 0 to below 1; got {dropout}.")
+        raise ValueError(f"dropout: needs a fraction from 0 to below 1; got {dropout}.")
     anatomy = find_anatomy(model)
     widths = {unit.block: unit.width for unit in anatomy.units}
     made: dict[str, list[ParallelAdapter]] = {}
     for index, path in enumerate(anatomy.blocks):
         block = anatomy.trunk.get_submodule(path)
         if NAME in block._modules:
-            raise ValueError(f"{type(model).__name__} has adapters already; remove_adapters takes them off.")
+            raise ValueError(f"{type(model).__name__} has adapters already; remove_adapters removes them.")
         first = next(p for p in block.parameters() if p.is_floating_point())
         made[path] = [
             ParallelAdapter(widths[index], bottleneck, scale, dropout).to(
@@ -164,7 +164,7 @@ def remove_adapters(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If it has none.
     """
-    remove_added(model, ParallelAdapter, NAME, "no adapters; add_adapters puts some in")
+    remove_added(model, ParallelAdapter, NAME, "no adapters; add_adapters adds some")
     return model
 
 

@@ -101,7 +101,7 @@ def make_probe(model: nn.Module, queries: int = 8) -> tuple[Anatomy, nn.Module, 
             f"{type(trunk).__name__} (family {family.name})."
         )
     if NAME in trunk._modules:
-        raise ValueError(f"{type(trunk).__name__} has a probe already; remove_probe(model) takes it off.")
+        raise ValueError(f"{type(trunk).__name__} has a probe already; remove_probe(model) removes it.")
     name, head = head_of(model)
     if not isinstance(head, nn.Linear):
         raise ValueError(  # noqa: TRY004 - the model does not fit, not the argument's type
@@ -159,7 +159,7 @@ def remove_probe(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If it has none.
     """
-    remove_added(model, AttentivePool, NAME, "no attentive probe; add_probe puts one in")
+    remove_added(model, AttentivePool, NAME, "no attentive probe; add_probe adds one")
     return model
 
 

@@ -83,8 +83,9 @@ class Prompts(Added):
         """
         if kwargs.get("attn_mask") is not None or kwargs.get("is_causal"):
             raise ValueError(
-                "attn_mask, is_causal: a model with prompts needs full attention, for a mask says nothing of "
-                "them; got a restricted one. Take the prompts off with remove_prompts, or call without."
+                "attn_mask, is_causal: a model with prompts needs full attention, since a mask does not "
+                "cover them; got a restricted one. Remove the prompts with remove_prompts, or call without a "
+                "mask."
             )
         x, *rest = args
         prompts = self.dropout(self.tokens[index].expand(len(x), -1, -1)).to(x.dtype)
@@ -112,7 +113,7 @@ def make_prompts(model: nn.Module, count: int, deep: bool, dropout: float = 0.0)
     if count < 1:
         raise ValueError(f"count: needs at least 1 prompt; got {count}.")
     if not 0 <= dropout < 1:
-        raise ValueError(f"dropout: needs a share from 0 to below 1; got {dropout}.")
+        raise ValueError(f"dropout: needs a fraction from 0 to below 1; got {dropout}.")
     anatomy = find_anatomy(model)
     trunk: Any = anatomy.trunk
     if anatomy.family.name not in PROMPTABLE:
@@ -122,7 +123,7 @@ def make_prompts(model: nn.Module, count: int, deep: bool, dropout: float = 0.0)
             "have PEFT's PromptTuningConfig and PrefixTuningConfig."
         )
     if NAME in trunk._modules:
-        raise ValueError(f"{type(trunk).__name__} has prompts already; remove_prompts(model) takes them off.")
+        raise ValueError(f"{type(trunk).__name__} has prompts already; remove_prompts(model) removes them.")
     first = next(p for p in trunk.get_submodule(anatomy.blocks[0]).parameters() if p.is_floating_point())
     blocks = len(anatomy.blocks) if deep else 1
     prompts = Prompts(blocks, count, anatomy.width, _patch_size(trunk), dropout)
@@ -176,7 +177,7 @@ def remove_prompts(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If it has none.
     """
-    for trunk in remove_added(model, Prompts, NAME, "no prompts; add_prompts puts some in"):
+    for trunk in remove_added(model, Prompts, NAME, "no prompts; add_prompts adds some"):
         trunk.__dict__.pop("forward_intermediates", None)
     return model
 
@@ -189,6 +190,6 @@ def _patch_size(trunk: nn.Module) -> int:
 
 def _refuse_intermediates(*_: Any, **__: Any) -> NoReturn:
     raise ValueError(
-        "forward_intermediates: between the blocks, shallow prompts stand among the tokens. Use deep ones, "
-        "which no block hands on."
+        "forward_intermediates: between the blocks, shallow prompts are among the tokens. Use deep ones, "
+        "which are not passed from block to block."
     )

@@ -92,7 +92,7 @@ def read_method(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder, METHOD)
     if not path.is_file():
-        raise ValueError(f"{path} is not there; needs a folder that save_trained wrote.")
+        raise ValueError(f"{path} does not exist; needs a folder that save_trained wrote.")
     method = read_json(path)
     if method.get("format") != FORMAT:
         raise ValueError(f"{path}: needs format {FORMAT}; got {method.get('format')!r}.")

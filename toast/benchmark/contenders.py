@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import toast
 from toast.baselines.applying import apply_method
@@ -14,6 +16,32 @@ from toast.benchmark.textbook import TextbookLlama, TextbookVit
 
 CLASSES = 100
 PROMPTS = 10
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how contenders run.
+
+    Args:
+        device: The device.
+        dtype: Precision of the products; anything but float32 runs under autocast.
+        compiled: Whether models are compiled.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    compiled: bool = False
+
+    def put(self, model: Any) -> Any:
+        """Returns a model on the device, compiled if that is asked for."""
+        model = model.to(self.device)
+        if self.compiled:
+            model.compile()
+        return model
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Returns the context that models are called in."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
 @dataclass(frozen=True)
@@ -26,6 +54,7 @@ class Size:
         llama: Sizes of the Llama, fields of its configuration.
         prompt: Tokens of the prompt, and tokens that are added.
         prefill: Tokens of the long prompt.
+        place: Where and how they run.
     """
 
     vit: str
@@ -33,6 +62,15 @@ class Size:
     llama: dict[str, int]
     prompt: int
     prefill: int
+    place: Place = field(default_factory=Place)
+
+    def images(self, batch: int) -> Tensor:
+        """Returns random pictures on the device."""
+        return torch.randn(batch, 3, self.image, self.image, device=self.place.device)
+
+    def text(self, tokens: int) -> Tensor:
+        """Returns a random text on the device."""
+        return torch.randint(1, self.llama["vocab_size"], (1, tokens), device=self.place.device)
 
 
 FULL = Size(
@@ -93,6 +131,18 @@ def half(model: Any) -> int:
     return len(model.blocks if hasattr(model, "blocks") else model.model.layers) // 2
 
 
+def without_lower(model: Any, blocks: int) -> Any:
+    """Takes the lowest blocks out of a model: what is left is what a partly steered one runs twice."""
+    if hasattr(model, "blocks"):
+        model.blocks = model.blocks[blocks:]
+    else:
+        model.model.layers = model.model.layers[blocks:]
+        for number, layer in enumerate(model.model.layers):
+            layer.self_attn.layer_idx = number
+        model.config.num_hidden_layers -= blocks
+    return model
+
+
 def visions(size: Size) -> dict[str, Callable[[], Any]]:
     """Returns how to make each vision model, by name."""
 
@@ -102,32 +152,53 @@ def visions(size: Size) -> dict[str, Callable[[], Any]]:
             options["steer_from"] = half(model)
         return toast.wrap(model, modules_to_save=["head"], **options)
 
-    return {
-        "plain": lambda: vit(size),
-        "full tuning": lambda: vit(size),
-        "LoRA": lambda: lora(vit(size), target_modules=["qkv"], modules_to_save=["head"]),
-        "VPT-deep": lambda: vpt_deep(vit(size)),
-        "textbook": lambda: TextbookVit(vit(size)),
-        "TOAST": lambda: steered(),
-        "TOAST-Lite": lambda: steered(lora_rank=4),
-        "TOAST, top half": lambda: steered(top_half=True),
-        "TOAST, fused": lambda: fused(steered()),
-        "TOAST, fused, top half": lambda: fused(steered(top_half=True)),
-    }
+    return _placed(
+        size,
+        {
+            "plain": lambda: vit(size),
+            "plain, top half": lambda: without_lower(vit(size), half(vit(size))),
+            "LoRA, top half": lambda: lora(
+                without_lower(vit(size), half(vit(size))), target_modules=["qkv"], modules_to_save=["head"]
+            ),
+            "full tuning": lambda: vit(size),
+            "LoRA": lambda: lora(vit(size), target_modules=["qkv"], modules_to_save=["head"]),
+            "VPT-deep": lambda: vpt_deep(vit(size)),
+            "textbook": lambda: TextbookVit(vit(size)),
+            "TOAST": lambda: steered(),
+            "TOAST-Lite": lambda: steered(lora_rank=4),
+            "TOAST, top half": lambda: steered(top_half=True),
+            "TOAST, fused": lambda: fused(steered()),
+            "TOAST, fused, top half": lambda: fused(steered(top_half=True)),
+        },
+    )
 
 
 def languages(size: Size) -> dict[str, Callable[[], Any]]:
     """Returns how to make each language model, by name."""
 
-    def steered(top_half: bool = False) -> Any:
+    def steered(top_half: bool = False, tokens: str = "all") -> Any:
         model = llama(size)
-        return toast.wrap(model, steer_from=half(model) if top_half else 0).eval()
+        return toast.wrap(model, steer_from=half(model) if top_half else 0, steer_tokens=tokens).eval()
 
-    return {
-        "plain": lambda: llama(size),
-        "LoRA": lambda: lora(llama(size), target_modules=["q_proj", "k_proj", "v_proj"]).eval(),
-        "textbook": lambda: TextbookLlama(llama(size)).eval(),
-        "TOAST": steered,
-        "TOAST, fused": lambda: fused(steered()),
-        "TOAST, fused, top half": lambda: fused(steered(top_half=True)),
-    }
+    return _placed(
+        size,
+        {
+            "plain": lambda: llama(size),
+            "plain, top half": lambda: without_lower(llama(size), half(llama(size))),
+            "LoRA": lambda: lora(llama(size), target_modules=["q_proj", "k_proj", "v_proj"]).eval(),
+            "textbook": lambda: TextbookLlama(llama(size)).eval(),
+            "TOAST": steered,
+            "TOAST, prompt alone": lambda: steered(tokens="prompt"),
+            "TOAST, fused": lambda: fused(steered()),
+            "TOAST, fused, top half": lambda: fused(steered(top_half=True)),
+        },
+    )
+
+
+def _placed(size: Size, makers: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
+    """Returns makers of the same models where and how they are to run."""
+
+    def placed(make: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: size.place.put(make())
+
+    return {name: placed(make) for name, make in makers.items()}

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,33 +20,82 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import toast
-from toast.benchmark.contenders import CLASSES, FULL, SMALL, Size, fused, languages, visions
+from toast.benchmark.contenders import (
+    CLASSES,
+    FULL,
+    SMALL,
+    Size,
+    fused,
+    languages,
+    visions,
+    vit,
+    without_lower,
+)
 from toast.benchmark.textbook import TextbookLlama, cache_keyword
-from toast.benchmark.timing import Ratio, in_turns
+from toast.benchmark.timing import Contender, Ratio, in_turns
+
+#: What is run twice, and so what a forward pass cannot cost less than.
+TWICE, HALF_TWICE = ("plain", "plain"), ("plain", "plain, top half")
+
+
+def _floor(name: str) -> tuple[str, ...]:
+    """Returns the contenders whose costs together a forward pass cannot lie below; none for peers."""
+    if not name.startswith(("TOAST", "textbook")):
+        return ()
+    if "prompt alone" in name:
+        return ("plain",)
+    return HALF_TWICE if "top half" in name else TWICE
+
+
+def _forwards(
+    models: Mapping[str, Any], names: list[str], run: Callable[[Any], object]
+) -> dict[str, Contender]:
+    """Returns contenders that run models, with those that floors are made of."""
+    made = {name: partial(run, models[name]()) for name in ("plain", "plain, top half", *names)}
+    return {
+        name: Contender(each, _floor(name), shown=name != "plain, top half") for name, each in made.items()
+    }
 
 
 def forward(size: Size, names: list[str], batch: int, rounds: int) -> dict[str, Ratio]:
     """Times a forward pass without gradients, against the plain model."""
-    images = torch.randn(batch, 3, size.image, size.image)
-    models = {name: visions(size)[name]().eval() for name in ("plain", *names)}
-    with torch.inference_mode():
-        return in_turns({name: partial(m, images) for name, m in models.items()}, "plain", rounds)
+    images = size.images(batch)
+    with torch.inference_mode(), size.place.autocast():
+        contenders = _forwards(visions(size), names, lambda model: model.eval()(images))
+        return in_turns(contenders, "plain", rounds, device=size.place.device)
 
 
 def depth(size: Size, batches: list[int], rounds: int) -> dict[str, Ratio]:
     """Times a fused forward pass by batch size and by the block from which it is steered, against plain."""
-    model = visions(size)["plain"]()
+    model = vit(size).eval()
     blocks = len(model.blocks)
     starts = sorted({0, blocks // 4, blocks // 2, 3 * blocks // 4, blocks - 1})
-    steered = {start: fused(toast.wrap(copy.deepcopy(model), steer_from=start)) for start in starts}
+    put = size.place.put
+    steered = {start: put(fused(toast.wrap(copy.deepcopy(model), steer_from=start))) for start in starts}
+    upper = {start: put(without_lower(copy.deepcopy(model), start)) for start in starts}
+    plain = put(model)
     found: dict[str, Ratio] = {}
     for batch in batches:
-        images = torch.randn(batch, 3, size.image, size.image)
-        runs = {"plain": partial(model.eval(), images)}
-        runs |= {f"batch {batch}, from block {start}": partial(m, images) for start, m in steered.items()}
-        with torch.inference_mode():
-            found |= in_turns(runs, "plain", rounds)
+        images = size.images(batch)
+        runs = {"plain": Contender(partial(plain, images))}
+        for start in starts:
+            runs[f"upper {start}"] = Contender(partial(upper[start], images), shown=False)
+            runs[f"batch {batch}, from block {start}"] = Contender(
+                partial(steered[start], images), ("plain", f"upper {start}")
+            )
+        with torch.inference_mode(), size.place.autocast():
+            found |= in_turns(runs, "plain", rounds, device=size.place.device)
     return found
+
+
+#: What a training step cannot cost less than, by what is steered and whether the first pass is stored. Two
+#: passes need the forward and the gradients of activations, as LoRA does, and one more forward pass.
+_STEP_FLOORS = {
+    (False, False): ("LoRA", "forward"),
+    (False, True): ("LoRA",),
+    (True, False): ("LoRA, top half", "forward"),
+    (True, True): ("LoRA, top half",),
+}
 
 
 def step(size: Size, names: list[str], batch: int, rounds: int) -> dict[str, Ratio]:
@@ -52,24 +103,40 @@ def step(size: Size, names: list[str], batch: int, rounds: int) -> dict[str, Rat
 
     `… , stored` is the contender of that name on a first pass that is stored.
     """
-    images = torch.randn(batch, 3, size.image, size.image)
-    return in_turns({name: stepper(size, name, images) for name in ("LoRA", *names)}, "LoRA", rounds)
+    images = size.images(batch)
+    plain = visions(size)["plain"]().train()
+
+    def forward_alone() -> None:
+        with torch.no_grad(), size.place.autocast():
+            plain(images)
+
+    contenders = {"LoRA": Contender(stepper(size, "LoRA", images))}
+    contenders |= {
+        "LoRA, top half": Contender(stepper(size, "LoRA, top half", images), shown=False),
+        "forward": Contender(forward_alone, shown=False),
+    }
+    for name in names:
+        steered = name.startswith(("TOAST", "textbook"))
+        floor = _STEP_FLOORS["top half" in name, name.endswith(", stored")] if steered else ()
+        contenders[name] = Contender(stepper(size, name, images), floor)
+    return in_turns(contenders, "LoRA", rounds, device=size.place.device)
 
 
 def stepper(size: Size, name: str, images: Tensor) -> Callable[[], object]:
     """Returns a training step of a contender."""
     model: nn.Module = visions(size)[name.removesuffix(", stored")]().train()
-    labels = torch.randint(0, CLASSES, (len(images),))
+    labels = torch.randint(0, CLASSES, (len(images),), device=images.device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-    stored = toast.first_pass(model, images) if name.endswith(", stored") else None
+    stored = None
+    if name.endswith(", stored"):
+        with size.place.autocast():
+            stored = toast.first_pass(model, images)
 
     def run() -> None:
-        if stored is None:
+        given = nullcontext() if stored is None else toast.given_first_pass(model, stored)
+        with given, size.place.autocast():
             loss = F.cross_entropy(model(images), labels)
-        else:
-            with toast.given_first_pass(model, stored):
-                loss = F.cross_entropy(model(images), labels)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -78,31 +145,65 @@ def stepper(size: Size, name: str, images: Tensor) -> Callable[[], object]:
 
 
 def memory(size: Size, names: list[str], batch: int) -> dict[str, Ratio]:
-    """Compares the peak memory of a process that trains two steps with that of LoRA; one process each."""
-    kind = "small" if size == SMALL else "full"
-    peaks = {}
-    for name in ("LoRA", *names):
-        command = [sys.executable, "-m", "toast.benchmark.costs", kind, name, str(batch)]
-        peaks[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    """Compares the peak memory of two training steps with that of LoRA's; on a CPU, a process each."""
+    if size.place.device.type == "cpu":
+        peaks = {name: _peak_of_process(size, name, batch) for name in ("LoRA", *names)}
+    else:
+        peaks = {name: _peak_of_device(size, name, batch) for name in ("LoRA", *names)}
     return {name: Ratio.of([peak / peaks["LoRA"]]) for name, peak in peaks.items() if name != "LoRA"}
+
+
+def _peak_of_process(size: Size, name: str, batch: int) -> float:
+    kind = "full" if size.vit == FULL.vit else "small"
+    command = [sys.executable, "-m", "toast.benchmark.costs", kind, name, str(batch)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _peak_of_device(size: Size, name: str, batch: int) -> float:
+    torch.accelerator.empty_cache()
+    torch.accelerator.reset_peak_memory_stats()
+    run = stepper(size, name, size.images(batch))
+    run()
+    run()
+    return float(torch.accelerator.max_memory_allocated())
+
+
+def waits(size: Size, names: list[str], batch: int) -> dict[str, Ratio]:
+    """Counts how often the host waits for the device in a training step; CUDA alone says so.
+
+    LoRA's are those of the loop and the libraries; what a contender has more is its own.
+    """
+    if size.place.device.type != "cuda":
+        return {}
+    found = {}
+    for name in ("LoRA", *names):
+        run = stepper(size, name, size.images(batch))
+        run()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                run()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        found[name] = Ratio.of([float(sum("synchronizing" in str(each.message) for each in caught))])
+    return found
 
 
 def decode(size: Size, names: list[str], rounds: int) -> dict[str, Ratio]:
     """Compares tokens per second of greedy decoding, batch 1, after a prompt of as many tokens."""
-    prompt = torch.randint(1, size.llama["vocab_size"], (1, size.prompt))
-    models = {name: languages(size)[name]() for name in ("plain", *names)}
-    with torch.inference_mode():
-        runs = {name: partial(continued, m, prompt, size.prompt) for name, m in models.items()}
-        return in_turns(runs, "plain", rounds, higher_is_better=True)
+    prompt = size.text(size.prompt)
+    with torch.inference_mode(), size.place.autocast():
+        runs = _forwards(languages(size), names, lambda model: continued(model, prompt, size.prompt))
+        return in_turns(runs, "plain", rounds, higher_is_better=True, device=size.place.device)
 
 
 def prefill(size: Size, names: list[str], rounds: int) -> dict[str, Ratio]:
     """Times the first step of decoding after a long prompt, against the plain model."""
-    prompt = torch.randint(1, size.llama["vocab_size"], (1, size.prefill))
-    models = {name: languages(size)[name]() for name in ("plain", *names)}
-    with torch.inference_mode():
-        runs = {name: partial(continued, m, prompt, 1) for name, m in models.items()}
-        return in_turns(runs, "plain", rounds)
+    prompt = size.text(size.prefill)
+    with torch.inference_mode(), size.place.autocast():
+        runs = _forwards(languages(size), names, lambda model: continued(model, prompt, 1))
+        return in_turns(runs, "plain", rounds, device=size.place.device)
 
 
 def continued(model: Any, prompt: Tensor, count: int) -> Tensor:
@@ -124,7 +225,7 @@ def continued(model: Any, prompt: Tensor, count: int) -> Tensor:
 
 def checkpoint(size: Size) -> dict[str, Ratio]:
     """Compares the parameters in a saved adapter (without the head) with those of the backbone."""
-    model = visions(size)["plain"]()
+    model = vit(size)
     backbone = sum(p.numel() for p in model.parameters())
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +252,7 @@ def help_seconds(rounds: int) -> Ratio:
 def _peak(kind: str, name: str, batch: int) -> int:
     """Returns the peak memory of this process after two training steps, in KiB."""
     size = SMALL if kind == "small" else FULL
-    run = stepper(size, name, torch.randn(batch, 3, size.image, size.image))
+    run = stepper(size, name, size.images(batch))
     run()
     run()
     status = Path("/proc/self/status")

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from toast.benchmark import costs
-from toast.benchmark.contenders import FULL, SMALL, Size
+from toast.benchmark.contenders import FULL, SMALL, Place, Size
 from toast.benchmark.picture import draw
 from toast.benchmark.timing import Ratio
 from toast.files.atomic import beside, strict_json, try_folder
 
 Results = dict[str, dict[str, Ratio]]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STEPS = [
     "full tuning", "VPT-deep", "textbook", "TOAST", "TOAST-Lite", "TOAST, stored", "TOAST-Lite, stored",
     "TOAST, top half", "TOAST, top half, stored",
@@ -62,10 +63,16 @@ MEASURES: dict[str, Measure] = {
         "peak memory of a training process, batch 16, × LoRA's",
         lambda size, n: costs.memory(size, [*_STEPS[:5], *_STEPS[7:8]], 16),
     ),
+    "waits": Measure(
+        "waits of the host for the device in a training step, batch 16 (CUDA)",
+        lambda size, n: costs.waits(size, [*_STEPS[2:8]], 16),
+    ),
     "decode": Measure(
         "tokens per second, batch 1, × plain",
         lambda size, n: costs.decode(
-            size, ["LoRA", "textbook", "TOAST", "TOAST, fused", "TOAST, fused, top half"], n
+            size,
+            ["LoRA", "textbook", "TOAST", "TOAST, fused", "TOAST, fused, top half", "TOAST, prompt alone"],
+            n,
         ),
     ),
     "prefill": Measure(
@@ -81,7 +88,16 @@ MEASURES: dict[str, Measure] = {
 }  # fmt: skip
 
 
-def run(out: Path, only: list[str], rounds: int, threads: int | None, small: bool) -> Results:
+def run(
+    out: Path,
+    only: list[str],
+    rounds: int,
+    threads: int | None,
+    small: bool,
+    device: str = "cpu",
+    dtype: str = "float32",
+    compiled: bool = False,
+) -> Results:
     """Runs measures and writes `benchmark.json` after each.
 
     Args:
@@ -90,13 +106,17 @@ def run(out: Path, only: list[str], rounds: int, threads: int | None, small: boo
         rounds: Rounds of each comparison.
         threads: Threads of PyTorch; None leaves its choice.
         small: Whether to use tiny models, to see that it runs.
+        device: `cpu`, `cuda`, `mps`, `xpu`, or `auto` for the accelerator that there is.
+        dtype: `float32`, or `bfloat16` or `float16`, both under autocast.
+        compiled: Whether models are compiled.
 
     Raises:
-        ValueError: If a measure is unknown.
+        ValueError: If a measure or precision is unknown, or the device is not there.
     """
     unknown = sorted(set(only) - MEASURES.keys())
     if unknown:
         raise ValueError(f"only: needs some of {', '.join(MEASURES)}; got {', '.join(unknown)}.")
+    size = replace(SMALL if small else FULL, place=place_of(device, dtype, compiled))
     try_folder(out, "out")
     if threads is not None:
         torch.set_num_threads(threads)
@@ -105,23 +125,52 @@ def run(out: Path, only: list[str], rounds: int, threads: int | None, small: boo
     found: Results = {}
     for name in only or MEASURES:
         measure = MEASURES[name]
-        found[name] = measure.run(SMALL if small else FULL, rounds)
-        print(_table(measure.title, found[name]), flush=True)  # noqa: T201 - a command's output
-        _write(out / "benchmark.json", found)
+        found[name] = measure.run(size, rounds)
+        if not found[name]:
+            print(f"{measure.title}: not on this device\n", flush=True)  # noqa: T201 - a command's output
+            continue
+        print(_table(measure.title, found[name]), flush=True)  # noqa: T201
+        _write(out / "benchmark.json", found, size)
         if name == "depth":
             draw(found[name], out / "depth.png")
     print(f"written: {out / 'benchmark.json'}")  # noqa: T201
     return found
 
 
+def place_of(device: str, dtype: str, compiled: bool) -> Place:
+    """Returns where and how the contenders run.
+
+    Raises:
+        ValueError: If the precision is unknown, or the device is not there.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype: needs one of {', '.join(_DTYPES)}; got {dtype!r}.")
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device == "auto":
+        device = "cpu" if there is None else there.type
+    if device != "cpu" and (there is None or there.type != device):
+        raise ValueError(
+            f"device: needs cpu, or the accelerator that PyTorch finds here, {there or 'which is none'}; got "
+            f"{device!r}."
+        )
+    return Place(torch.device(device), _DTYPES[dtype], compiled)
+
+
+def card(device: torch.device) -> str:
+    """Returns the name of a device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def _table(title: str, ratios: dict[str, Ratio]) -> str:
     width = max(len(name) for name in ratios)
     lines = [f"  {name:{width}}  {ratio}" for name, ratio in ratios.items()]
-    return "\n".join([f"{title}: median (least to greatest)", *lines, ""])
+    return "\n".join([f"{title}: median (its 95% interval), CPU time, FLOPs, floor", *lines, ""])
 
 
-def _write(path: Path, found: Results) -> None:
+def _write(path: Path, found: Results, size: Size) -> None:
+    place = size.place
     machine: dict[str, Any] = {
+        "device": card(place.device), "dtype": str(place.dtype), "compiled": place.compiled,
         "torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine(),
     }  # fmt: skip
     ratios = {name: {who: ratio.as_dict() for who, ratio in each.items()} for name, each in found.items()}

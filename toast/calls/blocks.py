@@ -12,8 +12,8 @@ from toast.passes import Pass
 from toast.thread_state import running
 
 REPLACED = (
-    "{} was replaced on this instance (by a device hook of Accelerate, for example), which select_from and "
-    "the checkpointing of timm do not go together with."
+    "{} was replaced on this instance (by a device hook of Accelerate, for example), which does not work "
+    "with select_from or with timm's activation checkpointing."
 )
 
 

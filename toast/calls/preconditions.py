@@ -37,7 +37,7 @@ def _refuse_wrapped_values(steering: WrappedModel) -> None:
             active = [name for name in outer.active_adapters if name in outer._get_available_adapters()]
             if active:
                 raise ValueError(
-                    f"adapter {', '.join(active)} ({type(outer).__name__}) stands around the steered "
+                    f"adapter {', '.join(active)} ({type(outer).__name__}) wraps the steered "
                     f"projection {layer.unit.path!r}, so it would act on x and not on "
                     "x + s. Leave that module out of its target_modules, merge it before wrapping, or "
                     "make one of the two active."
@@ -50,7 +50,7 @@ def _refuse_dropped_tokens(steering: WrappedModel) -> None:
     if steering.trunk.training and rate > 0:
         raise ValueError(
             f"the trunk drops tokens at random in training (patch_drop_rate={rate}), and would drop "
-            "others in each of the two passes. Create the model with patch_drop_rate=0."
+            "different ones in each pass. Create the model with patch_drop_rate=0."
         )
 
 

@@ -88,7 +88,7 @@ class SteeredMethod(StandIn):
         if this is not None and this.owner is steering:
             return steering.plain(self.name)(*args, **kwargs)  # the trunk's own methods call each other
         with steering.holding_adapter() as adapter:
-            if adapter is None:
+            if adapter is None or steering.continues_prompt(self, adapter, args, kwargs):
                 with running(Pass(steering, 0)):
                     return steering.plain(self.name)(*args, **kwargs)
             replayed = replayed_output(steering)

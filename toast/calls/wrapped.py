@@ -47,6 +47,12 @@ class WrappedModel(ABC):
         """Runs a method of the trunk in two passes and returns the second's output."""
 
     @abstractmethod
+    def continues_prompt(
+        self, method: Any, adapter: Adapter, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether a call continues a text whose prompt alone is steered, and so runs once."""
+
+    @abstractmethod
     def plain(self, name: str) -> Callable[..., Any]:
         """Returns a method of the trunk without steering."""
 
@@ -133,8 +139,8 @@ class WrappedModel(ABC):
 
 OFFLOADED = (
     "parameters that are trained were offloaded when the wrapped model was dispatched; an optimiser would "
-    "hold none that get a gradient. Dispatch the model before toast.wrap, or, before the optimiser is made, "
-    "call it once under torch.no_grad(), which takes them back."
+    "hold parameters that get no gradient. Dispatch the model before toast.wrap, or, before the optimiser "
+    "is made, call it once under torch.no_grad(), which takes them back."
 )
 
 

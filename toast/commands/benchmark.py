@@ -15,9 +15,12 @@ def benchmark(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each comparison.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: PyTorch's choice.")] = None,
-    small: Annotated[bool, typer.Option("--small", help="Tiny models, to see that it runs.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps, xpu, or auto: the accelerator here.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32; bfloat16 or float16 under autocast.")] = "float32",
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the models.")] = False,
+    small: Annotated[bool, typer.Option("--small", help="Tiny models, to check that it runs.")] = False,
 ) -> None:
-    """Compare what TOAST costs with the plain model, LoRA and others: interleaved, ratios only."""
+    """Measure the cost of TOAST relative to the plain model, LoRA and others, interleaved."""
     from toast.benchmark.suite import run
 
-    run(out, only or [], rounds, threads, small)
+    run(out, only or [], rounds, threads, small, device, dtype, compiled)

@@ -23,12 +23,12 @@ from toast.commands.view_options import (
 from toast.files.atomic import try_folder
 
 if TYPE_CHECKING:
-    from toast.report.opening import Opened
+    from toast.report.opening import OpenedModel
 
 
 def compare(
     places: Annotated[
-        list[Path], typer.Argument(metavar="RUN|ADAPTER", help="Runs or adapters on one backbone.")
+        list[Path], typer.Argument(metavar="RUN|ADAPTER", help="Runs or adapters with the same backbone.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for comparison.json and comparison.csv.")] = Path(
         "toast-compare"
@@ -39,11 +39,11 @@ def compare(
         typer.Option(
             exists=True,
             help="Instead of a split: folder of pictures; with boxes.json, boxes.csv or masks/ beside them, "
-            "targets are measured, too.",
+            "targets are measured as well.",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many pictures of the split.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 32,
+    limit: Annotated[int | None, typer.Option(min=1, help="Pictures of the split. Default: all.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch size.")] = 32,
     base: Base = None,
     weights: Weights = None,
     demo: Demo = False,
@@ -52,15 +52,15 @@ def compare(
     query: Query = None,
     method: Method = None,
 ) -> None:
-    """Measure what models say and where they look, beside the frozen model: accuracy, entropy and change.
+    """Compare models with the frozen one: accuracy, entropy of the attention, and how far it moved.
 
-    Where targets are known, also attention and selection on them.
+    Where targets are known, attention and selection on them are measured as well.
     """
     from toast.report.opening import check_same_backbone, frozen_model, open_model
-    from toast.report.samples import Counted, batches
+    from toast.report.samples import TargetCounts, batches
     from toast.visual import comparing
 
-    counted = Counted()
+    counted = TargetCounts()
     try_folder(out, "--out")
     opened = [open_model(place, base, weights, demo) for place in places]
     check_same_backbone(opened)
@@ -85,13 +85,13 @@ def compare(
             typer.echo(f"{len(names)} of the pictures have {said}, first {names[0]}.")
     if not comparison.in_sight:
         typer.echo(
-            "No target is in sight, so nothing is measured on targets. That needs boxes.json or boxes.csv "
+            "No target is visible, so nothing is measured on targets. This needs boxes.json or boxes.csv "
             "beside the pictures, with their paths from there, or grey pictures in masks/, white on targets."
         )
     typer.echo("  ".join(str(file) for file in files))
 
 
-def _classifiers(models: dict[str, Any], opened: list[Opened]) -> list[str]:
+def _classifiers(models: dict[str, Any], opened: list[OpenedModel]) -> list[str]:
     """Returns the models that are asked for a class: with a trained head for the first one's classes."""
     return [
         name

@@ -15,13 +15,13 @@ def demo(
     test: Annotated[int, typer.Option(min=10, max=1000, help="Held-out pictures.")] = 500,
     generic: Annotated[int, typer.Option(min=64, help="Pictures of stage one.")] = 1000,
     share: Annotated[
-        float, typer.Option(min=0.01, max=10, help="Share of the epochs of every run, at least one each.")
+        float,
+        typer.Option(min=0.01, max=10, help="Fraction of every run's epochs, at least one each."),
     ] = 1.0,
 ) -> None:
-    """Run both stages on embedded pictures, beside a linear probe and LoRA. Offline.
+    """Run both stages on embedded pictures, and compare with a linear probe and LoRA. Works offline.
 
-    Interrupted, the same command goes on. Its runs are those of the training program, for toast report,
-    visualize and compare.
+    If it is interrupted, the same command continues. toast report, visualize and compare read its runs.
     """
     try:
         from toast.demo.demonstration import run

@@ -6,7 +6,7 @@ import typer
 
 
 def families() -> None:
-    """Print the known families: where each is steered, what was verified, and what is refused."""
+    """List the supported families: where each is steered, what the tests verify, and what is refused."""
     from toast.families.listing import table
 
     typer.echo(table())

@@ -11,7 +11,7 @@ _Folder = Annotated[
     Path, typer.Argument(exists=True, file_okay=False, help="Causal language model with its tokenizer.")
 ]
 _Adapter = Annotated[
-    Path | None, typer.Option(exists=True, file_okay=False, help="TOAST adapter; without it a new one.")
+    Path | None, typer.Option(exists=True, file_okay=False, help="TOAST adapter. Default: a new one.")
 ]
 
 
@@ -19,10 +19,13 @@ def generate(
     model: _Folder,
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     adapter: _Adapter = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens to add.")] = 40,
-    seed: Annotated[int | None, typer.Option(help="Sample with this seed; without it, greedy.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 40,
+    seed: Annotated[int | None, typer.Option(help="Sample with this seed. Default: greedy decoding.")] = None,
 ) -> None:
-    """Continue a prompt with a steered language model. A new adapter starts exactly at the frozen model."""
+    """Continue a prompt with a steered language model.
+
+    A new adapter gives exactly the text of the frozen model.
+    """
     from toast.generation.prompting import continue_prompt
 
     typer.echo(continue_prompt(model, prompt, adapter, tokens, seed))

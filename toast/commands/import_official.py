@@ -12,12 +12,14 @@ def import_official(
     source: Annotated[
         Path, typer.Argument(metavar="IN", help="Official checkpoint: file, index of shards, or folder.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the adapter, without one in it.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder for the adapter; must not hold one yet.")
+    ],
     head: Annotated[
-        bool | None, typer.Option("--head/--no-head", help="Keep the trained head. Default: if it is there.")
+        bool | None, typer.Option("--head/--no-head", help="Keep the trained head. Default: if there is one.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="vision, language or convnext, if the checkpoint does not tell.")
+        str | None, typer.Option(help="vision, language or convnext, if the checkpoint does not show it.")
     ] = None,
 ) -> None:
     """Write an official TOAST checkpoint as an adapter folder for PEFT. Needs no backbone."""

@@ -9,13 +9,13 @@ import typer
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, ended or not.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, finished or not.")],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
     pictures: Annotated[
         int, typer.Option(min=0, help="Held-out pictures to show; 0 opens neither model nor data.")
     ] = 8,
 ) -> None:
-    """Write a run as one HTML page: what was trained, what came out, where it looks, how to load it."""
+    """Write a run as one HTML page: what was trained, results, attention maps, and how to load it."""
     from toast.report.writing import write_report
 
     page = write_report(run, out, pictures=pictures)

@@ -16,9 +16,9 @@ def sweep(
 ) -> None:
     """Search a grid on the validation split, then measure the best of each row on the test split.
 
-    What is done already is not done again: call it again to go on.
+    Finished runs are not repeated: call it again to continue.
     """
     from toast.training.config_files import load_config
-    from toast.training.sweep import sweep as run_sweep
+    from toast.training.sweeping import sweep as run_sweep
 
     run_sweep(load_config(config, overrides or ()), dry_run)

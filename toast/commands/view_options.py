@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from toast.report.opening import Opened
+    from toast.report.opening import OpenedModel
     from toast.report.samples import Sample
 
 Base = Annotated[
@@ -23,7 +23,7 @@ Weights = Annotated[
     Path | None,
     typer.Option(exists=True, dir_okay=False, help="Adapter: file with the backbone's weights (timm)."),
 ]
-Demo = Annotated[bool, typer.Option("--demo", help="Adapter: it is for the backbone in this package.")]
+Demo = Annotated[bool, typer.Option("--demo", help="Adapter: use the backbone in this package.")]
 Split = Annotated[str, typer.Option(help="Of a run: test or validation.")]
 Block = Annotated[int, typer.Option(help="Block from 0, or from the top if negative.")]
 Head = Annotated[str, typer.Option(help="A head from 0, or mean.", metavar="mean|N")]
@@ -33,9 +33,7 @@ Query = Annotated[
 ]
 Method = Annotated[
     str | None,
-    typer.Option(
-        help="How it is seen where a model looks.", metavar="attention|rollout|relevance|grad-cam|energy"
-    ),
+    typer.Option(help="How maps are computed.", metavar="attention|rollout|relevance|grad-cam|energy"),
 ]
 
 
@@ -49,7 +47,7 @@ def read_head(text: str) -> int | str:
         raise ValueError(f"--head: needs a number or mean; got {text!r}.") from None
 
 
-def open_samples(opened: Opened, what: list[str], split: str, most: int | None) -> Iterator[Sample]:
+def open_samples(opened: OpenedModel, what: list[str], split: str, most: int | None) -> Iterator[Sample]:
     """Returns the pictures that are named; without any, those of a split."""
     from toast.data.vision import transforms
     from toast.report import samples

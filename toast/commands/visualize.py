@@ -25,7 +25,7 @@ from toast.files.atomic import try_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from toast.report.opening import Opened
+    from toast.report.opening import OpenedModel
     from toast.report.samples import Sample
 
 
@@ -35,7 +35,7 @@ def visualize(
         list[str] | None,
         typer.Argument(
             metavar="IMAGES|PROMPTS",
-            help="Pictures and folders of them; none takes some of the run's split. Language: prompts, or "
+            help="Pictures or folders of pictures. Default: some of the run's split. Language: prompts, or "
             "@FILE for the text of a file.",
         ),
     ] = None,
@@ -55,12 +55,14 @@ def visualize(
         list[str] | None, typer.Option("--format", help="png, svg or pdf; may be given several times.")
     ] = None,
     smooth: Annotated[bool, typer.Option("--smooth", help="Interpolate between patches.")] = False,
-    tokens: Annotated[int, typer.Option(min=1, help="Language: tokens to answer.")] = 40,
-    chat: Annotated[bool, typer.Option("--chat", help="Language: prompts are a user's messages.")] = False,
+    tokens: Annotated[int, typer.Option(min=1, help="Language: tokens to generate.")] = 40,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Language: format prompts as a user's messages.")
+    ] = False,
 ) -> None:
-    """Draw where a model looks: the frozen one, what is selected, and the steered one.
+    """Draw attention before and after steering, and the selection weights.
 
-    boxes.json (or boxes.csv) beside the pictures is drawn in.
+    Boxes from boxes.json or boxes.csv beside the pictures are drawn in.
     """
     from toast.report.opening import open_model
 
@@ -81,7 +83,7 @@ def visualize(
 
 
 def _show_pictures(
-    opened: Opened,
+    opened: OpenedModel,
     samples: Iterator[Sample],
     out: Path,
     formats: list[str],
@@ -98,15 +100,15 @@ def _show_pictures(
         raise ValueError("images: none of the pictures can be read.")
 
 
-def _show_texts(opened: Opened, what: list[str], out: Path, options: dict[str, Any]) -> None:
-    from toast.report.showing import show_texts
+def _show_texts(opened: OpenedModel, what: list[str], out: Path, options: dict[str, Any]) -> None:
+    from toast.visual.text.exporting import export_texts
     from toast.visual.text.terminal import as_terminal
 
     if not what:
         raise ValueError(f"{opened.name} is a language model: needs prompts, or @FILE for a file's text.")
     prompts = [_prompt(text) for text in what]
-    for views, files in show_texts(opened.model, opened.backbone.tokenizer, prompts, out, **options):
-        show(as_terminal(views))
+    for maps, files in export_texts(opened.model, opened.backbone.tokenizer, prompts, out, **options):
+        show(as_terminal(maps))
         typer.echo("  ".join(str(file) for file in files))
 
 

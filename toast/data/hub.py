@@ -74,8 +74,8 @@ def load_split(
         if isinstance(error, UnknownSplit):
             raise
         raise ValueError(
-            f"the data set {name!r}, split {split!r}, cannot be loaded: {error.__cause__ or error}. Needed "
-            "is its name on the Hub (and a network, or a download in the cache), or a folder."
+            f"the data set {name!r}, split {split!r}, cannot be loaded: {error.__cause__ or error}. Needs "
+            "its name on the Hub (and a network, or a download in the cache), or a folder."
         ) from error
 
 
@@ -86,7 +86,7 @@ class UnknownSplit(ValueError):
 def _spelled(name: str, split: str, known: list[str]) -> str:
     found = find_split(split, known)
     if len(found) != 1:
-        kind = "has several that may be it" if found else "has none such"
+        kind = "has several that match" if found else "has no such split"
         raise UnknownSplit(f"split {split!r}: {name} {kind}; its splits are {', '.join(known)}.")
     return found[0]
 
@@ -94,7 +94,9 @@ def _spelled(name: str, split: str, known: list[str]) -> str:
 def _saved_alone(rows: Any, name: str, split: str) -> Any:
     """Returns a data set that was saved without others beside it, if it is the split that is wanted."""
     if "[" in split:
-        raise UnknownSplit(f"split {split!r}: {name} was written by save_to_disk, of which no part is taken.")
+        raise UnknownSplit(
+            f"split {split!r}: {name} was written by save_to_disk, so it has no parts to select."
+        )
     own = None if rows.split is None else str(rows.split).partition("[")[0]
     kind = "train" if own is None else split_of(own) or own
     if (split_of(split) or split) != kind:

@@ -34,8 +34,8 @@ COLUMNS = (
     ("attention\non target", ("attention_on_target",), "{:.3f}"),
     ("selected\nin / out", ("selection_inside", "selection_outside"), "{:.3f} / {:.3f}"),
     ("trained", ("trainable_parameters",), "{:,}"),
-    ("s a\nstep", ("median_step_seconds",), "{:.3f}"),
-    ("s in\nall", ("seconds",), "{:.0f}"),
+    ("s per\nstep", ("median_step_seconds",), "{:.3f}"),
+    ("s in\ntotal", ("seconds",), "{:.0f}"),
 )
 #: The run whose model is drawn, and how many of its pictures.
 DRAWN, PICTURES = "toast", 6
@@ -66,15 +66,15 @@ def run(out: Path, size: Size | None = None, seed: int = 0, console: Console | N
         f"The backbone (ViT, 5.5 M parameters) stays frozen. Results go to {out}/."
     )
     stage_one = _ended(pretune, "pretune")
-    ended = {name: _ended(row.config, "tune") for name, row in rows.items()}
+    results = {name: _ended(row.config, "tune") for name, row in rows.items()}
     shutil.rmtree(out / "first-pass", ignore_errors=True)  # the runs that read it have ended
     source = open_split(rows[DRAWN].config, "test")
     assert isinstance(source, DemoSource)
     result = {
-        "methods": {name: {"title": rows[name].title, **_figures(held)} for name, held in ended.items()},
+        "methods": {name: {"title": rows[name].title, **_figures(ended)} for name, ended in results.items()},
         "box_share_of_area": round(float(share_of_area(source.pictures.boxes, (SIDE, SIDE)).mean()), 4),
         "pre_tuning_seconds": stage_one["seconds"],
-        "seconds": round(stage_one["seconds"] + sum(held["seconds"] for held in ended.values()), 1),
+        "seconds": round(stage_one["seconds"] + sum(ended["seconds"] for ended in results.values()), 1),
         "seed": seed,
         "size": vars(size),
         "versions": {
@@ -87,7 +87,7 @@ def run(out: Path, size: Size | None = None, seed: int = 0, console: Console | N
         new.write_text(strict_json(result, indent=2) + "\n")
     _draw(out, source)
     console.print(as_table(result))
-    console.print(_remarks(out, result))
+    console.print(_notes(out, result))
     return result
 
 
@@ -96,14 +96,14 @@ def _ended(config: RunConfig, stage: Any) -> dict[str, Any]:
         return train(config, stage, resume=True, quiet=True)
     except Interrupted as stopped:
         raise Interrupted(
-            stopped.signal_number, f"interrupted in {config.folder}/; the same command goes on from there."
+            stopped.signal_number, f"interrupted in {config.folder}/; the same command continues from there."
         ) from stopped
 
 
-def _figures(ended: dict[str, Any]) -> dict[str, Any]:
+def _figures(result: dict[str, Any]) -> dict[str, Any]:
     """Returns a row's figures; what its method has not is not there."""
-    found = ended["test"] | ended
-    names = [name for _, held, _ in COLUMNS for name in held] + [RATIO]
+    found = result["test"] | result
+    names = [name for _, figures, _ in COLUMNS for name in figures] + [RATIO]
     return {name: found[name] for name in names if found.get(name) is not None}
 
 
@@ -111,7 +111,7 @@ def _draw(out: Path, source: DemoSource) -> None:
     opened = open_model(out / DRAWN)
     transform = transforms(opened.backbone.data, train=False)
     samples = of_split(source.subset(range(PICTURES)), transform, None, lambda _: None)
-    title = "Where the model looks before and after steering: held-out pictures, none picked"
+    title = "Where the model looks before and after steering: the first held-out pictures"
     show_together(opened, samples, out / "attention.png", title, smooth=True)
 
 
@@ -132,13 +132,13 @@ def as_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def _remarks(out: Path, result: dict[str, Any]) -> str:
+def _notes(out: Path, result: dict[str, Any]) -> str:
     """Returns what is said below the table."""
     return (
-        f"The item's box is {result['box_share_of_area']:.3f} of the area; selected is the mean selection "
-        "weight inside it and outside. The top half has its first pass stored. A step's time is the median, "
-        "its data included. Stage one, which the three rows of TOAST start from, took "
-        f"{result['pre_tuning_seconds']:.0f} s, everything {result['seconds']:.0f} s.\n"
+        f"The item's box covers {result['box_share_of_area']:.3f} of the picture; selected is the mean "
+        "selection weight inside it and outside. The top half uses a stored first pass. The time of a step "
+        "is the median, with data loading. Stage one, from which the three rows of TOAST start, took "
+        f"{result['pre_tuning_seconds']:.0f} s; all runs took {result['seconds']:.0f} s.\n"
         f"Picture: {out / 'attention.png'}   figures: {out / 'result.json'}\n"
         f"Runs: {', '.join(str(out / name) for name in (PRETUNE, *result['methods']))}\n"
         f"More: toast report {out / DRAWN}, toast compare {out / 'lora'} {out / DRAWN}, "

@@ -22,7 +22,7 @@ def wilson(share: float, samples: int) -> tuple[float, float]:
         ValueError: If there are no samples, or the share is no proportion.
     """
     if samples < 1 or not 0 <= share <= 1:
-        raise ValueError(f"needs a share of 0 to 1 and at least 1 sample; got {share} of {samples}.")
+        raise ValueError(f"needs a fraction from 0 to 1 and at least 1 sample; got {share} of {samples}.")
     square = _Z**2 / samples
     middle = (share + square / 2) / (1 + square)
     reach = _Z / (1 + square) * math.sqrt(share * (1 - share) / samples + square / (4 * samples))

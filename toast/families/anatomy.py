@@ -144,14 +144,14 @@ def find_anatomy(model: nn.Module, by_hand: dict[str, Any] | None = None) -> Ana
         return _guess(model, _at(by_hand))
     places = ", ".join(f"{name or 'the model'} ({rows[0].name})" for name, _, rows in found)
     raise ValueError(
-        f"{type(model).__name__} holds several trunks: {places}. Wrap the one to be steered alone, "
+        f"{type(model).__name__} contains several trunks: {places}. Wrap the one to be steered alone, "
         "or name it with ToastConfig(anatomy={'trunk': ...})."
     )
 
 
 def _guess(model: nn.Module, at: str) -> Anatomy:
     """Reads the row that names and shapes suggest; whoever uses it has to prove it."""
-    guessed = guess(model) if not at else Guess(missing={"trunk": "holds no known trunk"})
+    guessed = guess(model) if not at else Guess(missing={"trunk": "contains no known trunk"})
     if not guessed.missing:
         fields = guessed.fields | {"name": f"guessed for {type(model).__name__}"}
         if _generates(model):
@@ -164,10 +164,10 @@ def _guess(model: nn.Module, at: str) -> Anatomy:
     found = "".join(f" Found: {name}={value!r}." for name, value in guessed.fields.items())
     lacks = "".join(f" Not found: {name} ({why})." for name, why in guessed.missing.items())
     raise ValueError(
-        f"{type(model).__name__} holds no trunk that TOAST knows{at} (`toast families` lists those).{found}"
-        f"{lacks} Say where its parts are, for example ToastConfig(anatomy={{'trunk': 'model', 'blocks': "
-        "'layers', 'value': 'self_attn.v_proj', 'norm': 'norm', 'layout': 'separate'}), or for all models of "
-        f"the class with toast.register_family; layouts are {', '.join(LAYOUTS)}."
+        f"{type(model).__name__} contains no trunk that TOAST knows{at} (`toast families` lists those)."
+        f"{found}{lacks} Say where its parts are, for example ToastConfig(anatomy={{'trunk': 'model', "
+        "'blocks': 'layers', 'value': 'self_attn.v_proj', 'norm': 'norm', 'layout': 'separate'}), or for all "
+        f"models of the class with toast.register_family; layouts are {', '.join(LAYOUTS)}."
     )
 
 
@@ -246,8 +246,8 @@ def read_row(trunk_name: str, trunk: nn.Module, row: Family) -> Anatomy:
     if not blocks:
         holder = _submodule(trunk, row.blocks.partition(".*")[0], "list of blocks", row)
         raise ValueError(
-            f"{type(trunk).__name__}.{row.blocks} is no list of blocks (family {row.name}), so there is no "
-            f"attention to steer; it holds {', '.join(holder._modules) or 'nothing'}."
+            f"{type(trunk).__name__}.{row.blocks} is not a list of blocks (family {row.name}), so there is "
+            f"no attention to steer; it holds {', '.join(holder._modules) or 'nothing'}."
         )
     norm = _submodule(trunk, row.norm, "final norm", row)
     norm_path = next(name for name, module in trunk.named_modules(remove_duplicate=False) if module is norm)
@@ -256,7 +256,7 @@ def read_row(trunk_name: str, trunk: nn.Module, row: Family) -> Anatomy:
     if len({id(value) for value in values}) < len(values):
         raise ValueError(
             f"{type(trunk).__name__} shares one value projection ({row.value}) between blocks, "
-            "so a block cannot be steered by itself."
+            "so single blocks cannot be steered."
         )
     for method in row.methods:
         if not callable(getattr(trunk, method, None)):

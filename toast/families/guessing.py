@@ -42,7 +42,7 @@ def guess(model: nn.Module) -> Guess:
     lists = [(name, blocks) for name, blocks in _block_lists(model) if _value_paths(blocks)[0]]
     if len(lists) != 1:
         names = ", ".join(f"{name!r}" for name, _ in lists) or "none with attention in its blocks"
-        found.missing["blocks"] = f"needs the one list of blocks; candidates are {names}"
+        found.missing["blocks"] = f"needs a single list of blocks; candidates are {names}"
         return found
     name, blocks = lists[0]
     _find_value(found, blocks)

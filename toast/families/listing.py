@@ -20,14 +20,14 @@ WITHIN = {"bits", "gradients", "generation"}
 
 LEGEND = """\
 verified, on a tiny random model of each row:
-  bits           the output does not change in one bit while signals are zero
+  bits           the output is unchanged, bit for bit, while signals are zero
   values         V is the value projection of x + s, by the block's own code; Q and K are unchanged
   gradients      they reach the trained groups and nothing else, full and Lite
   generation     with a cache as without: greedy, beams, padding on the left
   saving         a loaded adapter gives the output of the saved one
   checkpointing  activation checkpointing gives the same gradients
   bfloat16       runs, forward and backward
-A model of no row is found by names and shapes where these leave no choice, and then proved by toast.probe.\
+A model without a row is found by names and shapes if these are unambiguous, then verified by toast.probe.\
 """
 
 

@@ -87,7 +87,7 @@ def refuse_special(path: Path, needed: str = "file") -> os.stat_result:
     try:
         state = path.stat()
     except FileNotFoundError as error:
-        raise ValueError(f"{path} is not there.") from error
+        raise ValueError(f"{path} does not exist.") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not stat.S_ISREG(state.st_mode):

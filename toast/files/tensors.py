@@ -94,11 +94,11 @@ def _parsed(data: bytes, where: str) -> Any:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"{where} is damaged or no JSON: line {line} is not in UTF-8 (byte 0x{data[error.start]:02x})."
+            f"{where} is damaged or not JSON: line {line} is not in UTF-8 (byte 0x{data[error.start]:02x})."
         ) from error
     except (ValueError, RecursionError) as error:
         what = error if data.strip() else "it is empty"
-        raise ValueError(f"{where} is damaged or no JSON: {what}.") from error
+        raise ValueError(f"{where} is damaged or not JSON: {what}.") from error
 
 
 def _refuse_keys(held: dict[str, Any], keys: Mapping[str, Kinds], where: str) -> None:
@@ -288,7 +288,7 @@ def few(names: Collection[str], limit: int = 6) -> str:
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
-_DAMAGED = "{} is damaged or no safetensors file: {}."
+_DAMAGED = "{} is damaged or not a safetensors file: {}."
 
 
 def _type(tensor: Tensor) -> str:

@@ -22,6 +22,7 @@ from toast.calls.arguments import CACHE_NAMES
 from toast.calls.stand_ins import SteeredMethod
 from toast.calls.wrapped import WrappedModel
 from toast.generation.continuous_batching import check_pages, is_paged
+from toast.stored_pass import main_input
 
 _MARK = "_toast_adapter"
 
@@ -125,10 +126,29 @@ def without_cache(method: SteeredMethod, inputs: dict[str, Any]) -> dict[str, An
     """
     if _keeps_cache(method, inputs):
         raise ValueError(
-            "a first pass that is stored is that of a whole input; it cannot be used or made with a "
+            "a stored first pass is that of a whole input; it cannot be used or made with a "
             "key-value cache. Pass use_cache=False."
         )
     return inputs | {"use_cache": False} if method.cache_name and _takes(method, "use_cache") else inputs
+
+
+def continues_prompt(method: SteeredMethod, adapter: Adapter, inputs: dict[str, Any]) -> bool:
+    """Whether a call continues a text whose prompt alone is steered, and so runs once.
+
+    The length of a static cache may be kept on an accelerator, and the host would have to wait for it: there
+    it is a single token that continues.
+
+    Args:
+        method: The method of the trunk that is called.
+        adapter: The adapter of the call.
+        inputs: Inputs of the call by name.
+    """
+    cache = None if method.cache_name is None else inputs.get(method.cache_name)
+    if adapter.config.steer_tokens != "prompt" or getattr(cache, _MARK, None) != adapter.name:
+        return False
+    assert isinstance(cache, Cache)
+    length = cache.get_seq_length()
+    return length > 0 if isinstance(length, int) else main_input(inputs).shape[1] == 1
 
 
 def wants_all_blocks(
@@ -180,7 +200,7 @@ def _refuse_cache(steering: WrappedModel, name: str | None, decodes: bool, input
         reason = (
             f"{trunk} has none of the arguments {', '.join(CACHE_NAMES)}"
             if name is None
-            else f"{trunk} is no decoder"
+            else f"{trunk} is not a decoder"
         )
         raise ValueError(
             f"{given[0]}: each of the two passes needs a key-value cache of its own, and {reason}, so both "

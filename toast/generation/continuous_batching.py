@@ -282,6 +282,11 @@ def _pages_of_call(steering: WrappedModel, adapter: Adapter) -> Pages:
         ValueError: If it cannot.
     """
     check_call(steering, adapter)
+    if adapter.config.steer_tokens == "prompt":
+        raise ValueError(
+            "continuous batching: with steer_tokens='prompt' a prompt takes two passes, a later token one; "
+            "both are in one batch here. Set steer_tokens='all', or use generate()."
+        )
     unknown = unknown_parts()
     if unknown:
         raise ValueError(

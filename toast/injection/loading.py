@@ -71,7 +71,7 @@ class Loading:
             path = weights_of(self.folder)
             if not path.exists():
                 raise ValueError(
-                    f"{path} is not there: the folder holds an adapter's configuration and not its tensors. "
+                    f"{path} does not exist: the folder holds an adapter's configuration but no tensors. "
                     "Save the adapter again, or copy both files."
                 )
             self._file = TensorFile(path)

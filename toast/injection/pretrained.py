@@ -43,7 +43,7 @@ def pretrained_tensors(config: ToastConfig, anatomy: Anatomy, backbone: dict[str
         return {}
     path = weights_of(Path(config.pretrained))
     if not path.exists():
-        raise ValueError(f"pretrained: {path} is not there. {_HOW_TO_MOVE}")
+        raise ValueError(f"pretrained: {path} does not exist. {_HOW_TO_MOVE}")
     file = TensorFile(path)
     made_with = _settings(config.pretrained)
     if not any(_FEEDBACK.match(name) for name in whole_shapes(file.shapes)):
@@ -72,8 +72,8 @@ def pretrained_tensors(config: ToastConfig, anatomy: Anatomy, backbone: dict[str
     digest = checksum(feedback)
     if config.feedback_checksum not in (None, digest):
         raise ValueError(
-            f"pretrained: {path} is not the adapter that this one stands on: its feedback has checksum "
-            f"{digest}, needed is {config.feedback_checksum}. {_HOW_TO_MOVE}"
+            f"pretrained: {path} is not the adapter that this one builds on: its feedback has checksum "
+            f"{digest}, expected is {config.feedback_checksum}. {_HOW_TO_MOVE}"
         )
     config.feedback_checksum = digest
     return tensors

@@ -28,8 +28,8 @@ def warn_of_second_bias(config: ToastConfig, anatomy: Anatomy) -> None:
         if biased:
             logger.warning(
                 "value_bias='twice' adds the bias of %d value projections once more, so the model "
-                "starts apart from the frozen one although init='identity' starts without a signal. With "
-                "value_bias='once' it starts at the frozen model.",
+                "differs from the frozen one at the start although init='identity' starts without a signal. "
+                "With value_bias='once' it starts at the frozen model.",
                 biased,
             )
 
@@ -39,13 +39,13 @@ def refuse_second_wrapping(model: nn.Module, adapter_name: str) -> None:
     if any(isinstance(module, BaseTuner) for module in model.modules()):
         raise ValueError(
             f"this {type(model).__name__} is wrapped by PEFT already; add another adapter with "
-            "model.add_adapter(name, config), or take the first off with model.unload()."
+            "model.add_adapter(name, config), or remove the first with model.unload()."
         )
     refuse_foreign_adapters(model)
     if any(adapter_name in module.configs for module in model.modules() if isinstance(module, ToastLayer)):
         raise ValueError(
             f"this model has an adapter {adapter_name!r} already, which would be lost; choose another name, "
-            "or take the first off with delete_adapter or unload()."
+            "or remove the first with delete_adapter or unload()."
         )
 
 
@@ -131,6 +131,6 @@ def refuse_foreign_adapters(model: nn.Module) -> None:
         if isinstance(module, BaseTunerLayer) and id(module) not in own:
             raise ValueError(
                 "the base model already carries an adapter of another method "
-                f"({type(module).__name__} at {name!r}). TOAST stands on a plain frozen model: merge that "
+                f"({type(module).__name__} at {name!r}). TOAST needs a plain frozen model: merge that "
                 "adapter first (merge_and_unload) or unload it."
             )

@@ -175,7 +175,7 @@ def _sizes(row: Kind, checkpoint: Checkpoint, names: Names) -> Sizes:
     decoders = {block for block, _, _ in names.top_down if block is not None}
     if prompt is None or not decoders or len(checkpoint.shapes[prompt]) != 1:
         raise ValueError(
-            "the checkpoint lacks what tells its sizes: needs prompt with one dimension, and decoders.N; got "
+            "the checkpoint does not show its sizes: needs prompt with one dimension, and decoders.N; got "
             f"{'no prompt' if prompt is None else f'prompt of shape {checkpoint.shapes[prompt]}'} and "
             f"{len(decoders)} decoders."
         )

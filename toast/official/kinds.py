@@ -124,8 +124,8 @@ def find_kind(names: Names, shapes: Mapping[str, Shape], wanted: str | None) -> 
     """
     if not names.top_down:
         raise ValueError(
-            "this is no official TOAST checkpoint: needs prompt, top_down_transform and decoders.N.linear; "
-            f"its names begin with {', '.join(sorted(names.backbone)[:6]) or 'nothing'}."
+            "this is not an official TOAST checkpoint: needs prompt, top_down_transform and "
+            f"decoders.N.linear; its names begin with {', '.join(sorted(names.backbone)[:6]) or 'nothing'}."
         )
     known = ", ".join(row.name for row in KINDS)
     if wanted is not None and wanted not in {row.name for row in KINDS}:
@@ -136,8 +136,8 @@ def find_kind(names: Names, shapes: Mapping[str, Shape], wanted: str | None) -> 
         fitting = [row for row in alone if wanted in (None, row.name)] or alone
         if len(fitting) > 1 and wanted is None:
             raise ValueError(
-                "the checkpoint holds the top-down module alone, and its names do not tell the kind of the "
-                f"backbone; say it with kind (--kind), one of {', '.join(row.name for row in fitting)}."
+                "the checkpoint holds the top-down module alone, and its names do not show the kind of the "
+                f"backbone; give it with kind (--kind), one of {', '.join(row.name for row in fitting)}."
             )
     if len(fitting) != 1 or wanted not in (None, fitting[0].name):
         fits = " and ".join(row.name for row in fitting) or "no kind"

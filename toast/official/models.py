@@ -167,7 +167,7 @@ class _Safetensors(Checkpoint):
             with safe_open(path, "pt") as file:
                 super().__init__({n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}, {})  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged or no safetensors file: {error}.") from error
+            raise ValueError(f"{path} is damaged or not a safetensors file: {error}.") from error
 
     def peek(self, name: str) -> Tensor:
         with safe_open(self._path, "pt") as file:
@@ -282,7 +282,7 @@ def open_checkpoint(checkpoint: str | Path | Mapping[str, Tensor]) -> Checkpoint
 
 def _open_file(path: Path) -> Checkpoint:
     if not path.is_file():
-        raise ValueError(f"{path} is not there.")
+        raise ValueError(f"{path} does not exist.")
     return _Safetensors(path) if path.suffix == ".safetensors" else _Pickled(path)
 
 
@@ -293,8 +293,8 @@ def _open_index(path: Path) -> Checkpoint:
         outside = [name for name in shards if Path(name).name != name]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no index of shards: needs JSON with 'weight_map', from names of tensors to names of "
-            f"files ({type(error).__name__}: {error})."
+            f"{path} is not an index of shards: needs JSON with 'weight_map', from names of tensors to "
+            f"names of files ({type(error).__name__}: {error})."
         ) from error
     if outside:
         raise ValueError(f"{path} names shards outside of its folder, which is refused: {outside}.")
@@ -314,7 +314,7 @@ def _files(folder: Path) -> list[Path]:
             for shard in range(1, count + 1):
                 needed = folder / f"{match['stem']}-{shard:0{digits}}-of-{match['count']}{suffix}"
                 if needed not in files:
-                    raise ValueError(f"{needed} is not there; {count} shards are needed.")
+                    raise ValueError(f"{needed} does not exist; {count} shards are needed.")
         if files:
             return files
     raise ValueError(

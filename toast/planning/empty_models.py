@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from toast.training.backbones import Backbone, open_backbone
 from toast.training.memory import without_memory
 from toast.training.run_config import RunConfig
+from toast.training.shipped import find_config
 
 #: Of the vision head, where nothing says how many classes the data have.
 CLASSES = 1000
@@ -33,6 +35,8 @@ def empty_backbone(config: RunConfig, classes: int = CLASSES) -> Backbone:
     if str(options.get("attn_implementation", "")).startswith("flash"):
         options["attn_implementation"] = "sdpa"
     settings: dict[str, Any] = {"pretrained": False, "weights": None, "options": options}
+    if config.model.library == "transformers" and config.model.name is not None:
+        settings["name"] = str(find_config(Path(config.model.name)))
     config = config.model_copy(update={"model": config.model.model_copy(update=settings)})
     if config.model.library == "demo":  # its weights come with its constructor
         backbone = open_backbone(config, classes)

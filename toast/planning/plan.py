@@ -12,9 +12,10 @@ from toast.planning.stepping import EmptyRun, Step, precision_of
 from toast.planning.weights import Weights, weigh
 from toast.training.allocations import Timeline
 from toast.training.memory import optimizer_memory
+from toast.training.method_config import MethodConfig
 from toast.training.methods import ADAPTER_CONFIG
 from toast.training.preparing import Stage
-from toast.training.run_config import MethodConfig, RunConfig
+from toast.training.run_config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -294,15 +295,11 @@ class _Planner:
         method = config.method
         if method.start is None:
             return config
-        options = dict(method.options)
-        at = next(
-            (p for p in (method.start, method.start / "adapter") if (p / ADAPTER_CONFIG).is_file()), None
-        )
-        if at is None:
-            self.remarks.append(
-                f"{method.start} is not there yet; planned as from nothing, with the same sizes"
-            )
-        else:
+        options, start = dict(method.options), method.start
+        at = next((p for p in (start, start / "adapter") if (p / ADAPTER_CONFIG).is_file()), None)
+        if not start.exists():
+            self.remarks.append(f"{start} does not exist yet; planned as from nothing, with the same sizes")
+        elif at is not None and method.is_toast:
             saved = ToastConfig.from_pretrained(str(at))
             own = ("select_features", "select_from", "value_bias")
             for name in (*own, "steer_from", "lora_rank") if saved.is_lite else own:

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from toast.files.templates import render
 from toast.report.charts import Axis, Series, averaged, chart, running
 from toast.report.run_data import RunFiles
 
@@ -43,13 +44,8 @@ def curves(files: RunFiles) -> Markup:
         chart("Learning rate", rate, steps, Axis("of the first group", low=0)),
         chart("Norm of the gradient", _lines(train, "gradient_norm", "", "b"), steps, log),
     ]
-    drawn = Markup("").join(each for each in made if each)
-    if not drawn:
-        return Markup("")
-    return Markup(
-        '<section><h2>Training</h2><p class="note">Thin: every step, or the mean of a few; thick: running '
-        'mean over 8% of the run.</p><div class="charts">{}</div></section>'
-    ).format(drawn)
+    drawn = [each for each in made if each]
+    return render("report/templates/curves.html.jinja", charts=drawn) if drawn else Markup("")
 
 
 def _lines(rows: Sequence[dict[str, Any]], key: str, name: str, colour: Any = "a") -> list[Series]:

@@ -10,16 +10,18 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from toast.files.templates import render
 from toast.report.charts import Axis, Series, chart
-from toast.report.elements import table
-from toast.report.held_out import HeldOutLooks, Look
-from toast.report.images import as_uri, shown
+from toast.report.held_out import HeldOutLooks
+from toast.report.images import as_uri, drawn
 from toast.training.data import Splits
+from toast.visual.looks import Look
 from toast.visual.measures import share_of_area
+from toast.visual.panels import FEW, Panel, Row, row_of
 from toast.visual.pixels import Preparation
 
 
-def views(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], attention: str, count: int) -> Markup:
+def pictures(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], attention: str, count: int) -> Markup:
     """Returns the section with the pictures.
 
     Args:
@@ -29,31 +31,27 @@ def views(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], attention: 
         attention: What the method makes of the frozen model's attention, in a word such as `refocused`.
         count: Pictures to show.
     """
-    preparation = Preparation(lambda pixels: pixels, data["mean"], data["std"])
+    preparation = Preparation.of_pixels(data["mean"], data["std"])
     dataset = getattr(splits, looks.split)
     chosen = looks.chosen(count)
-    rows = [
-        _row(look, preparation.shown(dataset[0, look.index]["pixels"]), splits.classes, attention)
+    shown = [
+        _picture(look, preparation.shown(dataset[0, look.index]["pixels"]), splits.classes, attention)
         for look in chosen
     ]
     right = sum(look.is_right for look in chosen)
     of = f"pictures of the {looks.split} split" + (
-        ", for there is no other" if looks.split == "train" else ""
+        ", since there is no other" if looks.split == "train" else ""
     )
-    return Markup(
-        "<section><h2>Where it looks</h2><p>{} {}: {} that the model names rightly and {} that it "
-        "does not, spread over the split and not picked by how they look. Maps show {}; {}{}.</p>{}{}"
-        "</section>"
-    ).format(
-        len(chosen),
-        of,
-        right,
-        len(chosen) - right,
-        looks.shows,
-        _scales(looks),
-        "; the frame is where the answer is" if any(look.target is not None for look in chosen) else "",
-        Markup("").join(rows),
-        _numbers(looks, attention),
+    frame = "; the frame marks the target" if any(look.target is not None for look in chosen) else ""
+    return render(
+        "report/templates/pictures.html.jinja",
+        introduction=(
+            f"{len(chosen)} {of}: {right} that the model classifies correctly and {len(chosen) - right} that "
+            f"it does not, spread over the split and not selected by appearance. Maps show {looks.shows}; "
+            f"{_scales(looks)}{frame}."
+        ),
+        pictures=shown,
+        numbers=_numbers(looks, attention),
     )
 
 
@@ -62,59 +60,30 @@ def _scales(looks: HeldOutLooks) -> str:
     scale = (
         "scales begin at 0" if first.frozen is None else "both attentions of a picture share one scale from 0"
     )
-    return scale if first.selection is None else f"{scale}, that of the selection weights fits them"
+    return scale if first.selection is None else f"{scale}, that of the selection weights covers their range"
 
 
-def _row(look: Look, picture: Tensor, classes: Sequence[str], after: str) -> Markup:
+def _picture(look: Look, picture: Tensor, classes: Sequence[str], after: str) -> dict[str, Any]:
     """Returns one picture and its maps."""
-    maps = [look.attention] if look.frozen is None else [look.attention, look.frozen]
-    top = float(torch.stack([each.max() for each in maps]).max())
-    box = None if look.target is None else box_of(look.target)
-    said = classes[look.predicted]
-    panels = [_panel(shown(picture, box=box), "input", "")]
-
-    def add(values: Tensor | None, high: float, name: str, share: float | None) -> None:
-        if values is not None:
-            inside = "" if share is None else f"{share:.2f} in the frame"
-            drawn = shown(picture, values, look.cell, high, box=box)
-            panels.append(_panel(drawn, name, inside, f"{name} attention over the picture"))
-
-    add(look.frozen, top, "frozen", look.frozen_on_target)
-    if look.selection is not None:
-        least, most = float(look.selection.min()), float(look.selection.max())
-        drawn = shown(picture, look.selection, look.cell, most, least, box)
-        note = f"{least:.2f} to {most:.2f}"
-        if look.selected is not None:
-            note = f"{look.selected[0]:.2f} in the frame, {look.selected[1]:.2f} outside"
-        panels.append(_panel(drawn, "selection", note, "selection weights over the picture"))
-    add(look.attention, top, after, look.on_target)
-    verdict = Markup('<span class="{}">{}</span>').format(
-        "right" if look.is_right else "wrong", "✓ right" if look.is_right else "✗ wrong"
-    )
-    label = "" if look.is_right else f"is {classes[look.label]}"
-    return Markup(
-        '<figure class="look"><figcaption>{} <b>{}</b> <span>{}</span> <span>{}</span></figcaption>'
-        '<div class="panels" style="--n:{}">{}</div></figure>'
-    ).format(verdict, said, f"says {look.confidence:.2f}", label, len(panels), Markup("").join(panels))
+    assert look.predicted is not None
+    assert look.label is not None
+    row = row_of(look, picture, after=after, kinds=FEW, box_name="frame", colour_bars=False)
+    return {
+        "is_right": look.is_right,
+        "predicted": classes[look.predicted],
+        "confidence": look.confidence,
+        "label": classes[look.label],
+        "panels": [_panel(row, panel) for panel in row.panels],
+    }
 
 
-def _panel(image: Any, name: str, note: str, alt: str = "the picture as the model sees it") -> Markup:
-    return Markup('<div><img src="{}" width="{}" height="{}" alt="{}"><p><b>{}</b> {}</p></div>').format(
-        as_uri(image), image.width, image.height, alt, name, note
-    )
-
-
-def box_of(target: Tensor) -> tuple[float, float, float, float] | None:
-    """Returns the frame around a mask, x0, y0, x1, y1 in pixels; None if the mask is empty.
-
-    Args:
-        target: `(height, width)`, 0 to 1.
-    """
-    rows = (target >= 0.5).any(1).nonzero()[:, 0].tolist()
-    columns = (target >= 0.5).any(0).nonzero()[:, 0].tolist()
-    if not rows:
-        return None
-    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+def _panel(row: Row, panel: Panel) -> dict[str, Any]:
+    image = drawn(row, panel)
+    alt = "the picture as the model sees it" if panel.values is None else f"{panel.title} over the picture"
+    return {
+        "uri": as_uri(image), "width": image.width, "height": image.height,
+        "alt": alt, "name": panel.short, "note": panel.note,
+    }  # fmt: skip
 
 
 def on_target(looks: HeldOutLooks) -> tuple[float | None, float, float, int] | None:
@@ -136,12 +105,15 @@ def on_target(looks: HeldOutLooks) -> tuple[float | None, float, float, int] | N
     )
 
 
-def _numbers(looks: HeldOutLooks, after: str) -> Markup:
-    """Returns how far the attention moved, for pictures named rightly and wrongly, and picture by picture."""
+def _numbers(looks: HeldOutLooks, after: str) -> dict[str, Any] | None:
+    """Returns how far the attention moved, for pictures classified correctly and not, and picture by picture.
+
+    None if nothing was measured.
+    """
     groups = {
         "all": looks.seen,
-        "named rightly": [look for look in looks.seen if look.is_right],
-        "named wrongly": [look for look in looks.seen if not look.is_right],
+        "classified correctly": [look for look in looks.seen if look.is_right],
+        "misclassified": [look for look in looks.seen if not look.is_right],
     }
     columns = {
         "frozen, on target": [[look.frozen_on_target for look in group] for group in groups.values()],
@@ -151,11 +123,11 @@ def _numbers(looks: HeldOutLooks, after: str) -> Markup:
         "gain": [[_gain(look) for look in group] for group in groups.values()],
         "moved": [[look.moved for look in group] for group in groups.values()],
     }
-    columns = {name: held for name, held in columns.items() if any(v is not None for v in held[0])}
+    columns = {name: values for name, values in columns.items() if any(v is not None for v in values[0])}
     if not columns:
-        return Markup("")
+        return None
     rows = [
-        [name, f"{len(group):,}", *(_mean(held[i]) for held in columns.values())]
+        [name, f"{len(group):,}", *(_mean(values[i]) for values in columns.values())]
         for i, (name, group) in enumerate(groups.items())
     ]
     shares = on_target(looks)
@@ -165,16 +137,19 @@ def _numbers(looks: HeldOutLooks, after: str) -> Markup:
     ]
     if shares is not None:
         notes.append(
-            f"The target, in sight in {shares[3]:,} of them, is {shares[2]:.3f} of the area: what even "
-            "attention would reach."
+            f"The target, visible in {shares[3]:,} of them, covers {shares[2]:.3f} of the area: the share of "
+            "uniform attention on it."
         )
     if "outside" in columns:
         notes.append("Selected: the mean selection weight of the tokens on the target and of the others.")
     if "moved" in columns:
         notes.append("Moved: the share of the attention that went elsewhere (total variation), 0 to 1.")
-    return Markup('<h3>In numbers</h3><p class="note">{}</p>{}{}').format(
-        " ".join(notes), table(["pictures", "", *columns], rows), _scatter(looks, after)
-    )
+    return {
+        "note": " ".join(notes),
+        "head": ["pictures", "", *columns],
+        "rows": rows,
+        "scatter": _scatter(looks, after),
+    }
 
 
 def _selected(look: Look, place: int) -> float | None:
@@ -188,11 +163,11 @@ def _gain(look: Look) -> float | None:
 
 
 def _mean(values: Sequence[float | None]) -> str:
-    held = [value for value in values if value is not None]
-    if not held:
+    known = [value for value in values if value is not None]
+    if not known:
         return "–"
-    error = 2 * statistics.stdev(held) / len(held) ** 0.5 if len(held) > 1 else 0.0
-    return f"{statistics.mean(held):.3f} ± {error:.3f}"
+    error = 2 * statistics.stdev(known) / len(known) ** 0.5 if len(known) > 1 else 0.0
+    return f"{statistics.mean(known):.3f} ± {error:.3f}"
 
 
 def _scatter(looks: HeldOutLooks, after: str) -> Markup:
@@ -202,16 +177,12 @@ def _scatter(looks: HeldOutLooks, after: str) -> Markup:
         return Markup("")
 
     def series(name: str, is_right: bool, colour: Any) -> Series:
-        held = [look for look in known if look.is_right is is_right]
-        points = [(look.frozen_on_target or 0.0, look.on_target or 0.0) for look in held]
-        return Series(name, points, "dots", colour, [f"picture {look.index}" for look in held])
+        chosen = [look for look in known if look.is_right is is_right]
+        points = [(look.frozen_on_target or 0.0, look.on_target or 0.0) for look in chosen]
+        return Series(name, points, "dots", colour, [f"picture {look.index}" for look in chosen])
 
-    drawn = chart(
+    return chart(
         "Attention on target, picture by picture",
-        [series("named rightly", True, "a"), series("wrongly", False, "b")],
+        [series("classified correctly", True, "a"), series("misclassified", False, "b")],
         Axis("frozen", 0, 1), Axis(after, 0, 1), diagonal=True,
     )  # fmt: skip
-    return Markup(
-        '<div class="aside">{}<p class="note">Above the dashed line attention moved onto the target.</p>'
-        "</div>"
-    ).format(drawn)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -14,55 +11,13 @@ from torch import Tensor, nn
 from toast.baselines.attentive import find_probe
 from toast.baselines.vpt import find_prompts
 from toast.training.data import Splits
-from toast.training.on_target import OnTarget
-from toast.visual import measures, targets
-from toast.visual.grids import Maps
+from toast.training.on_target import LastBlockWatcher
+from toast.visual.attention_maps import AttentionMaps
+from toast.visual.looks import Look, looks_of
 from toast.visual.maps import look
-from toast.visual.relevance import class_scores
 
 #: Most pictures that are looked at, spread over the split, and how many at a time.
 MOST, BATCH = 200, 20
-
-
-@dataclass(frozen=True)
-class Look:
-    """One picture.
-
-    Args:
-        index: Its place in the split.
-        label: Its class.
-        predicted: What the model says.
-        confidence: Probability of that, 0 to 1.
-        attention: Where the model looks, `(rows, columns)`, sums to 1.
-        frozen: The same of the frozen backbone; None if the method leaves it as it is.
-        selection: Selection weights, 0 to 1; None of another method than TOAST.
-        cell: Height and width of a cell of the maps in pixels.
-        target: Where the answer is, `(height, width)`, 0 to 1; None if that is not known.
-        on_target: Share of the attention on the target; None if none is in sight.
-        frozen_on_target: The same of the frozen backbone.
-        selected: Mean selection weight inside the target and outside of it; None as well where there is no
-            selection.
-        moved: Share of the attention that went elsewhere, total variation, 0 to 1.
-    """
-
-    index: int
-    label: int
-    predicted: int
-    confidence: float
-    attention: Tensor
-    frozen: Tensor | None
-    selection: Tensor | None
-    cell: tuple[float, float]
-    target: Tensor | None
-    on_target: float | None
-    frozen_on_target: float | None
-    selected: tuple[float, float] | None
-    moved: float | None
-
-    @property
-    def is_right(self) -> bool:
-        """Whether the model says the class."""
-        return self.label == self.predicted
 
 
 @dataclass(frozen=True)
@@ -119,79 +74,29 @@ def look_at_split(
         if not items:
             continue
         pixels = torch.stack([item["pixels"] for item in items])
-        views = _view(model, pixels)
-        before = _view(frozen, pixels) if frozen is not None else None
-        shows = shows or views.name
-        seen += _looks(items, views, before.attention if before else views.frozen)
+        maps = _maps(model, pixels)
+        shows = shows or maps.name
+        unknown = torch.full(pixels.shape[-2:], torch.nan)
+        seen += looks_of(
+            maps,
+            torch.stack([item.get("target", unknown) for item in items]),
+            torch.tensor([int(item["label"]) for item in items]),
+            reference=None if frozen is None else _maps(frozen, pixels).attention,
+            indices=[int(item["index"]) for item in items],
+        )
     return HeldOutLooks(name, len(data), shows, seen)
 
 
-@dataclass(frozen=True)
-class _Views:
-    attention: Maps
-    frozen: Maps | None
-    selection: Maps | None
-    scores: Tensor
-    name: str
-
-
-def _view(model: nn.Module, pixels: Tensor) -> _Views:
+def _maps(model: nn.Module, pixels: Tensor) -> AttentionMaps:
     if not isinstance(model, PeftModel) and (find_prompts(model) or find_probe(model)) is not None:
-        return _view_of_last(model, pixels)
-    views = look(model, pixels)
-    scores = views.scores
-    assert scores is not None  # what a run trains gives scores of its classes
-    return _Views(views.attention, views.frozen, views.selection, scores.detach().float().cpu(), views.name)
+        return _of_last_attention(model, pixels)
+    return look(model, pixels)
 
 
 @torch.no_grad()
-def _view_of_last(model: nn.Module, pixels: Tensor) -> _Views:
+def _of_last_attention(model: nn.Module, pixels: Tensor) -> AttentionMaps:
     """Returns the attention of a probe over the patches, or VPT's last block's without that on prompts."""
-    watcher = OnTarget(model)
+    watcher = LastBlockWatcher(model)
     with watcher.watching() as seen:
-        scores = class_scores(model(pixels.to(next(model.parameters()))))
-    assert scores is not None
-    maps = watcher.attention_maps(seen, (pixels.shape[-2], pixels.shape[-1]))
-    return _Views(maps.attention, None, None, scores.float().cpu(), maps.name)
-
-
-def _looks(items: list[dict[str, Any]], views: _Views, frozen: Maps | None) -> Iterator[Look]:
-    """Yields what was seen of each picture of a batch."""
-    chances, said = views.scores.softmax(-1).max(-1)
-    maps, cell = views.attention.values, views.attention.cell
-    same = frozen is not None and frozen.values.shape == maps.shape
-    moved = measures.total_variation(maps, frozen.values) if same and frozen is not None else None
-    after, before = _of_targets(items, views.attention, views.selection), _of_targets(items, frozen, None)
-    for i, item in enumerate(items):
-        inside, outside = after(targets.INSIDE, i), after(targets.OUTSIDE, i)
-        yield Look(
-            index=int(item["index"]),
-            label=int(item["label"]),
-            predicted=int(said[i]),
-            confidence=float(chances[i]),
-            attention=maps[i],
-            frozen=None if frozen is None else frozen.values[i],
-            selection=None if views.selection is None else views.selection.values[i],
-            cell=cell,
-            target=item.get("target"),
-            on_target=after(targets.ATTENTION, i),
-            frozen_on_target=before(targets.ATTENTION, i),
-            selected=None if inside is None or outside is None else (inside, outside),
-            moved=None if moved is None else float(moved[i]),
-        )
-
-
-def _of_targets(
-    items: list[dict[str, Any]], attention: Maps | None, selection: Maps | None
-) -> Callable[[str, int], float | None]:
-    """Measures a batch on its targets; returns what gives a figure by name and picture, if there is one."""
-    size = tuple(items[0]["pixels"].shape[-2:])
-    unknown = torch.full(size, torch.nan)
-    target = torch.stack([item.get("target", unknown) for item in items])
-    found = targets.measure(attention, selection, target, (size[0], size[1]))
-
-    def figure(name: str, index: int) -> float | None:
-        value = float(found[name][index]) if name in found else math.nan
-        return None if math.isnan(value) else value
-
-    return figure
+        output = model(pixels.to(next(model.parameters())))
+    return watcher.attention_maps(seen, (pixels.shape[-2], pixels.shape[-1]), output)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from toast.visual.figure import ALPHA, SEQUENTIAL, require_matplotlib
 from toast.visual.grids import Pair
+from toast.visual.panels import Panel, Row
 
 #: Longer side of a picture in pixels, and the quality of its JPEG.
 SIDE, QUALITY = 240, 80
@@ -61,6 +62,11 @@ def shown(
         line.rectangle((x0 - 1, y0 - 1, x1, y1), outline="black", width=3)
         line.rectangle((x0, y0, x1 - 1, y1 - 1), outline="white", width=1)
     return drawn
+
+
+def drawn(row: Row, panel: Panel, side: int = SIDE) -> Image.Image:
+    """Returns a panel of a row as a picture; arguments as of `shown`."""
+    return shown(row.picture, panel.values, panel.cell, panel.high, panel.low, row.box, side)
 
 
 def _resized(picture: Tensor, size: tuple[int, int]) -> Image.Image:

@@ -30,7 +30,7 @@ _TIMM_PLACES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedModel:
     """A model, and what has to be known to look at it.
 
     Args:
@@ -57,7 +57,7 @@ class Opened:
 
 def open_model(
     place: Path, base: str | None = None, weights: Path | None = None, demo: bool = False
-) -> Opened:
+) -> OpenedModel:
     """Opens a run or an adapter.
 
     Args:
@@ -78,7 +78,7 @@ def open_model(
             )
         run = load_run(place)
         model = run.model.to(PartialState().device)
-        return Opened(place.resolve().name, model, run.backbone, run.config, run.classes)
+        return OpenedModel(place.resolve().name, model, run.backbone, run.config, run.classes)
     if (place / ADAPTER_CONFIG).is_file():
         return _open_adapter(place, base, weights, demo)
     raise ValueError(
@@ -87,7 +87,7 @@ def open_model(
     )
 
 
-def _open_adapter(place: Path, base: str | None, weights: Path | None, demo: bool) -> Opened:
+def _open_adapter(place: Path, base: str | None, weights: Path | None, demo: bool) -> OpenedModel:
     settings = read_json(place / ADAPTER_CONFIG)
     if demo and (base is not None or weights is not None):
         raise ValueError("--demo is a backbone of its own; pass it without --model and --weights.")
@@ -95,7 +95,7 @@ def _open_adapter(place: Path, base: str | None, weights: Path | None, demo: boo
     if base is None and not demo:
         raise ValueError(
             f"{place} is an adapter that does not say on which backbone. Pass --model NAME (of timm, with "
-            "--weights FILE where they are not to be had; or a folder of transformers), or --demo for the "
+            "--weights FILE if they cannot be downloaded; or a folder of transformers), or --demo for the "
             "one that the package contains."
         )
     is_language = _is_language(settings)
@@ -117,7 +117,7 @@ def _open_adapter(place: Path, base: str | None, weights: Path | None, demo: boo
     except RuntimeError as error:  # PyTorch's, with a line for each tensor of another size
         first = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise ValueError(f"{place} does not fit {base or 'the backbone of the demo'}: {first}") from error
-    return Opened(
+    return OpenedModel(
         place.resolve().name, trained, backbone, config,
         classes=_demo_classes(rows) if demo else (),
         classifies=rows is not None or own > 0,
@@ -161,7 +161,7 @@ def _demo_classes(rows: int | None) -> tuple[str, ...]:
     return CLASSES if rows == len(CLASSES) else ()
 
 
-def check_same_backbone(opened: Sequence[Opened]) -> None:
+def check_same_backbone(opened: Sequence[OpenedModel]) -> None:
     """Checks that models may be held against each other, on the same pixels.
 
     Raises:
@@ -169,7 +169,7 @@ def check_same_backbone(opened: Sequence[Opened]) -> None:
     """
     for each in opened:
         if each.is_language:
-            raise ValueError(f"{each.name} is a language model; maps over pictures are compared.")
+            raise ValueError(f"{each.name} is a language model; only vision models can be compared.")
     first = opened[0]
     for other in opened[1:]:
         if _identity(other) != _identity(first):
@@ -179,7 +179,7 @@ def check_same_backbone(opened: Sequence[Opened]) -> None:
             )
 
 
-def _identity(opened: Opened) -> str:
+def _identity(opened: OpenedModel) -> str:
     model, data = opened.config.model, opened.backbone.data
     is_drawn = model.library != "demo" and not model.pretrained and model.weights is None
     seed = f", random weights of seed {opened.config.seed}" if is_drawn else ""
@@ -188,7 +188,7 @@ def _identity(opened: Opened) -> str:
     return " ".join(str(part) for part in parts if part is not None) + seed
 
 
-def frozen_model(opened: Sequence[Opened]) -> nn.Module | None:
+def frozen_model(opened: Sequence[OpenedModel]) -> nn.Module | None:
     """Returns the backbone of runs as it was, if none of them holds it: where all were tuned without PEFT."""
     if any(isinstance(each.model, PeftModel) for each in opened):
         return None

@@ -6,26 +6,8 @@ from collections.abc import Iterable
 
 from markupsafe import Markup
 
-from toast.report.style import style
-
-_PAGE = Markup("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<header><p class="kind">{kind}</p><h1>{title}</h1>{head}</header>
-{sections}
-<footer>{foot}</footer>
-</body>
-</html>
-""")
+from toast.files.templates import render
+from toast.visual.text.colours import DARK, LIGHT
 
 
 def page(title: str, kind: str, head: Markup, sections: Iterable[Markup], foot: str) -> str:
@@ -38,7 +20,10 @@ def page(title: str, kind: str, head: Markup, sections: Iterable[Markup], foot: 
         sections: In order.
         foot: Below all.
     """
-    inner = Markup("\n").join(sections)
     return str(
-        _PAGE.format(title=title, kind=kind, style=Markup(style()), head=head, sections=inner, foot=foot)
-    )
+        render(
+            "report/templates/page.html.jinja",
+            title=title, kind=kind, head=head, sections=list(sections), foot=foot,
+            light=vars(LIGHT), dark=vars(DARK),
+        )
+    )  # fmt: skip

@@ -9,8 +9,9 @@ from markupsafe import Markup
 from toast.evaluation.choosing import LESS_IS_BETTER
 from toast.evaluation.intervals import wilson
 from toast.evaluation.vision import BINS
+from toast.files.templates import render
 from toast.report.charts import Axis, Series, chart
-from toast.report.elements import bar, folded, table, tiles
+from toast.report.elements import Cell
 from toast.report.held_out import HeldOutLooks
 from toast.report.run_data import RunFiles
 from toast.visual.targets import INSIDE, OUTSIDE
@@ -24,11 +25,14 @@ _CALLED = {
     "mean_class_accuracy": ("Mean of classes", "each class counts the same"),
     "calibration_error": ("Calibration error", "confidence against accuracy"),
     "attention_on_target": ("Attention on target", "share inside the frame, {targets}"),
+    "exact_format": ("Exact format", "generated answers that ended and match whole"),
+    "line_f1": ("F1 of lines", "of generated answers against the truth"),
     "selection_ratio": ("Selection on target", "{inside:.3f} inside the frame, {outside:.3f} outside"),
 }
 #: Of a sweep's table.
 _COLUMNS = (
-    "accuracy", "perplexity", "attention_on_target", "selection_ratio", "calibration_error", "loss",
+    "accuracy", "perplexity", "exact_format", "line_f1", "attention_on_target", "selection_ratio",
+    "calibration_error", "loss",
 )  # fmt: skip
 #: Most classes whose confusion is shown whole, and that have a bar each.
 _MATRIX, _BARS = 20, 40
@@ -37,18 +41,17 @@ _MATRIX, _BARS = 20, 40
 def results(files: RunFiles, looks: HeldOutLooks | None) -> Markup:
     """Returns the section with the figures; of a run that measured nothing, what can be said."""
     split, measured = files.measured
-    parts = [_tiles(files, measured), _beside(files)]
+    parts = {
+        "figures": _figures(files, measured),
+        "sweep": _beside(files),
+        "classes": None,
+        "calibration": _calibration(files, looks),
+    }
     if "class_accuracy" in measured and len(files.classes) == len(measured["class_accuracy"]):
-        parts.append(
-            Markup('<div class="pair">{}{}</div>').format(
-                _classes(files, measured), _confusion(files, measured)
-            )
-        )
-    parts.append(_calibration(files, looks))
-    body = Markup("").join(parts)
-    if not body:
+        parts |= {"classes": _classes(files, measured), **_confusion(files, measured)}
+    if not any(parts.values()):
         return Markup("")
-    return Markup("<section><h2>Results on the {} split</h2>{}</section>").format(split, body)
+    return render("report/templates/results.html.jinja", split=split, **parts)
 
 
 def interval(measured: dict[str, Any]) -> tuple[float, float] | None:
@@ -59,13 +62,14 @@ def interval(measured: dict[str, Any]) -> tuple[float, float] | None:
     return wilson(accuracy, samples)
 
 
-def _tiles(files: RunFiles, measured: dict[str, Any]) -> Markup:
+def _figures(files: RunFiles, measured: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Returns names, values and notes."""
     figures = []
     for key, (name, note) in _CALLED.items():
         # The others stand at the head of the page.
         if key in measured and note and not (key == "loss" and files.config.task == "language"):
             figures.append((name, files.from_before(key), note.format(**_of_targets(measured))))
-    return tiles(figures)
+    return figures
 
 
 def _of_targets(measured: dict[str, Any]) -> dict[str, Any]:
@@ -77,10 +81,10 @@ def _of_targets(measured: dict[str, Any]) -> dict[str, Any]:
     return {"targets": count, "inside": measured.get(INSIDE, 0.0), "outside": measured.get(OUTSIDE, 0.0)}
 
 
-def _beside(files: RunFiles) -> Markup:
-    """Returns the table of the sweep, this run's row marked."""
+def _beside(files: RunFiles) -> dict[str, Any] | None:
+    """Returns the table of the sweep, this run's row marked; None of a run that lies in none."""
     if files.sweep is None or not files.sweep.rows:
-        return Markup("")
+        return None
     rows, seeds = files.sweep.rows, files.sweep.seeds
     shown = [key for key in _COLUMNS if any(key in line["test"] for line in rows.values())]
     best = {
@@ -100,102 +104,72 @@ def _beside(files: RunFiles) -> Markup:
     ]
     here = list(rows).index(files.sweep.row) if files.sweep.row in rows else None
     spread = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
-    missing = "" if here is not None else f" The row of this run, {files.sweep.row}, is not measured yet."
-    return Markup(
-        '<h3>Beside the other methods</h3><p class="note">Sweep {}, test split, {}; settings chosen on the '
-        "validation split.{} The best of each column is bold.</p>{}"
-    ).format(
-        files.sweep.name,
-        spread,
-        missing,
-        table(["", *(_CALLED[key][0].lower() for key in shown), "trained", "s"], lines, here),
+    return {
+        "name": files.sweep.name,
+        "spread": spread,
+        "missing": files.sweep.row if here is None else "",
+        "head": ["", *(_CALLED[key][0].lower() for key in shown), "trained", "s"],
+        "rows": lines,
+        "marked": here,
+    }
+
+
+def _of_seeds(entry: dict[str, Any] | None, key: str, best: float, seeds: int) -> str | Cell:
+    if entry is None:
+        return "–"
+    return Cell(
+        f"{entry['mean']:.3f}",
+        note=f"± {entry['deviation']:.3f}" if seeds > 1 else "",
+        share=max(0.0, entry["mean"]) if key in ("accuracy", "attention_on_target") else None,
+        is_best=entry["mean"] == best,
     )
 
 
-def _of_seeds(held: dict[str, Any] | None, key: str, best: float, seeds: int) -> Any:
-    if held is None:
-        return "–"
-    text: Any = f"{held['mean']:.3f}"
-    if held["mean"] == best:
-        text = Markup("<b>{}</b>").format(text)
-    if seeds > 1:
-        text = Markup("{} <small>± {}</small>").format(text, f"{held['deviation']:.3f}")
-    return bar(held["mean"], text) if key in ("accuracy", "attention_on_target") else text
-
-
-def _classes(files: RunFiles, measured: dict[str, Any]) -> Markup:
+def _classes(files: RunFiles, measured: dict[str, Any]) -> dict[str, Any]:
     """Returns a bar for each class; of many the best and the worst first, all to unfold."""
     counts = [sum(row) for row in measured["confusion"]]
     rows = [
-        (name, bar(share, f"{share:.3f}"), "{:.2f}–{:.2f}".format(*wilson(share, count)), f"{count:,}")
+        (name, Cell(f"{share:.3f}", share=share), "{:.2f}–{:.2f}".format(*wilson(share, count)), f"{count:,}")
         for name, share, count in zip(files.classes, measured["class_accuracy"], counts, strict=True)
         if share is not None
     ]
     head = ["", "accuracy", "95%", "samples"]
     if len(rows) <= _BARS:
-        return Markup('<div class="by-class"><h3>By class</h3>{}</div>').format(table(head, rows))
+        return {"title": "By class", "head": head, "shown": [rows], "folded": []}
     shares = [share for share in measured["class_accuracy"] if share is not None]
     order = sorted(range(len(rows)), key=shares.__getitem__)
     ends = [rows[i] for i in order[:10]], [rows[i] for i in order[-10:]]
-    return Markup('<div class="by-class"><h3>By class: the ten worst, the ten best</h3>{}{}{}</div>').format(
-        table(head, ends[0]), table(head, ends[1]), folded(f"All {len(rows):,} classes", table(head, rows))
-    )
+    return {"title": "By class: the ten worst, the ten best", "head": head, "shown": ends, "folded": rows}
 
 
-def _confusion(files: RunFiles, measured: dict[str, Any]) -> Markup:
+def _confusion(files: RunFiles, measured: dict[str, Any]) -> dict[str, Any]:
     """Returns the confusion as a matrix, or of many classes the most frequent mistakes."""
     counts: list[list[int]] = measured["confusion"]
-    if len(counts) > _MATRIX:
-        mistakes = sorted(
-            ((n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j),
-            reverse=True,
-        )[:15]
-        rows = [(files.classes[i], files.classes[j], f"{n:,} of {sum(counts[i]):,}") for n, i, j in mistakes]
-        return Markup("<div><h3>Most frequent mistakes</h3>{}</div>").format(
-            table(["is", "said to be", "samples"], rows, words=2)
-        )
-    lines = []
-    for i, row in enumerate(counts):
-        whole = sum(row) or 1
-        cells = [
-            Markup('<td class="{}" style="--v:{}" title="{}">{}</td>').format(
-                "hit" if i == j else "miss",
-                f"{n / whole:.3f}",
-                f"{files.classes[i]}, said to be {files.classes[j]}: {n} of {sum(row)}",
-                n or "",
-            )
-            for j, n in enumerate(row)
-        ]
-        lines.append(
-            Markup('<tr><th scope="row">{} <small>{}</small></th>{}</tr>').format(
-                files.classes[i], i, Markup("").join(cells)
-            )
-        )
-    numbers = Markup("").join(
-        Markup('<th scope="col" title="{}">{}</th>').format(name, i) for i, name in enumerate(files.classes)
-    )
-    return Markup(
-        '<div><h3>Confusion</h3><p class="note">Rows are the labels, columns what the model says.</p>'
-        '<div class="wide"><table class="confusion"><thead><tr><th></th>{}</tr></thead>'
-        "<tbody>{}</tbody></table></div></div>"
-    ).format(numbers, Markup("").join(lines))
+    if len(counts) <= _MATRIX:
+        return {"confusion": {"names": files.classes, "counts": counts}, "mistakes": None}
+    mistakes = sorted(
+        ((n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j),
+        reverse=True,
+    )[:15]
+    rows = [(files.classes[i], files.classes[j], f"{n:,} of {sum(counts[i]):,}") for n, i, j in mistakes]
+    return {"mistakes": rows}
 
 
-def _calibration(files: RunFiles, looks: HeldOutLooks | None) -> Markup:
+def _calibration(files: RunFiles, looks: HeldOutLooks | None) -> dict[str, Any] | None:
     """Returns accuracy against confidence, of all predictions if they were written, else of the looks."""
     if files.predictions:
-        held = [
+        predictions = [
             (max(row["probabilities"].values()), row["label"] == row["predicted"])
             for row in files.predictions
         ]
-        of = f"all {len(held):,} pictures of the test split"
+        of = f"all {len(predictions):,} pictures of the test split"
     elif looks is not None and looks.split != "train":
-        held = [(look.confidence, look.is_right) for look in looks.seen]
-        of = f"{len(held):,} of {looks.of:,} pictures of the {looks.split} split"
+        predictions = [(look.confidence or 0.0, look.is_right) for look in looks.seen]
+        of = f"{len(predictions):,} of {looks.of:,} pictures of the {looks.split} split"
     else:
-        return Markup("")
+        return None
     bins: dict[int, list[tuple[float, bool]]] = {}
-    for confidence, right in held:
+    for confidence, right in predictions:
         bins.setdefault(min(int(confidence * BINS), BINS - 1), []).append((confidence, right))
     points: list[tuple[float, float]] = []
     tips: list[str] = []
@@ -215,7 +189,4 @@ def _calibration(files: RunFiles, looks: HeldOutLooks | None) -> Markup:
         "Calibration", [Series("", points, "dots", "a", tips, sizes)], Axis("confidence", 0, 1),
         Axis("accuracy", 0, 1), diagonal=True,
     )  # fmt: skip
-    return Markup(
-        '<div class="aside">{}<p class="note">Of {}, by confidence in {} bins; the larger the dot, the more. '
-        "On the dashed line the model is as often right as it says; below it, it is too sure.</p></div>"
-    ).format(drawn, of, BINS)
+    return {"chart": drawn, "of": of, "bins": BINS}

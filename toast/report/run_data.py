@@ -130,18 +130,18 @@ def read_run(place: Path) -> RunFiles:
                 f"{place} is a sweep; needs one of its runs, such as "
                 f"{place / 'final' / 'ROW' / 'POINT,seed-0'}."
             )
-        raise ValueError(f"{place} is no run: it has no {run_folder.CONFIG}.")
+        raise ValueError(f"{place} is not a run: it has no {run_folder.CONFIG}.")
 
-    def held(name: str, otherwise: Any) -> Any:
+    def read_if_there(name: str, otherwise: Any) -> Any:
         return run_folder.read_json(place / name) if (place / name).is_file() else otherwise
 
     return RunFiles(
         place=place.resolve(),
         config=load_config(place),
-        environment=held(run_folder.ENVIRONMENT, {}),
+        environment=read_if_there(run_folder.ENVIRONMENT, {}),
         metrics=run_folder.read_metrics(place),
-        classes=tuple(held(run_folder.LABELS, ())),
-        result=held(run_folder.RESULT, None),
+        classes=tuple(read_if_there(run_folder.LABELS, ())),
+        result=read_if_there(run_folder.RESULT, None),
         predictions=run_folder.read_predictions(place),
         sweep=_sweep(place.resolve()),
     )
@@ -163,20 +163,18 @@ def remarks(files: RunFiles) -> list[str]:
     if files.result is None:
         of = "" if files.total is None else f" of {files.total:,}"
         found.append(
-            f"This run has not ended: {files.done:,}{of} steps are there, nothing was measured at the end. "
-            f"Go on with: toast {files.stage} {files.place} --resume"
+            f"This run is not finished: {files.done:,}{of} steps are done, and nothing was measured "
+            f"at the end. Continue with: toast {files.stage} {files.place} --resume"
         )
     train = files.split("train")
     broken = [row["step"] for row in train if "loss" not in row]
     if broken:
-        found.append(
-            f"The training loss is no finite number in {len(broken):,} steps, first in {broken[0]:,}."
-        )
+        found.append(f"The training loss is not finite in {len(broken):,} steps, first in {broken[0]:,}.")
     skipped = (files.result or {}).get("skipped_steps") or {}
     if skipped:
         first = next(iter(skipped))
         found.append(
-            f"{len(skipped):,} steps were left out, for their loss or gradient was no finite number; first "
+            f"{len(skipped):,} steps were skipped because their loss or gradient was not finite; first "
             f"step {first}, with {', '.join(skipped[first][:3])}."
         )
     best = (files.result or {}).get("best")
@@ -191,7 +189,7 @@ def remarks(files: RunFiles) -> list[str]:
         least, last = min(losses), losses[-1]
         if last[0] > 1.05 * least[0]:
             found.append(
-                f"The validation loss was least after epoch {least[1]:g} ({least[0]:.3f}) and is "
+                f"The validation loss was lowest after epoch {least[1]:g} ({least[0]:.3f}) and is "
                 f"{last[0]:.3f} at the end: the adapter is that of the last step (checkpoint.best=loss keeps "
                 "the best)."
             )
@@ -199,5 +197,7 @@ def remarks(files: RunFiles) -> list[str]:
     if files.result is not None and not measured and files.stage == "tune":
         found.append("Nothing was measured: the configuration names neither a validation nor a test split.")
     elif measured and split == "validation" and files.result is not None:
-        found.append("There is no test split: the figures are of the validation split, which selects.")
+        found.append(
+            "There is no test split: the figures are of the validation split, which was also used to select."
+        )
     return found

@@ -18,9 +18,9 @@ from toast.data.vision.decoding import decode
 from toast.data.vision.source import Box
 from toast.training.data import vision_sources
 from toast.training.run_config import RunConfig
-from toast.visual.comparing import UNKNOWN
+from toast.visual.looks import UNKNOWN
 from toast.visual.masks import read_mask
-from toast.visual.targets import in_sight
+from toast.visual.targets import frame, in_sight
 
 #: Files of boxes, and the folder of masks, that lie beside pictures.
 BOXES = ("boxes.json", "boxes.csv")
@@ -47,13 +47,7 @@ class Sample:
     @property
     def box(self) -> list[float] | None:
         """What is drawn around the target, to a pixel: x0, y0, x1, y1; None where none is in sight."""
-        if self.target is None or not bool(
-            in_sight(self.target[None], (self.target.shape[0], self.target.shape[1]))
-        ):
-            return None
-        inside = (self.target >= 0.5).nonzero()
-        (y0, x0), (y1, x1) = inside.amin(0).tolist(), inside.amax(0).tolist()
-        return [x0, y0, x1 + 1, y1 + 1]
+        return None if self.target is None else frame(self.target)
 
 
 def open_split(config: RunConfig, split: str) -> VisionSource:
@@ -102,7 +96,7 @@ def of_split(
 
 
 @dataclass(frozen=True)
-class Found:
+class PictureFile:
     """A picture's file.
 
     Args:
@@ -119,7 +113,7 @@ class Found:
         return [self.path.parent, *(p for p in self.path.parent.parents if p.is_relative_to(self.root))]
 
 
-def find_pictures(places: Iterable[Path]) -> list[Found]:
+def find_pictures(places: Iterable[Path]) -> list[PictureFile]:
     """Finds the files of pictures; folders are walked, but for what is hidden and for masks.
 
     Args:
@@ -132,22 +126,22 @@ def find_pictures(places: Iterable[Path]) -> list[Found]:
 
     from toast.data.walking import walk
 
-    found: list[Found] = []
+    found: list[PictureFile] = []
     for place in places:
         if place.is_file():
-            found.append(Found(place, place.parent))
+            found.append(PictureFile(place, place.parent))
             continue
         if not place.is_dir():
             raise ValueError(f"images: there is no file or folder {str(place)!r}.")
         inside = sorted(walk(place, IMG_EXTENSIONS, skip=[MASKS]).files)
         if not inside:
             raise ValueError(f"images: the folder {place} holds no picture ({', '.join(IMG_EXTENSIONS)}).")
-        found += [Found(path, place) for path in inside]
+        found += [PictureFile(path, place) for path in inside]
     return found
 
 
 def of_files(
-    found: Sequence[Found], transform: Transform, skipped: Callable[[str], None]
+    found: Sequence[PictureFile], transform: Transform, skipped: Callable[[str], None]
 ) -> Iterator[Sample]:
     """Yields pictures with what lies beside them of their targets.
 
@@ -197,7 +191,7 @@ def _prepared_mask(file: Path, picture: Any, transform: Transform) -> Tensor:
 
     mask = read_mask(file)
     if mask.size != picture.size:
-        turned = " The picture is turned as its camera noted, and its mask must be."
+        turned = " The picture is turned upright as its EXIF data says, so its mask must be, too."
         advice = turned if mask.size == picture.size[::-1] else ""
         raise ValueError(
             f"{file}: a mask needs the size of its picture, {picture.size}; got {mask.size}.{advice}"
@@ -211,7 +205,7 @@ def _without_suffix(name: str) -> str:
 
 
 @dataclass
-class Counted:
+class TargetCounts:
     """How many pictures there were, and the first of those that nothing is measured of on a target.
 
     Args:
@@ -224,7 +218,7 @@ class Counted:
 
 
 def batches(
-    samples: Iterable[Sample], size: int, counted: Counted
+    samples: Iterable[Sample], size: int, counted: TargetCounts
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yields batches of pictures with their targets and labels.
 
@@ -238,16 +232,16 @@ def batches(
         is known; labels `(batch,)`, -100 where none is known.
     """
     samples = iter(samples)
-    while held := list(itertools.islice(samples, size)):
+    while batch := list(itertools.islice(samples, size)):
         targets = [
             torch.full(sample.pixels.shape[-2:], torch.nan) if sample.target is None else sample.target
-            for sample in held
+            for sample in batch
         ]
         masks = torch.stack(targets)
         for sample, seen in zip(
-            held, in_sight(masks, (masks.shape[1], masks.shape[2])).tolist(), strict=True
+            batch, in_sight(masks, (masks.shape[1], masks.shape[2])).tolist(), strict=True
         ):
             if not seen:
                 (counted.without if sample.target is None else counted.away).append(sample.name)
-        labels = [UNKNOWN if sample.label is None else sample.label for sample in held]
-        yield torch.stack([sample.pixels for sample in held]), masks, torch.tensor(labels)
+        labels = [UNKNOWN if sample.label is None else sample.label for sample in batch]
+        yield torch.stack([sample.pixels for sample in batch]), masks, torch.tensor(labels)

@@ -8,7 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from toast.report.elements import bar, facts, folded, seconds, table
+from toast.files.templates import render
+from toast.report.elements import Cell, seconds
 from toast.report.run_data import RunFiles
 from toast.training import run_folder
 from toast.training.config_files import to_yaml
@@ -32,22 +33,14 @@ def backbone_name(config: RunConfig) -> str:
 
 def setting(files: RunFiles) -> Markup:
     """Returns the section that says what the figures depend on."""
-    config = files.config
-    parts = [
-        _groups(files),
-        Markup('<div class="pair"><div><h3>Recipe</h3>{}</div><div><h3>Machine</h3>{}</div></div>').format(
-            facts(_recipe(files)), facts(_machine(files))
-        ),
-        folded("Configuration", Markup("<pre>{}</pre>").format(to_yaml(config))),
-    ]
-    if files.environment:
-        parts.append(
-            folded(
-                "Environment",
-                Markup("<pre>{}</pre>").format(json.dumps(files.environment, indent=2, ensure_ascii=False)),
-            )
-        )
-    return Markup("<section><h2>What was trained</h2>{}</section>").format(Markup("").join(parts))
+    environment = json.dumps(files.environment, indent=2, ensure_ascii=False) if files.environment else ""
+    return render(
+        "report/templates/setting.html.jinja",
+        groups=_groups(files),
+        recipe=_recipe(files),
+        machine=_machine(files),
+        files=[("Configuration", to_yaml(files.config)), ("Environment", environment)],
+    )
 
 
 def share_trained(result: dict[str, Any]) -> str:
@@ -56,20 +49,21 @@ def share_trained(result: dict[str, Any]) -> str:
     return f"{share:.2%}" if share < 0.1 else f"{share:.1%}"
 
 
-def _groups(files: RunFiles) -> Markup:
+def _groups(files: RunFiles) -> dict[str, Any] | None:
+    """Returns how much each group trained; None of a run that has not ended."""
     result = files.result
     if result is None:
-        return Markup("")
+        return None
     most = max(result["trained"].values(), default=1)
     rows = [
-        (name, _GROUPS.get(name, ""), bar(count / most, f"{count:,}"))
+        (name, _GROUPS.get(name, ""), Cell(f"{count:,}", share=count / most))
         for name, count in result["trained"].items()
     ]
     note = (
         f"{result['trainable_parameters']:,} of {result['parameters']:,} parameters, "
         f"{share_trained(result)}; saved in {_size(files.place / run_folder.ADAPTER)}."
     )
-    return Markup("<p>{}</p>{}").format(note, table(["group", "", "parameters"], rows, words=2))
+    return {"note": note, "rows": rows}
 
 
 def _recipe(files: RunFiles) -> list[tuple[str, Any]]:
@@ -83,7 +77,7 @@ def _recipe(files: RunFiles) -> list[tuple[str, Any]]:
     return [
         ("method", method.row.title + (f", rank {method.rank}" if method.rank else "")),
         ("stage", "pre-tuning" if files.stage == "pretune" else ""),
-        ("started from", method.start or method.preset or ""),
+        ("started from", str(method.start or method.preset or "")),
         ("options", options),
         ("backbone", f"{backbone_name(config)} ({config.model.library}, {config.model.dtype})"),
         ("data", _data(files)),
@@ -106,21 +100,25 @@ def _data(files: RunFiles) -> str:
     data = files.config.data
     named = " ".join(str(part) for part in (data.source, data.name, data.root) if part)
     samples = (files.result or {}).get("samples", {})
-    said = [
+    counts = [
         f"{count:,} {split}" for kind in ("images", "rows") for split, count in samples.get(kind, {}).items()
     ]
     if samples.get("classes"):
-        said.append(f"{samples['classes']:,} classes")
+        counts.append(f"{samples['classes']:,} classes")
     if samples.get("tokens"):
-        said.append(f"{samples['tokens']:,} tokens to train on")
-    return f"{named}: {', '.join(said)}" if said else named
+        counts.append(f"{samples['tokens']:,} tokens to train on")
+    return f"{named}: {', '.join(counts)}" if counts else named
 
 
 def _machine(files: RunFiles) -> list[tuple[str, Any]]:
-    held = files.environment
+    environment = files.environment
     result = files.result or {}
-    versions = ", ".join(f"{name} {version}" for name, version in held.get("versions", {}).items())
-    cores = f"{held['cores']} cores, {held['threads']} used by an operator" if "cores" in held else ""
+    versions = ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items())
+    cores = (
+        f"{environment['cores']} cores, {environment['threads']} used by an operator"
+        if "cores" in environment
+        else ""
+    )
     return [
         (
             "time",
@@ -128,17 +126,17 @@ def _machine(files: RunFiles) -> list[tuple[str, Any]]:
             if result
             else "",
         ),
-        ("accelerators", ", ".join(held.get("accelerators", [])) or ("none" if held else "")),
-        ("processor", ", ".join(part for part in (held.get("processor", ""), cores) if part)),
-        ("system", held.get("system", "")),
-        ("python", held.get("python", "")),
+        ("accelerators", ", ".join(environment.get("accelerators", [])) or ("none" if environment else "")),
+        ("processor", ", ".join(part for part in (environment.get("processor", ""), cores) if part)),
+        ("system", environment.get("system", "")),
+        ("python", environment.get("python", "")),
         ("versions", versions),
-        ("command", Markup("<code>{}</code>").format(held["command"]) if "command" in held else ""),
+        ("command", Cell(environment["command"], is_code=True) if "command" in environment else ""),
         ("precision", files.config.precision or ""),
     ]
 
 
 def _size(place: Path) -> str:
-    """Returns the size of a folder's files as it is said."""
+    """Returns the size of a folder's files as text."""
     size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
     return f"{size / 1e6:,.2f} MB" if size >= 1e4 else f"{size:,} bytes"

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from toast.report.elements import folded
+from toast.files.templates import render
 from toast.report.run_data import RunFiles
 from toast.training import run_folder
 from toast.training.methods import ADAPTER_CONFIG
@@ -24,25 +24,13 @@ def loading(files: RunFiles, data: dict[str, Any]) -> Markup:
         files: The run.
         data: What the backbone expects of pictures; empty for language.
     """
-    start = ""
-    if files.stage == "pretune":
-        start = Markup("<p>To tune from it: <code>toast tune CONFIG method.start={}</code></p>").format(
-            files.place
-        )
-    whole = _block(with_toast(files))
-    return Markup(
-        "<section><h2>Load it</h2>{}<p>Backbone and adapter by their libraries; of the run, this needs "
-        "<code>adapter/</code>{}.</p>{}{}</section>"
-    ).format(
-        start,
-        "" if files.config.task == "language" else Markup(" and <code>labels.json</code>"),
-        _block(with_libraries(files, data)),
-        folded("By the run's folder, with its data", whole),
+    return render(
+        "report/templates/loading.html.jinja",
+        start=str(files.place) if files.stage == "pretune" else None,
+        has_labels=files.config.task != "language",
+        with_libraries=with_libraries(files, data),
+        with_toast=with_toast(files),
     )
-
-
-def _block(code: str) -> Markup:
-    return Markup("<pre><code>{}</code></pre>").format(code)
 
 
 def with_libraries(files: RunFiles, data: dict[str, Any]) -> str:
@@ -161,7 +149,7 @@ def _classified(model: ModelConfig, data: dict[str, Any], imports: set[str]) -> 
     """Returns the lines that classify a picture."""
     imports |= {"import json", "from PIL import Image, ImageOps", "from timm.data import create_transform"}
     known = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
-    said = {
+    settings = {
         name: tuple(data[name]) if isinstance(data[name], list) else data[name]
         for name in known
         if name in data
@@ -171,7 +159,7 @@ def _classified(model: ModelConfig, data: dict[str, Any], imports: set[str]) -> 
     opened = 'ImageOps.exif_transpose(Image.open("picture.jpg"))'
     dtype = "" if model.dtype == "float32" else f".to(torch.{model.dtype})"
     return [
-        *_call("prepare", "create_transform", [], said),
+        *_call("prepare", "create_transform", [], settings),
         f'image = Image.new("{mode}", (300, 200))  # {opened}.convert("{mode}")',
         'classes = json.loads((run / "labels.json").read_text())',
         "with torch.inference_mode():",

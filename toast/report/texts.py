@@ -7,10 +7,10 @@ from typing import Any
 from markupsafe import Markup
 from torch import nn
 
-from toast.report.elements import folded
+from toast.files.templates import render
 from toast.training.data import Splits
 from toast.visual.text.colours import heat_maps
-from toast.visual.text.html import heat_map_section
+from toast.visual.text.html import heat_section
 from toast.visual.text.looking import TextAttentionMaps, look_at_text
 
 #: Rows that are shown, and tokens of each.
@@ -28,20 +28,22 @@ def texts(model: nn.Module, tokenizer: Any, splits: Splits) -> Markup:
     name = next(n for n in ("test", "validation", "train") if getattr(splits, n) is not None)
     data = getattr(splits, name)
     count = min(ROWS, len(data))
-    drawn = []
-    for number in range(count):
-        views = _views(model, tokenizer, data[number * len(data) // count])
-        maps = Markup("").join(Markup(heat_map_section(views, heat)) for heat in heat_maps(views))
-        notes = " ".join(views.notes)
-        body = Markup('<p class="note">{}</p><div class="tokens">{}</div>').format(notes, maps)
-        drawn.append(body if not number else folded(f"Row {number + 1}", body))
+    read = [_maps(model, tokenizer, data[number * len(data) // count]) for number in range(count)]
     held_out = "held-out" if name != "train" else "training"
-    return Markup(
-        "<section><h2>Where it looks</h2><p>{} {} rows of {}, up to {} tokens of each.</p>{}</section>"
-    ).format(count, held_out, f"{len(data):,}", TOKENS, Markup("").join(drawn))
+    return render(
+        "report/templates/texts.html.jinja",
+        introduction=f"{count} {held_out} rows of {len(data):,}, up to {TOKENS} tokens of each.",
+        rows=[
+            {
+                "notes": " ".join(maps.notes),
+                "sections": [heat_section(maps, heat) for heat in heat_maps(maps)],
+            }
+            for maps in read
+        ],
+    )
 
 
-def _views(model: nn.Module, tokenizer: Any, row: dict[str, Any]) -> TextAttentionMaps:
+def _maps(model: nn.Module, tokenizer: Any, row: dict[str, Any]) -> TextAttentionMaps:
     """Looks at a row as text; what its loss does not count is the prompt.
 
     Of a row with several documents, or several questions, only the first is looked at: what follows its

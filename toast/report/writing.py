@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from markupsafe import Markup
 
 import toast
 from toast.files.atomic import beside, try_file
+from toast.files.templates import render
 from toast.report import gallery, results, setting
 from toast.report.curves import curves
-from toast.report.elements import listed, seconds, tiles
+from toast.report.elements import seconds
 from toast.report.held_out import HeldOutLooks, look_at_split
 from toast.report.page import page
 from toast.report.run_data import RunFiles, read_run, remarks
@@ -29,7 +29,7 @@ _NAMED = 10
 
 
 @dataclass
-class _Opened:
+class _Contents:
     """What could be opened of a run.
 
     Args:
@@ -68,12 +68,12 @@ def write_report(run: Path, out: Path, *, pictures: int = 8) -> Path:
     if pictures < 0:
         raise ValueError(f"pictures: needs 0 or more; got {pictures}.")
     files = read_run(run)
-    opened = _open(files) if files.has_adapter and pictures else _Opened(None, None, None, [])
+    contents = _open(files) if files.has_adapter and pictures else _Contents(None, None, None, [])
     text = page(
         title=files.name,
         kind=_kind(files),
-        head=_head(files, opened),
-        sections=[section for section in _sections(files, opened, pictures) if section],
+        head=_head(files, contents),
+        sections=[section for section in _sections(files, contents, pictures) if section],
         foot=f"toast {toast.__version__}; from {files.place}",
     )
     with beside(out) as new:
@@ -81,18 +81,18 @@ def write_report(run: Path, out: Path, *, pictures: int = 8) -> Path:
     return out
 
 
-def _open(files: RunFiles) -> _Opened:
+def _open(files: RunFiles) -> _Contents:
     """Opens model and data as far as that goes, and looks at the model."""
-    opened = _Opened(None, None, None, [])
+    contents = _Contents(None, None, None, [])
     try:
-        opened.loaded = load_run(files.place)
-        opened.splits = _splits(opened.loaded)
+        contents.loaded = load_run(files.place)
+        contents.splits = _splits(contents.loaded)
         if files.config.task == "vision":
-            opened.looks = _looks(opened.loaded, opened.splits)
+            contents.looks = _looks(contents.loaded, contents.splits)
     except (ValueError, OSError) as error:
-        what = ("model", "data", "attention")[(opened.loaded is not None) + (opened.splits is not None)]
-        opened.problems.append(f"The {what} cannot be shown: {error}")
-    return opened
+        what = ("model", "data", "attention")[(contents.loaded is not None) + (contents.splits is not None)]
+        contents.problems.append(f"The {what} cannot be shown: {error}")
+    return contents
 
 
 def _splits(loaded: LoadedRun) -> Splits:
@@ -118,71 +118,67 @@ def _kind(files: RunFiles) -> str:
     return what if files.sweep is None else f"{what} of the sweep {files.sweep.name}"
 
 
-def _head(files: RunFiles, opened: _Opened) -> Markup:
-    parts = [Markup('<p class="lead">{}</p>').format(_lead(files, opened))]
-    warnings = remarks(files) + opened.problems + _of_data(opened)
-    if warnings:
-        parts.append(Markup('<div class="warning" role="note">{}</div>').format(listed(warnings)))
+def _head(files: RunFiles, contents: _Contents) -> Markup:
     bad = (files.result or {}).get("bad_samples") or {}
-    if bad:
-        named: list[Any] = [f"{name}: {reason}" for name, reason in list(bad.items())[:_NAMED]]
-        if len(bad) > _NAMED:
-            named.append(f"and {len(bad) - _NAMED:,} more")
-        parts.append(
-            Markup(
-                '<div class="warning" role="note"><p>{} samples could not be read and were left out:</p>{}'
-                "</div>"
-            ).format(f"{len(bad):,}", listed(named))
-        )
-    parts.append(_tiles(files, opened))
-    return Markup("").join(parts)
+    unreadable = [f"{name}: {reason}" for name, reason in list(bad.items())[:_NAMED]]
+    if len(bad) > _NAMED:
+        unreadable.append(f"and {len(bad) - _NAMED:,} more")
+    return render(
+        "report/templates/head.html.jinja",
+        lead=_lead(files, contents),
+        warnings=remarks(files) + contents.problems + _of_data(contents),
+        unreadable=unreadable,
+        unreadable_count=f"{len(bad):,}",
+        figures=_figures(files, contents),
+    )
 
 
-def _lead(files: RunFiles, opened: _Opened) -> str:
+def _lead(files: RunFiles, contents: _Contents) -> str:
     """Returns the run in two or three sentences."""
     config, result = files.config, files.result
     method, backbone = config.method.row.title, setting.backbone_name(config)
     method = method[0].upper() + method[1:]
     if result is None:
-        return f"{method} on {backbone}; not ended."
+        return f"{method} on {backbone}; not finished."
     trains = (
         f"{method} trained {result['trainable_parameters']:,} parameters "
         f"({setting.share_trained(result)} of all) on {backbone} in {seconds(result['step_seconds'])}."
     )
     split, measured = files.measured
-    said = [trains]
+    sentences = [trains]
     if "accuracy" in measured:
         interval = results.interval(measured)
         before = files.before.get("accuracy")
         grown = "" if before is None else f"; before training it was {before:.1%}"
         within = f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval is not None else ""
-        said.append(
-            f"It names {measured['accuracy']:.1%}{within} of {measured['samples']:,} pictures of the {split} "
-            f"split rightly{grown}."
+        sentences.append(
+            f"It classifies {measured['accuracy']:.1%}{within} of {measured['samples']:,} pictures of the "
+            f"{split} split correctly{grown}."
         )
     if "perplexity" in measured:
         before = files.before.get("perplexity")
         grown = "" if before is None else f", {before:.2f} before training"
-        said.append(f"Its perplexity on the {split} split is {measured['perplexity']:.2f}{grown}.")
-    shares = gallery.on_target(opened.looks) if opened.looks is not None else None
+        sentences.append(f"Its perplexity on the {split} split is {measured['perplexity']:.2f}{grown}.")
+    shares = gallery.on_target(contents.looks) if contents.looks is not None else None
     if shares is not None and shares[0] is not None:
         frozen, after, area, _ = shares
-        said.append(
-            f"Attention on what the label names went from {frozen:.2f} to {after:.2f}; that "
+        sentences.append(
+            f"Attention on the labelled object went from {frozen:.2f} to {after:.2f}; it "
             f"covers {area:.2f} of the area."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
-def _of_data(opened: _Opened) -> list[str]:
+def _of_data(contents: _Contents) -> list[str]:
     """Returns what is unusual about the data."""
-    return list(opened.splits.remarks) if opened.splits is not None else []
+    return list(contents.splits.remarks) if contents.splits is not None else []
 
 
-def _tiles(files: RunFiles, opened: _Opened) -> Markup:
+def _figures(files: RunFiles, contents: _Contents) -> list[tuple[str, str, str]]:
+    """Returns names, values and notes of what a reader wants first; none of a run that has not ended."""
     result = files.result
     if result is None:
-        return Markup("")
+        return []
     split, measured = files.measured
     figures = []
     for name in ("accuracy", "perplexity", "loss", "token_accuracy"):
@@ -192,27 +188,27 @@ def _tiles(files: RunFiles, opened: _Opened) -> Markup:
             note = f"{split} split" if interval is None else "{:.3f} to {:.3f}, 95%".format(*interval)
             note += ", before training → now" if name in files.before else ""
             figures.append((called, files.from_before(name), note))
-    shares = gallery.on_target(opened.looks) if opened.looks is not None else None
+    shares = gallery.on_target(contents.looks) if contents.looks is not None else None
     if shares is not None:
         before, after, _, count = shares
         value = f"{after:.2f}" if before is None else f"{before:.2f} → {after:.2f}"
         of = f"{count:,} pictures"
         figures.append(("On target", value, f"attention, frozen → now; {of}" if before is not None else of))
     trained = result["trainable_parameters"]
-    said = f"{trained / 1e6:.2f} M" if trained >= 1e5 else f"{trained:,}"
-    figures.append(("Trained", said, f"{setting.share_trained(result)} of all parameters"))
+    amount = f"{trained / 1e6:.2f} M" if trained >= 1e5 else f"{trained:,}"
+    figures.append(("Trained", amount, f"{setting.share_trained(result)} of all parameters"))
     figures.append(("Time", seconds(result["step_seconds"]), f"{result['steps']:,} steps"))
-    return tiles(figures)
+    return figures
 
 
-def _sections(files: RunFiles, opened: _Opened, pictures: int) -> list[Markup]:
-    made = [results.results(files, opened.looks)]
-    loaded, splits = opened.loaded, opened.splits
+def _sections(files: RunFiles, contents: _Contents, pictures: int) -> list[Markup]:
+    made = [results.results(files, contents.looks)]
+    loaded, splits = contents.loaded, contents.splits
     if loaded is not None and splits is not None:
-        if opened.looks is not None and opened.looks.seen:
+        if contents.looks is not None and contents.looks.seen:
             made.append(
-                gallery.views(
-                    opened.looks, splits, loaded.backbone.data, files.config.method.row.attention, pictures
+                gallery.pictures(
+                    contents.looks, splits, loaded.backbone.data, files.config.method.row.attention, pictures
                 )
             )
         if files.config.task == "language" and files.config.method.is_toast:

@@ -33,7 +33,7 @@ ALONG: dict[str, Value] = {
 
 
 def draw(config: RunConfig, results: Path, suffix: str = ".png") -> list[Path]:
-    """Draws a figure for each task of a study: accuracy against each of `ALONG`.
+    """Draws a figure for each task of a study: accuracy, or perplexity of text, against each of `ALONG`.
 
     Args:
         config: The study's file.
@@ -48,6 +48,7 @@ def draw(config: RunConfig, results: Path, suffix: str = ".png") -> list[Path]:
 
     study = config.study
     assert study is not None
+    measure = "accuracy" if config.task == "vision" else "perplexity"
     lines = [line for line in read_lines(results / f"{config.name}.jsonl") if line["evaluation"] is None]
     drawn = []
     for task in dict.fromkeys(cell.task for cell in plan.cells(config)):
@@ -56,15 +57,21 @@ def draw(config: RunConfig, results: Path, suffix: str = ".png") -> list[Path]:
         names = list(dict.fromkeys(row.row for _, rows in held for row in rows))
         if not names:
             continue
-        along = {name: value for name, value in ALONG.items() if name != "curve" or study.curve}
+        along = {
+            name: value
+            for name, value in ALONG.items()
+            if (name != "curve" or study.curve) and (name != "attention on target" or config.task == "vision")
+        }
         figure = Figure(figsize=(5 * len(along) + 3, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, len(along), squeeze=False)[0]
         for axis, (name, value) in zip(axes, along.items(), strict=True):
             for number, each in enumerate(names):
-                _line(axis, [(c, r) for c, rows in held for r in rows if r.row == each], value, number)
+                _line(
+                    axis, [(c, r) for c, rows in held for r in rows if r.row == each], value, measure, number
+                )
             label = plan.curve_name(next(iter(study.curve))) if name == "curve" else name
-            axis.set(xlabel=label, ylabel="accuracy")
+            axis.set(xlabel=label, ylabel=measure)
             _scale(axis)
             axis.grid(alpha=0.3)
         handles, labels = axes[0].get_legend_handles_labels()
@@ -77,10 +84,10 @@ def draw(config: RunConfig, results: Path, suffix: str = ".png") -> list[Path]:
     return drawn
 
 
-def _line(axis: Any, held: list[tuple[plan.Cell, Measured]], value: Value, number: int) -> None:
+def _line(axis: Any, held: list[tuple[plan.Cell, Measured]], value: Value, measure: str, number: int) -> None:
     """Draws a row: its points, joined, with the standard deviation over the seeds."""
     x = [value(cell, row) for cell, row in held]
-    seeds = [row.values("accuracy") for _, row in held]
+    seeds = [row.values(measure) for _, row in held]
     known = [place for place, values in enumerate(seeds) if values]
     if not known:
         return

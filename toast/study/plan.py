@@ -12,7 +12,7 @@ from typing import Any
 
 from toast.training.config_files import read_yaml
 from toast.training.run_config import RunConfig
-from toast.training.sweep import Row, Settings, checked, make_row, pretunings
+from toast.training.sweeping import Row, Settings, checked, make_row, pretunings
 
 #: Settings of a run that its figures do not depend on, beside those that make the runs of a sweep differ.
 _NO_MATTER = {"name", "out", "sweep", "study", "stage", "checkpoint", "first_pass", "log_every", "trackers"}
@@ -87,7 +87,7 @@ def rows(config: RunConfig, only: tuple[str, ...] = ()) -> list[Row]:
         raise ValueError(f"study.reference: needs one of {', '.join(names)}; got {study.reference!r}.")
     for pattern in only:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"only: no row is called {pattern!r}; there are {', '.join(names)}.")
+            raise ValueError(f"only: no row is named {pattern!r}; there are {', '.join(names)}.")
     set_by_cells = {key for cell in cells(config) for key in cell.settings}
     for row in made:
         if both := set_by_cells & set(row.grid):

@@ -19,7 +19,7 @@ from toast.training import run_folder
 from toast.training.measuring import measure
 from toast.training.run import run
 from toast.training.run_config import RunConfig
-from toast.training.sweep import Row, Settings, choose, make_final, pretune
+from toast.training.sweeping import Row, Settings, choose, make_final, pretune
 
 RESULTS = Path("results/study")
 

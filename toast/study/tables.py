@@ -115,12 +115,14 @@ COLUMNS: dict[str, Callable[[Measured], str]] = {
     "validation": lambda row: f"{row.lines[0]['validation']:.3f}",
     "accuracy": _spread("accuracy"),
     "perplexity": _spread("perplexity", 2),
+    "exact format": _spread("exact_format"),
+    "line F1": _spread("line_f1"),
     "loss": _spread("loss"),
     "attention on target": _spread(ATTENTION),
     "weight in / out": _spread(RATIO, 2),
     "trained": lambda row: f"{row.lines[0]['trainable_parameters']:,}",
     "steps": lambda row: str(row.lines[0]["steps"]),
-    "s a step": lambda row: f"{statistics.median(map(pace, row.lines)):.3f}",
+    "s per step": lambda row: f"{statistics.median(map(pace, row.lines)):.3f}",
     "seeds": lambda row: str(len(row.lines)),
 }
 _DIFFERENCE_AFTER = "accuracy"
@@ -135,7 +137,7 @@ def main_table(rows: Sequence[Measured], reference: str) -> str:
         if any(cells):
             laid_out[head] = cells
         if head == _DIFFERENCE_AFTER and base is not None:
-            laid_out[f"less {reference}"] = [_signed(against(row, base)) for row in rows]
+            laid_out[f"vs. {reference}"] = [_signed(against(row, base)) for row in rows]
     return markdown(list(laid_out), list(zip(*laid_out.values(), strict=True)))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from toast.training.data import Splits
-from toast.training.evaluate import Measured
+from toast.training.split_measures import Measured
 
 #: Measures data under a name; None if a signal came.
 Measure = Callable[[Any, str], Measured | None]

@@ -64,7 +64,7 @@ def _timm(config: ModelConfig, classes: int) -> Backbone:
     options: dict[str, Any] = {"num_classes": classes, **config.options}
     if config.weights is not None:
         if not config.weights.is_file():
-            raise ValueError(f"model.weights: {config.weights} is not there.")
+            raise ValueError(f"model.weights: {config.weights} does not exist.")
         # num_classes=0 of the file: its head, if it has one, is of other classes and stays behind.
         options["pretrained_cfg_overlay"] = {"file": str(config.weights), "num_classes": 0}
     try:

@@ -55,7 +55,7 @@ class Stored:
             if late:
                 raise ValueError(
                     f"first_pass: training sample {late[0] % self.count} could not be read while the first "
-                    "pass was stored, and can be now. Go on with --resume, which computes it."
+                    "pass was stored, and can be now. Continue with --resume, which computes it."
                 )
         tensors: dict[str, Tensor] = self.store.read(rows)
         return self.compute.complete(

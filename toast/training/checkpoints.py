@@ -158,11 +158,11 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None] = logger.warning)
             faults.append(str(error))
             continue
         for fault in faults:
-            say(f"{fault} Going on from the checkpoint before, {checkpoint.name}.")
+            say(f"{fault} Continuing from the checkpoint before, {checkpoint.name}.")
         return checkpoint
     if faults:
         raise ValueError(
-            f"{folder} holds no checkpoint to go on from:\n  "
+            f"{folder} holds no checkpoint to continue from:\n  "
             + "\n  ".join(faults)
             + "\nCopy it again if there is a copy. To start from the beginning, delete that folder and call "
             "--resume again; checkpoint.keep=2 keeps one more to fall back to."
@@ -231,7 +231,7 @@ def _read_progress(checkpoint: Path) -> dict[str, Any]:
     for name, saved in files.items():
         file = checkpoint / name
         if not file.is_file():
-            raise ValueError(f"{file} is not there, which was written with its checkpoint.")
+            raise ValueError(f"{file} does not exist, although its checkpoint lists it.")
         if checksum_file(file) != saved:
             raise ValueError(f"{file} is damaged: it is not what was written (the checksums differ).")
     return progress

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from toast.training.run_config import RunConfig
+from toast.training.shipped import find_config
 from toast.training.yaml_text import dump_yaml, parse_yaml, read_yaml_file
 
 #: `~`, `~/x` and `~user/x`; a name may begin otherwise with a tilde.
@@ -23,16 +24,20 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Reads a configuration.
 
     Args:
-        path: A YAML file, or a run folder, whose `config.yaml` is read.
+        path: A YAML file, or a run folder, whose `config.yaml` is read. `configs/…` also names the files that
+            the package ships, wherever the program runs.
         overrides: `key=value` with dotted keys, such as `optimizer.learning_rate=1e-3`; values are YAML.
 
     Raises:
         ValueError: If the file is not there or no YAML, a key is unknown (with the nearest), or a value does
             not fit; all faults at once.
     """
-    place = path / "config.yaml" if path.is_dir() else path
+    place = path / "config.yaml" if path.is_dir() else find_config(path)
     if not place.exists():
-        raise ValueError(f"{place} is not there; needs a YAML file, or a run folder with its config.yaml.")
+        raise ValueError(
+            f"{place} does not exist; needs a YAML file, or a run folder with its config.yaml. "
+            "`toast configs` lists the files that the package ships."
+        )
     return make_config(read_yaml(place), [parse_override(text) for text in overrides], str(place))
 
 

@@ -81,15 +81,15 @@ def vision_sources(config: RunConfig) -> dict[str, Any]:
         raise ValueError("data.test_share is for text; name the test split of images with data.test.")
     for split in config.evaluation.splits:
         if split in sources:
-            raise ValueError(f"evaluation.splits: {split} has a place of its own, data.{split}.")
+            raise ValueError(f"evaluation.splits: {split} is set by data.{split}.")
         sources[split] = opened(split)
     if (config.evaluation.corruptions or config.evaluation.corruption) and sources["test"] is None:
-        raise ValueError("evaluation.corruptions: these are of the test split; name one with data.test.")
+        raise ValueError("evaluation.corruptions: these measure the test split; name one with data.test.")
     for name, source in sources.items():
         if source is None:
             continue
         limit = data.limit if name == "train" else config.evaluation.limit or data.limit
-        sources[name] = source.subset(_some(len(source), limit))
+        sources[name] = source.subset(some(len(source), limit))
         if source.classes != sources["train"].classes:
             raise ValueError(
                 f"data: the {name} split has {len(source.classes)} classes, the training split "
@@ -221,7 +221,7 @@ def _held_out(rows: Any, share: float, name: str, seed: int) -> tuple[Any, Any]:
     order = random.Random(seed).sample(range(len(rows)), len(rows))
     held = round(share * len(rows))
     if not 0 < held < len(rows):
-        raise ValueError(f"data.{name}_share: {share} of {len(rows)} rows leaves nothing on one side.")
+        raise ValueError(f"data.{name}_share: {share} of {len(rows)} rows leaves one side empty.")
     return rows.subset(sorted(order[held:])), rows.subset(sorted(order[:held]))
 
 
@@ -240,7 +240,7 @@ class Keyed:
         return {**self.rows[index], "index": index}
 
 
-def _some(count: int, limit: int | None) -> list[int]:
+def some(count: int, limit: int | None) -> list[int]:
     """Returns the indices of some samples: all, or as many as wanted, spread over the split."""
     if limit is None or limit >= count:
         return list(range(count))

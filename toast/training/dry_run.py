@@ -92,7 +92,7 @@ def _print(console: Console, config: RunConfig, model: Any, result: dict[str, An
     for remark in result["remarks"]:
         console.print(remark, markup=False, highlight=False)
     console.print(
-        f"steps: {result['steps']:,} ({result['steps_per_epoch']:,} an epoch) of {config.batch_size} "
+        f"steps: {result['steps']:,} ({result['steps_per_epoch']:,} per epoch) of {config.batch_size} "
         f"samples, in {config.micro_batches} micro-batches on {processes} process{'es' * (processes > 1)}",
         highlight=False,
     )

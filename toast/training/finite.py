@@ -33,8 +33,8 @@ class Diverged(ValueError):
         super().__init__(
             f"step {step} of {total}: {what}. Its samples: {listed(samples)}. "
             f"{'There is no checkpoint yet' if before is None else f'{before} is from before'}. Begin "
-            "another run with a lower optimizer.learning_rate, mend the samples, or go on with --resume "
-            "on_nonfinite=skip, which leaves such steps out."
+            "another run with a lower optimizer.learning_rate, fix the samples, or continue with --resume "
+            "on_nonfinite=skip, which skips such steps."
         )
         self.step = step
 

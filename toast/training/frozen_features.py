@@ -57,7 +57,8 @@ def why_not(model: nn.Module, head: nn.Module | None, augmented: bool, views: in
         trained = any(parameter.requires_grad for parameter in module.parameters())
         if is_drop and not is_of_adapter(name):
             reasons.append(f"{name} drops at random in training (rate {rate}); create the model without")
-        if isinstance(module, _STATISTICS) and module.track_running_stats and not trained:
+        moves = isinstance(module, _STATISTICS) and module.track_running_stats and module.training
+        if moves and not trained:
             reasons.append(f"{name} normalises by the statistics of the batch in training")
     read_by = [part for part in (head, find_probe(model)) if part is not None]
     behind = {parameter for part in read_by for parameter in part.parameters()}

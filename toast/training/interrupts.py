@@ -47,7 +47,7 @@ class Lost(ValueError):
         held = "There is no checkpoint yet" if checkpoint is None else f"{checkpoint} is the newest"
         super().__init__(
             f"another process of this run has ended after {step} of {total} steps: {error}. {held}. "
-            "Go on with --resume."
+            "Continue with --resume."
         )
 
 

@@ -43,10 +43,10 @@ def load_run(place: str | Path) -> LoadedRun:
     """
     place = Path(place)
     if not (place / run_folder.CONFIG).is_file():
-        raise ValueError(f"{place} is no run: it has no {run_folder.CONFIG}.")
+        raise ValueError(f"{place} is not a run: it has no {run_folder.CONFIG}.")
     if not (place / run_folder.ADAPTER).is_dir():
         raise ValueError(
-            f"{place} has not ended: it has no {run_folder.ADAPTER}/. Go on with it by --resume."
+            f"{place} is not finished: it has no {run_folder.ADAPTER}/. Continue it with --resume."
         )
     config = load_config(place)
     classes = tuple(run_folder.read_json(place / run_folder.LABELS))

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from toast.data.vision.noting import Notes
 from toast.training import run_folder
+from toast.training.answering import measure_answers
 from toast.training.best import Best
 from toast.training.data import Splits
-from toast.training.evaluate import Measured, evaluate
 from toast.training.run_config import RunConfig
+from toast.training.split_measures import Measured, evaluate
 
 
 class Measurements:
@@ -24,6 +25,7 @@ class Measurements:
         accelerator: What prepared the objective.
         objective: Gives logits with `predict=True`.
         splits: The data.
+        tokenizer: Language: the model's tokenizer.
         config: The run's configuration.
         epoch: Steps of an epoch.
         total: Steps of the run.
@@ -44,6 +46,7 @@ class Measurements:
         accelerator: Accelerator,
         objective: nn.Module,
         splits: Splits,
+        tokenizer: Any,
         config: RunConfig,
         epoch: int,
         total: int,
@@ -54,6 +57,7 @@ class Measurements:
         self.accelerator = accelerator
         self.objective = objective
         self.splits = splits
+        self.tokenizer = tokenizer
         self.config = config
         self.place: Path = config.folder
         self.epoch = epoch
@@ -135,9 +139,17 @@ class Measurements:
         for bad, reason in measured.bad if measured is not None else ():
             if bad not in self.unread:
                 self.unread[bad] = reason
-                self.say(f"left out of {name}: {bad}: {reason}")
+                self.say(f"skipped in {name}: {bad}: {reason}")
         for line in self.notes.add([] if measured is None else measured.notes):
             self.say(line)
+        if measured is not None and name == "test" and config.evaluation.format is not None:
+            answers = measure_answers(
+                self.accelerator, self.objective, data, self.tokenizer, config.evaluation.format,
+                config.evaluation.batch_size or 2 * config.batch_size, self.wish,
+            )  # fmt: skip
+            if answers is None:
+                return None
+            measured.metrics |= answers
         if measured is not None and predictions and self.accelerator.is_main_process:
             measured.write_predictions(self.place / run_folder.PREDICTIONS)
         return measured

@@ -10,12 +10,13 @@ from toast.data.vision.noting import Notes
 from toast.files.atomic import try_file
 from toast.training import run_folder
 from toast.training.accelerating import make_accelerator
+from toast.training.answering import measure_answers
 from toast.training.at_end import under_corruption
 from toast.training.config_files import load_config
-from toast.training.evaluate import Measured, evaluate
 from toast.training.methods import apply_method, load_method
 from toast.training.objective import Objective
 from toast.training.preparing import open_all
+from toast.training.split_measures import Measured, evaluate
 from toast.training.workers import as_messages
 
 
@@ -94,6 +95,12 @@ def measure(
         return found
 
     measured = measured_on(splits.held_out[split], split, predictions is not None)
+    if config.evaluation.format is not None:
+        size = config.evaluation.batch_size or 2 * config.batch_size
+        data, form = splits.held_out[split], config.evaluation.format
+        measured.metrics |= (
+            measure_answers(accelerator, objective, data, backbone.tokenizer, form, size) or {}
+        )
     corrupted = under_corruption(splits, measured_on) if split == "test" else {}
     if predictions is not None and accelerator.is_main_process:
         measured.write_predictions(predictions)

@@ -60,7 +60,7 @@ METHODS = {
     "full": Method("full tuning", trains_head_on_text=True, may_leave_out=True),
     "partial": Method("partial tuning", trains_head_on_text=True, may_leave_out=True),
     "bias": Method("bias tuning", may_leave_out=True),
-    "lora": Method("LoRA", puts_in="lora", rank=8, keeps_backbone=True),
+    "lora": Method("LoRA", puts_in="lora", rank=8, starts=True, keeps_backbone=True),
     "vpt-shallow": Method("VPT-shallow", generates=False),
     "vpt-deep": Method("VPT-deep", generates=False),
     # Its bottlenecks stand beside the MLPs.

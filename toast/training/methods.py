@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,10 @@ from toast.config import OFFICIAL, ToastConfig
 from toast.rates import Groups, trained_groups
 from toast.saving.contents import save_adapter
 from toast.training.backbones import Backbone
+from toast.training.method_config import MethodConfig
 from toast.training.method_table import names_of
-from toast.training.run_config import MethodConfig, RunConfig
+from toast.training.run_config import RunConfig
+from toast.training.starting import as_adapter, start_lora
 from toast.wrapping import wrap
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -91,7 +92,7 @@ def _toast(backbone: Backbone, config: RunConfig, head: str | None, folder: Path
         options["reconstruction_weight"] = config.reconstruction_weight
     if head is not None:
         options["modules_to_save"] = [head]
-    start = None if method.start is None else _as_adapter(method.start, folder)
+    start = None if method.start is None else as_adapter(method.start, folder)
     if start is not None:
         saved = ToastConfig.from_pretrained(str(start))
         if saved.is_lite:
@@ -118,31 +119,6 @@ def toast_options(method: MethodConfig) -> dict[str, Any]:
     return options
 
 
-def _as_adapter(start: Path, folder: Path | None) -> Path:
-    """Returns the folder of the adapter that is started from; official checkpoints become one."""
-    if (start / ADAPTER_CONFIG).is_file():
-        return start
-    if (start / "adapter" / ADAPTER_CONFIG).is_file():  # the folder of a run
-        return start / "adapter"
-    if not start.exists():
-        raise ValueError(
-            f"method.start: {start} is not there; needs an adapter's folder or an official file."
-        )
-    if folder is None:
-        raise ValueError(
-            f"method.start: {start} is no adapter's folder; import it with toast import-official."
-        )
-    from toast.official.importing import convert
-
-    # Under a name of its own: a run that was refused before it began may have imported another one.
-    files = [start] if start.is_file() else sorted(path for path in start.rglob("*") if path.is_file())
-    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    imported = folder / f"official-{zlib.crc32(repr((str(start.resolve()), states)).encode()):08x}"
-    if not (imported / ADAPTER_CONFIG).is_file():
-        convert(start, imported, head=False)
-    return imported
-
-
 def _lora(backbone: Backbone, config: RunConfig, head: str | None, folder: Path | None) -> _Made:
     from peft import LoraConfig, get_peft_model
 
@@ -152,7 +128,10 @@ def _lora(backbone: Backbone, config: RunConfig, head: str | None, folder: Path 
         options["modules_to_save"] = [head]
     if config.task == "language":
         options["task_type"] = "CAUSAL_LM"
-    return get_peft_model(backbone.model, LoraConfig(**(options | config.method.options))), {}
+    model = get_peft_model(backbone.model, LoraConfig(**(options | config.method.options)))
+    if config.method.start is not None:
+        start_lora(model, config.method.start)
+    return model, {}
 
 
 def _attention(model: nn.Module) -> list[str]:

@@ -20,7 +20,7 @@ from toast.visual.patch_attention import fine, patch_attention
 from toast.visual.seeing import LastAttention, find_parts
 
 
-class Seen(Observer):
+class SeenCall(Observer):
     """What was seen of a call.
 
     Args:
@@ -36,7 +36,7 @@ class Seen(Observer):
         self.weights = selection.weights
 
 
-class OnTarget:
+class LastBlockWatcher:
     """Measures the attention of the last block, and the selection of a steered model, on samples' targets.
 
     The attention is the class token's over the patches, or the mean over all patches' where there is none;
@@ -59,15 +59,15 @@ class OnTarget:
         self.behind = 0 if prompts is None else prompts.count
 
     @contextmanager
-    def watching(self) -> Iterator[Seen]:
+    def watching(self) -> Iterator[SeenCall]:
         """Sees the last attention, and what is selected, of the calls within it."""
         steering = self.parts.steering
         with LastAttention() as last:
-            seen = Seen(last)
+            seen = SeenCall(last)
             with nullcontext() if steering is None else observing(steering, seen):
                 yield seen
 
-    def attention_maps(self, seen: Seen, size: tuple[int, int], output: Any = None) -> AttentionMaps:
+    def attention_maps(self, seen: SeenCall, size: tuple[int, int], output: Any = None) -> AttentionMaps:
         """Lays what was seen out over the picture.
 
         Args:
@@ -102,7 +102,7 @@ class OnTarget:
             method="attention",
         )
 
-    def measure(self, seen: Seen, target: Tensor) -> dict[str, Tensor]:
+    def measure(self, seen: SeenCall, target: Tensor) -> dict[str, Tensor]:
         """Measures a call; see `toast.visual.targets.measure`.
 
         Args:

@@ -75,8 +75,8 @@ def remarks_on(prepared: Prepared, config: RunConfig) -> list[str]:
 
         if leaks(prepared.method.model, len(prepared.backbone.tokenizer)):
             said.append(
-                "packed documents see each other in this model: its attention takes no notice of positions "
-                "that start again. Load it with attn_implementation=sdpa, or set data.packing=none."
+                "packed documents attend to each other in this model: its attention ignores positions that "
+                "restart. Load it with attn_implementation=sdpa, or set data.packing=none."
             )
     return said
 

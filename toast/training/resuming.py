@@ -56,7 +56,7 @@ def ended_run(config: RunConfig, stage: str, resume: bool) -> dict[str, Any] | N
         return None
     if not resume:
         raise ValueError(
-            f"{place} holds a run already. Go on with it by --resume, or choose another name=… or out=…."
+            f"{place} holds a run already. Continue it with --resume, or choose another name=… or out=…."
         )
     ended = (place / run_folder.RESULT).is_file()
     recorded = load_config(place)
@@ -90,8 +90,8 @@ def refuse_others(config: RunConfig, recorded: RunConfig, place: Path, ended: bo
     if differ:
         said = "; ".join(f"{name} was {found.get(name)}, now {wanted.get(name)}" for name in differ)
         raise ValueError(
-            f"{place} holds a run of other settings: {said}. Go on with the run's own ({place}/config.yaml), "
-            "choose another name=… or out=…, or delete that folder."
+            f"{place} holds a run of other settings: {said}. Continue with the run's own settings "
+            f"({place}/config.yaml), choose another name=… or out=…, or delete that folder."
         )
 
 
@@ -109,7 +109,9 @@ def refuse_changed(now: dict[str, Any], recorded: dict[str, Any], place: str) ->
     differ = [name for name in now if name in recorded and recorded[name] != now[name]]
     if differ:
         said = "; ".join(f"{name} was {recorded[name]}, now {now[name]}" for name in differ)
-        raise ValueError(f"{place} is of another run: {said}. Go on as the run began, or start another run.")
+        raise ValueError(
+            f"{place} is of another run: {said}. Continue with the original settings, or start another run."
+        )
 
 
 def refuse_other_classes(labels: Path, classes: Sequence[str]) -> None:
@@ -124,8 +126,8 @@ def refuse_other_classes(labels: Path, classes: Sequence[str]) -> None:
         pairs = itertools.zip_longest(before, now)
         was, is_ = next((was, is_) for was, is_ in pairs if was != is_)
         raise ValueError(
-            f"{labels} names other classes than the data, first {was!r}, now {is_!r}. Go on with the data "
-            "that the run began with, or start another run."
+            f"{labels} names other classes than the data, first {was!r}, now {is_!r}. Continue with the "
+            "data that the run began with, or start another run."
         )
 
 

@@ -16,7 +16,6 @@ from toast.training import checkpoints, run_folder
 from toast.training.accelerating import make_accelerator, replicate_trained
 from toast.training.at_end import beside_test
 from toast.training.cached_passes import stored_first_pass
-from toast.training.evaluate import Measured
 from toast.training.finite import Diverged, all_finite, as_words, listed
 from toast.training.interrupts import Interrupted, Lost, Wish, is_lost, listening
 from toast.training.locking import by_main, locked
@@ -30,6 +29,7 @@ from toast.training.pace import Pace
 from toast.training.preparing import Stage, prepare, remarks_on
 from toast.training.resuming import ended_run, refuse_changed, refuse_other_classes
 from toast.training.run_config import RunConfig
+from toast.training.split_measures import Measured
 from toast.training.training_batches import TrainingBatches, training_loader
 from toast.training.workers import as_messages
 
@@ -115,8 +115,8 @@ class Run:
         self.wish = Wish(self.accelerator)
         self.log = Log(self.accelerator, self.place, self.order.steps)
         self.measurements = Measurements(
-            self.accelerator, self.objective, self.splits, config, self.order.steps, self.total, self.notes,
-            self.say, lambda: self.wish(),
+            self.accelerator, self.objective, self.splits, prepared.backbone.tokenizer, config,
+            self.order.steps, self.total, self.notes, self.say, lambda: self.wish(),
         )  # fmt: skip
         self.pace = Pace()
         self.made = 0
@@ -256,7 +256,7 @@ class Run:
             self.diverged(step.number, what, self.checkpoint(more=1))
         names = self.batches.names(step.number - 1)
         self.skipped[str(step.number)] = names
-        self.say(f"left out step {step.number}: {what}; its samples: {listed(names)}")
+        self.say(f"skipped step {step.number}: {what}; its samples: {listed(names)}")
 
     def diverged(self, number: int, what: str, before: Path | None = None) -> NoReturn:
         """Ends the run; names the step, its samples, and the checkpoint from before."""
@@ -272,7 +272,7 @@ class Run:
         self.log.end()
         raise Interrupted(
             number,
-            f"interrupted after {self.made} of {self.total} steps; {at} holds it. Go on with --resume.",
+            f"interrupted after {self.made} of {self.total} steps; {at} holds it. Continue with --resume.",
         )
 
     def lost(self, error: RuntimeError) -> NoReturn:
@@ -330,7 +330,9 @@ class Run:
         self.skipped = progress.get("skipped", {})
         held = progress.get("data", self.splits.fingerprint)
         if held != self.splits.fingerprint and not self.config.data.streaming:
-            self.say("the training data have changed since the run began (names, sizes or times of change)")
+            self.say(
+                "the training data have changed since the run began (names, sizes or modification times)"
+            )
         self.say(f"resumed from {newest}")
 
     def identity(self) -> dict[str, Any]:

@@ -5,19 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from toast.config import OFFICIAL
 from toast.evaluation.choosing import CHOOSING
-from toast.training.method_table import METHODS, Method, names_of
+from toast.training.format_config import FormatConfig, refuse_unanswered
+from toast.training.method_config import MethodConfig
+from toast.training.method_table import names_of
 from toast.training.setting_types import SECTION, Integer, Name, Number, Positive, Share, as_precision
 from toast.training.sweep_config import StudyConfig, SweepConfig
-
-
-def _known_method(name: str) -> str:
-    if name not in METHODS:
-        raise ValueError(f"needs one of {', '.join(METHODS)}; got {name!r}")
-    return name
 
 
 class _Section(BaseModel):
@@ -109,66 +104,6 @@ class AugmentConfig(_Section):
     views: Annotated[Integer, Field(gt=0)] | None = None
 
 
-class MethodConfig(_Section):
-    """What is trained, and from where it starts.
-
-    Args:
-        name: The method, a row of `toast.training.method_table.METHODS`.
-        start: `toast`, `toast-lite`: folder of a pre-tuned adapter, or an official checkpoint; None starts
-            from nothing.
-        preset: An official variant whose settings are taken over: `vision`, `language`, `convnext`, or one
-            with `-lite`.
-        train: `toast`, `toast-lite`: trained groups by name, or `all`; None is the method's own.
-        rank: Of `lora` and `toast-lite`, or the bottleneck of `adapter`; None is 8, 4 and 64.
-        prompts: Of `vpt-shallow` and `vpt-deep`.
-        freeze: Of `partial`: how many of the first blocks stay frozen.
-        head: Whether the head is trained; None is yes for vision, no for language.
-        head_bias: What each class's bias starts from; None leaves the library's (official: −log 99).
-        calibrate: `toast` and `toast-lite` from nothing: point the task embedding by training samples.
-        options: Further fields of the method's configuration (`ToastConfig`, PEFT's `LoraConfig`), or
-            arguments of the baseline, such as `queries` of `attentive`.
-    """
-
-    name: Annotated[str, AfterValidator(_known_method)] = "toast"
-    start: Path | None = None
-    preset: str | None = None
-    train: list[str] | Literal["all"] | None = None
-    rank: Annotated[Integer, Field(gt=0)] | None = None
-    prompts: Annotated[Integer, Field(gt=0)] = 10
-    freeze: Annotated[Integer, Field(ge=0)] = 0
-    head: bool | None = None
-    head_bias: Number | None = None
-    calibrate: bool = True
-    options: dict[str, Any] = {}
-
-    @property
-    def row(self) -> Method:
-        """What is known of the method."""
-        return METHODS[self.name]
-
-    @property
-    def is_toast(self) -> bool:
-        """Whether the top-down module is what is trained."""
-        return self.row.steers
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, given: Any) -> Any:
-        return {"name": given} if isinstance(given, str) else given
-
-    @model_validator(mode="after")
-    def _fits(self) -> MethodConfig:
-        if self.preset is not None and self.preset not in OFFICIAL:
-            raise ValueError(f"preset: needs one of {', '.join(OFFICIAL)}; got {self.preset!r}")
-        if self.start and not self.row.starts:
-            able = names_of(lambda row: row.starts)
-            raise ValueError(f"start: belongs to {able}; the method is {self.name}")
-        if (self.preset or self.train) and not self.is_toast:
-            able = names_of(lambda row: row.steers)
-            raise ValueError(f"preset, train: belong to {able}; the method is {self.name}")
-        return self
-
-
 class OptimizerConfig(_Section):
     """Optimiser and schedule, both timm's.
 
@@ -235,6 +170,7 @@ class EvaluationConfig(_Section):
             as `blur:3`; for one measurement of a run that has ended.
         corruptions: Vision: what the test split is measured under once more at the end, with severities from
             1 to 5, such as `{noise: [1, 3, 5], blur: [3]}`; see `toast.data.vision.corrupting`.
+        format: Language: a format that answers generated for the test split have to keep.
         limit: Only so many samples of each split.
     """
 
@@ -246,6 +182,7 @@ class EvaluationConfig(_Section):
     splits: list[str] = []
     corruption: Annotated[str, Field(pattern=r"^\w+:\d$")] | None = None
     corruptions: dict[str, list[Integer]] = {}
+    format: FormatConfig | None = None
     limit: Annotated[Integer, Field(gt=0)] | None = None
 
 
@@ -345,6 +282,8 @@ class RunConfig(_Section):
             )
         if held_out.corruptions and held_out.corruption:
             raise ValueError("evaluation.corruption, evaluation.corruptions: needs at most one of the two")
+        if held_out.format is not None:
+            refuse_unanswered(self.task, self.data.source, self.data.packing, self.method.name)
         self._chooses_well()
         if self.batch_size % self.micro_batches:
             raise ValueError(

@@ -23,7 +23,8 @@ class SweepConfig(BaseModel):
             and `checkpoint.patience` are taken out.
         pretune: Configuration of the pre-tuning whose adapter rows name as `method.start: pretune`. Several:
             name -> configuration, or `{config: FILE, …}` with settings on top by dotted name; rows name one
-            as `method.start: pretune/NAME`.
+            as `method.start: pretune/NAME`. One with `stage: tune` is trained with labels alone, such as a
+            LoRA's.
         shared: Folder of pre-tunings and stored first passes, where several sweeps share them; None is the
             sweep's own.
         select_by: Measure of the validation split; the greatest wins, of `loss` and `perplexity` the least.

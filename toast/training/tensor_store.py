@@ -137,12 +137,12 @@ class Store:
             try:
                 found = read_json(place, _KEYS)
             except ValueError as error:
-                wrong.append(f"{error} It is written anew, and all that it describes is computed again.")
+                wrong.append(f"{error} It is written again, and everything that it describes is recomputed.")
             else:
                 self._refuse_stale(found)
                 anew = False
         elif any(path.is_file() and path.stat().st_size for path in map(self._path, self.tensors)):
-            wrong.append(f"{place} is not there. All that it would describe is computed again.")
+            wrong.append(f"{place} does not exist. Everything that it would describe is recomputed.")
         with self._explained():
             self.folder.mkdir(parents=True, exist_ok=True)
             if anew:

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from toast.data.vision.noting import Notes
 from toast.training.cached_passes import Stored
 from toast.training.data import Splits
-from toast.training.evaluate import refuse_bad
 from toast.training.finite import named_samples
 from toast.training.order import EpochBatches
+from toast.training.split_measures import refuse_bad
 from toast.training.workers import batches as batches_of
 
 Batch = dict[str, Any]

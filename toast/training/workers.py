@@ -9,8 +9,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 _ENDED = (
-    "workers: a process that loads data was ended: {}. The usual cause is too little memory (of the machine, "
-    "or of /dev/shm in a container). Set workers to fewer, or to 0, which loads in the process of the run."
+    "workers: a data loading process was killed: {}. The usual cause is too little memory (of the machine, "
+    "or of /dev/shm in a container). Use fewer workers, or 0, which loads data in the main process."
 )
 
 
@@ -33,7 +33,7 @@ def as_messages() -> Iterator[None]:
         if said.startswith("Caught "):  # torch's word for what a process raised, with its traceback
             _, found, message = said.rpartition(f"\n{type(error).__name__}: ")
             raise ValueError(
-                f"workers: a process that loads data failed: {type(error).__name__}: "
+                f"workers: a data loading process failed: {type(error).__name__}: "
                 f"{message.strip() if found else said}"
             ) from error
         raise

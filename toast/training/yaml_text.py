@@ -54,9 +54,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, ScalarNode) and key.value in seen:
                 first = seen[key.value] + 1
-                raise _fault(
-                    f"gives {key.value!r} twice, of which one would be lost; first in line {first}", key
-                )
+                raise _fault(f"gives {key.value!r} twice; the first is in line {first}", key)
             seen[key.value if isinstance(key, ScalarNode) else ""] = key.start_mark.line
         return node
 
@@ -96,7 +94,7 @@ def parse_yaml(text: str) -> Any:
     try:
         return loader.get_single_data()
     except yaml.YAMLError as error:
-        raise ValueError(f"is no YAML: {error}") from error
+        raise ValueError(f"is not valid YAML: {error}") from error
     finally:
         loader.dispose()
 
@@ -127,7 +125,7 @@ def _written_out(
 ) -> tuple[int, int]:
     """Counts values and levels of a node with its aliases written out; each node is visited once."""
     if id(node) in within:
-        raise _fault("contains itself: an alias (*) names what it lies in", node)
+        raise _fault("contains itself: an alias (*) refers to a value that it is part of", node)
     if id(node) not in seen:
         parts: list[Node] = []
         if not isinstance(node, ScalarNode):

@@ -1,4 +1,4 @@
-"""What `look` returns: maps over the picture, and what they show."""
+"""What `toast.look` returns: maps over pictures, and what they show."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ METHODS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Where a model looks, for a batch of pictures; maps on the CPU, in float32 or finer, without a graph.
+    """Where a vision model looks, for a batch of pictures: what `toast.look` returns.
+
+    `maps.attention.values` is `(batch, rows, columns)`, `maps.attention.cell` the height and width of a
+    token's place in pixels, and `maps.attention[i]` the map of one picture. All are on the CPU, in float32 or
+    finer, without a graph.
 
     Args:
         attention: What the pass that made the output attends to; each map sums to 1 (Grad-CAM may be 0

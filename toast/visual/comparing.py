@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,17 @@ from torch import Tensor, nn
 
 from toast.files.atomic import beside, strict_json
 from toast.visual import measures, targets
-from toast.visual.grids import Maps
+from toast.visual.attention_maps import AttentionMaps
+from toast.visual.looks import (
+    ACCURACY,
+    ENTROPY,
+    JENSEN_SHANNON,
+    ON_TARGET,
+    POINTING,
+    TOTAL_VARIATION,
+    UNKNOWN,
+    looks_of,
+)
 from toast.visual.maps import look
 from toast.visual.modes import evaluating
 
@@ -25,23 +35,20 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FROZEN = "frozen"
-#: Label of a picture whose class is not known.
-UNKNOWN = -100
-
 #: Pixels; targets, if there are any; and labels, if there are any.
 Batch = tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor | None]
 
 #: The measures of a comparison, in order, and what they are called in its table.
 MEASURES: dict[str, str] = {
-    "accuracy": "accuracy",
-    "on_target": "attention on target",
-    "pointing": "pointing game",
+    ACCURACY: "accuracy",
+    ON_TARGET: "attention on target",
+    POINTING: "pointing game",
     targets.INSIDE: "selected inside target",
     targets.OUTSIDE: "selected outside",
     targets.RATIO: "inside over outside",
-    "entropy": "entropy, of even",
-    "total_variation": "moved",
-    "jensen_shannon": "Jensen-Shannon, bits",
+    ENTROPY: "entropy / uniform",
+    TOTAL_VARIATION: "moved",
+    JENSEN_SHANNON: "Jensen-Shannon, bits",
 }
 
 
@@ -65,7 +72,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What models say and where they look, by name.
+    """What models say and where they look, measured over pictures: what `toast.compare` returns.
 
     Args:
         rows: By model, each measure's mean and interval, as far as it was measured: accuracy where labels are
@@ -124,7 +131,7 @@ class Comparison:
         if self.area is None:
             return "" if not self.out_of_sight else f"all {self.out_of_sight} targets are cropped away; "
         away = f", {self.out_of_sight} more are cropped away" if self.out_of_sight else ""
-        return f"{self.in_sight} targets in sight{away}, {self.area:.3f} of the area; "
+        return f"{self.in_sight} visible targets{away}, {self.area:.3f} of the area; "
 
     def as_dict(self) -> dict[str, Any]:
         """Returns everything but the single values, for JSON, which knows no infinite end of an interval."""
@@ -209,7 +216,7 @@ def compare(
     """
     if not models:
         raise ValueError("models: needs at least one model; got none.")
-    found: dict[str, dict[str, list[Tensor]]] = {}
+    found: dict[str, list[dict[str, float]]] = {}
     areas: list[Tensor] = []
     out_of_sight = 0
     shows = ""
@@ -222,33 +229,31 @@ def compare(
             seen = targets.in_sight(target, size)
             areas.append(measures.share_of_area(target[seen], size))
             out_of_sight += int((targets.is_known(target) & ~seen).sum())
-            looks: dict[str, _Look] = {}
+            maps: dict[str, AttentionMaps] = {}
             for name, model in models.items():
-                views = look(model, pixels, **options)
-                shows = shows or views.name
-                if views.frozen is not None and FROZEN not in models:
-                    looks.setdefault(FROZEN, _Look(views.frozen))
-                says = views.scores if classifiers is None or name in classifiers else None
-                looks[name] = _Look(views.attention, views.selection, says)
-            reference = FROZEN if FROZEN in looks else next(iter(looks))
-            for name in sorted(looks, key=lambda name: name != reference):
-                row = found.setdefault(name, {})
-                here = _measured(looks[name], target, labels, size, tolerance)
-                here |= _changed(looks[name].attention, looks[reference].attention)
-                for measure, values_here in here.items():
-                    row.setdefault(measure, []).append(values_here.double())
+                maps[name] = look(model, pixels, **options)
+                shows = shows or maps[name].name
+                before = maps[name].before
+                if before is not None and FROZEN not in models:
+                    maps.setdefault(FROZEN, before)
+            reference = FROZEN if FROZEN in maps else next(iter(maps))
+            for name in sorted(maps, key=lambda name: name != reference):
+                looks = looks_of(
+                    maps[name], target, labels, reference=maps[reference].attention, tolerance=tolerance
+                )
+                found.setdefault(name, []).extend(each.measures for each in looks)
     if not found:
         raise ValueError("batches: needs at least one batch of pictures; got none.")
-    values = {name: {k: torch.cat(parts) for k, parts in row.items()} for name, row in found.items()}
+    classified = [name for name in models if classifiers is None or name in classifiers]
     values = {
-        name: {k: row[k] for k in MEASURES if k in row and not row[k].isnan().all()}
-        for name, row in values.items()
+        name: _columns(rows, MEASURES if name in classified else MEASURES.keys() - {ACCURACY})
+        for name, rows in found.items()
     }
     reference = next(iter(values))
-    pictures = len(values[reference]["entropy"])
+    pictures = len(found[reference])
     draws = torch.randint(pictures, (resamples, pictures), generator=torch.Generator().manual_seed(seed))
     estimate = partial(_estimate, draws=draws, confidence=confidence)
-    same = ("total_variation", "jensen_shannon")  # nothing to gain: they are against the reference already
+    same = (TOTAL_VARIATION, JENSEN_SHANNON)  # nothing to gain: they are against the reference already
     against = values[reference]
     area = torch.cat(areas)
     return Comparison(
@@ -273,15 +278,6 @@ def compare(
     )
 
 
-@dataclass(frozen=True)
-class _Look:
-    """What one model does with a batch: where it looks, what it selects and says, if it does."""
-
-    attention: Maps
-    selection: Maps | None = None
-    scores: Tensor | None = None
-
-
 def _checked(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Returns a batch with a target and a label for each picture, unknown ones as such.
 
@@ -293,37 +289,20 @@ def _checked(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         target = torch.full((len(pixels), 4), torch.nan)
     if labels is None:
         labels = torch.full((len(pixels),), UNKNOWN)
-    for name, held in (("target", target), ("label", labels)):
-        if len(held) != len(pixels):
+    for name, given in (("target", target), ("label", labels)):
+        if len(given) != len(pixels):
             raise ValueError(
-                f"batches: needs a {name} for each picture; got {len(pixels)} pictures and {len(held)}."
+                f"batches: needs a {name} for each picture; got {len(pixels)} pictures and {len(given)}."
             )
     return pixels, target.cpu(), labels.cpu()
 
 
-def _measured(
-    seen: _Look, target: Tensor, labels: Tensor, size: tuple[int, int], tolerance: float
-) -> dict[str, Tensor]:
-    """Returns the measures of each picture, not a number where there is none."""
-    maps = seen.attention
-    found: dict[str, Tensor] = {"entropy": measures.entropy(maps.values)}
-    if seen.scores is not None:
-        right = (seen.scores.detach().cpu().argmax(-1) == labels).double()
-        found["accuracy"] = torch.where(labels == UNKNOWN, torch.nan, right)
-    here = targets.measure(maps, seen.selection, target, size)
-    found["on_target"] = here.pop(targets.ATTENTION)
-    hits = measures.pointing_game(maps.values, target, maps.cell, tolerance)
-    found["pointing"] = torch.where(found["on_target"].isnan(), torch.nan, hits)
-    return found | here
-
-
-def _changed(maps: Maps, reference: Maps) -> dict[str, Tensor]:
-    """Returns how far each picture's map is from the reference's, if both have the same grid."""
-    if maps.values.shape != reference.values.shape:
-        return {}
+def _columns(rows: list[dict[str, float]], names: Collection[str]) -> dict[str, Tensor]:
+    """Returns the measures in the order of the table, a value for each picture, as far as any has one."""
     return {
-        "total_variation": measures.total_variation(maps.values, reference.values),
-        "jensen_shannon": measures.jensen_shannon(maps.values, reference.values),
+        name: torch.tensor([row.get(name, nan) for row in rows], dtype=torch.double)
+        for name in MEASURES
+        if name in names and any(name in row for row in rows)
     }
 
 

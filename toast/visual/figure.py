@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from toast.files.atomic import beside
-from toast.visual.grids import Pair
+from toast.visual.panels import Panel, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,48 +25,6 @@ _LINE, _TITLE_LINE = 0.145, 0.19
 _BAR, _BAR_LABELS = 0.08, 0.34
 _CHART, _CHART_LABELS, _CHART_INSET = 0.7, 0.32, 0.6
 _CHARACTER = 0.0083  # width of one, for each point of the font's size
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One picture of a row.
-
-    Args:
-        caption: Above it.
-        values: Map over it, `(rows, columns)`; None shows the picture as it is.
-        cell: Height and width of a cell of the map in pixels of the picture.
-        low: Value at the lower end of the colours; minus `high` draws a difference.
-        high: Value at the upper end.
-        unit: Under the colour bar.
-        wrong: Whether the caption says something wrong, such as a false label.
-    """
-
-    caption: str
-    values: Tensor | None = None
-    cell: Pair = (1.0, 1.0)
-    low: float = 0.0
-    high: float = 1.0
-    unit: str = ""
-    wrong: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """A picture, and what is shown of it.
-
-    Args:
-        picture: `(height, width, 3)`, 0 to 1.
-        panels: Side by side.
-        box: Drawn in every panel: x0, y0, x1, y1 in pixels.
-        strengths: By block, a value for a bar chart below the panels; none if empty.
-        shown: The block of the chart that the panels show.
-    """
-
-    picture: Tensor
-    panels: Sequence[Panel]
-    box: Sequence[float] | None = None
-    strengths: Mapping[int, float] = field(default_factory=dict)
-    shown: int | None = None
 
 
 def require_matplotlib(extra: str = "visual") -> None:

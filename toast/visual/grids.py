@@ -27,8 +27,21 @@ _NOT_OVER_TOKENS = ("timm-xcit",)
 
 
 @dataclass(frozen=True)
+class Map:
+    """Values on the grid of tokens of one picture.
+
+    Args:
+        values: `(rows, columns)`.
+        cell: As of `Maps`.
+    """
+
+    values: Tensor
+    cell: Pair
+
+
+@dataclass(frozen=True)
 class Maps:
-    """Values on a grid of tokens.
+    """Values on the grids of tokens of a batch of pictures.
 
     Args:
         values: `(batch, rows, columns)`.
@@ -38,6 +51,10 @@ class Maps:
 
     values: Tensor
     cell: Pair
+
+    def __getitem__(self, index: int) -> Map:
+        """Returns the map of one picture."""
+        return Map(self.values[index], self.cell)
 
 
 @dataclass(frozen=True)

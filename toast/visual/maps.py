@@ -31,7 +31,7 @@ from toast.visual.patch_attention import (
     shares,
 )
 from toast.visual.relevance import attention_gradients, class_scores, of_head
-from toast.visual.seeing import Both, Parts, Seen, find_parts, see
+from toast.visual.seeing import CallRecord, Parts, PassRecord, find_parts, record_call
 
 _OVER_SEQUENCES = ("rollout", "relevance")
 _WITH_GRADIENT = ("relevance", "grad-cam")
@@ -71,6 +71,9 @@ def look(
             frozen model too.
         **inputs: Further inputs, such as `interpolate_pos_encoding=True`.
 
+    Returns:
+        Maps of both passes, the selection weights and the signals.
+
     Raises:
         ValueError: If the model is none of vision, or lacks the block, the head, the query or what the method
             needs; the message says what there is.
@@ -87,29 +90,29 @@ def look(
     like = next(parameter for parameter in parts.trunk.parameters() if parameter.is_floating_point())
     with torch.inference_mode(False), torch.set_grad_enabled(gradient):
         pixels = pixels.detach().clone().to(like).requires_grad_(gradient)
-        both = see(
+        record = record_call(
             model, parts, pixels, inputs, wanted=wanted,
             states=method in ("grad-cam", "energy"), whole=gradient,
         )  # fmt: skip
-        for seen in (both.output, both.frozen):
+        for seen in (record.output, record.frozen):
             missing = [] if seen is None else sorted(wanted - seen.attention.keys())
             if missing:
                 raise ValueError(
-                    f"no attention was seen in block {missing[0]}: the model's kernel keeps its queries and "
-                    "keys to itself. Load the model with attn_implementation='sdpa' or 'eager'."
+                    f"no attention was seen in block {missing[0]}: the model's kernel hides its queries "
+                    "and keys. Load the model with attn_implementation='sdpa' or 'eager'."
                 )
         size = (pixels.shape[-2], pixels.shape[-1])
         view = _View(parts, number, head, method, size)
-        view.settle(both.output, query)
+        view.settle(record.output, query)
         if gradient:
-            view.target = _target(both.output.output, target)
-        attention, on_patches = view.maps(both.output)
+            view.target = _target(record.output.output, target)
+        attention, on_patches = view.maps(record.output)
         frozen, frozen_on_patches = None, None
-        if both.frozen is not None:
+        if record.frozen is not None:
             # Where the trunk checkpoints its blocks, the gradient runs them once more.
-            with nullcontext() if both.frozen.call is None else running(both.frozen.call):
-                frozen, frozen_on_patches = view.maps(both.frozen)
-        selection, signals = _steering_maps(parts, both, size)
+            with nullcontext() if record.frozen.call is None else running(record.frozen.call):
+                frozen, frozen_on_patches = view.maps(record.frozen)
+        selection, signals = _steering_maps(parts, record, size)
     return AttentionMaps(
         attention=attention,
         frozen=frozen,
@@ -117,8 +120,8 @@ def look(
         signals=signals,
         on_patches=on_patches,
         frozen_on_patches=frozen_on_patches,
-        output=both.output.output,
-        frozen_output=None if both.frozen is None else both.frozen.output,
+        output=record.output.output,
+        frozen_output=None if record.frozen is None else record.frozen.output,
         size=size,
         block=number,
         blocks=len(parts.values),
@@ -214,7 +217,7 @@ class _View:
         self.patches: PatchAttention | None = None
         self.target: Callable[[Any], Tensor] | None = None
 
-    def settle(self, seen: Seen, query: Query | None) -> None:
+    def settle(self, seen: PassRecord, query: Query | None) -> None:
         """Finds the grid of the tokens and chooses the query.
 
         Raises:
@@ -235,7 +238,7 @@ class _View:
         """Where the patches lie in the sequence; None where tokens form a map or windows."""
         return None if self.patches is None else self.patches.grid
 
-    def maps(self, seen: Seen) -> tuple[Maps, Tensor]:
+    def maps(self, seen: PassRecord) -> tuple[Maps, Tensor]:
         """Returns the maps of one pass, each summing to 1, and the share that was on patches before."""
         if self.query is None:
             found, total = shares(self._of_states(seen))
@@ -247,7 +250,7 @@ class _View:
             found, total = self.patches.of_tokens(self._through_blocks(seen))
         return found, total if self.method in ("attention", "rollout") else torch.ones_like(total)
 
-    def _through_blocks(self, seen: Seen) -> Tensor:
+    def _through_blocks(self, seen: PassRecord) -> Tensor:
         """Returns rollout or relevance, how much of each token arrives in each, `(batch, tokens, tokens)`."""
         attentions = [seen.attention[number] for number in range(self.number + 1)]
         if self.method == "rollout":
@@ -257,16 +260,16 @@ class _View:
         with torch.no_grad():
             return relevance.relevance([attention() for attention in attentions], gradients, self.head)
 
-    def _of_windows(self, seen: Seen) -> Maps:
+    def _of_windows(self, seen: PassRecord) -> Maps:
         """Returns the mean row of the patches where each attends within its window."""
         attention = of_head(seen.attention[self.number](), self.head)
         block = self.parts.blocks[self.parts.block_of[self.number]]
         batch, rows, columns, _ = seen.shapes[self.parts.block_of[self.number]]
-        asks = real_tokens(block, batch, rows, columns, attention)
-        received = (attention * asks[:, :, None]).sum(1) / (rows * columns)
+        real = real_tokens(block, batch, rows, columns, attention)
+        received = (attention * real[:, :, None]).sum(1) / (rows * columns)
         return Maps(put_back(received, block, rows, columns), cell_in(self.parts, self.number, seen.shapes))
 
-    def _of_states(self, seen: Seen) -> Maps:
+    def _of_states(self, seen: PassRecord) -> Maps:
         """Returns energy or Grad-CAM of what enters or leaves the block."""
         block = self.parts.block_of[self.number]
         order = self.parts.family.tokens
@@ -288,7 +291,7 @@ class _View:
         values = relevance.grad_cam(states, gradient)
         return self._placed(values, seen)
 
-    def _placed(self, values: Tensor, seen: Seen) -> Maps:
+    def _placed(self, values: Tensor, seen: PassRecord) -> Maps:
         """Lays values of a block's tokens out as maps."""
         if self.grid is None:
             return Maps(values, cell_in(self.parts, self.number, seen.shapes, entering=False))
@@ -296,12 +299,14 @@ class _View:
         return Grid(0, self.grid.rows, self.grid.columns, self.grid.cell).lay_out(values[:, -patches:])
 
 
-def _steering_maps(parts: Parts, both: Both, size: tuple[int, int]) -> tuple[Maps | None, dict[int, Maps]]:
+def _steering_maps(
+    parts: Parts, record: CallRecord, size: tuple[int, int]
+) -> tuple[Maps | None, dict[int, Maps]]:
     """Returns the selection weights and the norms of the signals as maps; none of a plain model."""
-    trace, steering = both.trace, parts.steering
+    trace, steering = record.trace, parts.steering
     if trace is None or steering is None:
         return None, {}
-    shapes, last = both.output.shapes, len(parts.values) - 1
+    shapes, last = record.output.shapes, len(parts.values) - 1
     numbers = [value.unit.number for value in steering.values]
     with torch.no_grad():
         weights = fine(trace.selection_weights)

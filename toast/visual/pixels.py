@@ -29,6 +29,11 @@ class Preparation:
     mean: Statistics | None = None
     std: Statistics | None = None
 
+    @classmethod
+    def of_pixels(cls, mean: Statistics | None, std: Statistics | None) -> Preparation:
+        """Returns that of what is pixels already, to show them."""
+        return cls(lambda pixels: pixels, mean, std)
+
     def shown(self, pixels: Tensor) -> Tensor:
         """Returns what the model saw as a picture: resized and cropped as it was, without normalisation.
 
@@ -120,7 +125,7 @@ def open_picture(image: Any) -> Any:
     if isinstance(image, str | Path):
         if not Path(image).exists():
             raise ValueError(f"images: there is no file {str(image)!r}.")
-        return decode(Path(image), f"images: {str(image)!r} is no picture that Pillow can read")
+        return decode(Path(image), f"images: {str(image)!r} is not a picture that Pillow can read")
     if not isinstance(image, Image.Image):
         raise ValueError(  # noqa: TRY004 - one of several values of an argument
             f"images: needs paths, pictures of Pillow or pixels (channels, height, width); got {type(image)}."

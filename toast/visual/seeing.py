@@ -90,7 +90,7 @@ def find_parts(model: nn.Module) -> Parts:
 
 
 @dataclass
-class Seen:
+class PassRecord:
     """What was seen of one pass.
 
     Args:
@@ -109,9 +109,9 @@ class Seen:
     output: Any = None
     call: Pass | None = None
 
-    def over(self, first: Seen) -> Seen:
+    def over(self, first: PassRecord) -> PassRecord:
         """Returns this pass with what ran in the first pass only, because both would have given the same."""
-        return Seen(
+        return PassRecord(
             first.attention | self.attention,
             first.entering | self.entering,
             first.leaving | self.leaving,
@@ -121,7 +121,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Both:
+class CallRecord:
     """What was seen of a call.
 
     Args:
@@ -130,12 +130,12 @@ class Both:
         trace: The rest of a steered call.
     """
 
-    output: Seen
-    frozen: Seen | None
+    output: PassRecord
+    frozen: PassRecord | None
     trace: Trace | None
 
 
-def see(
+def record_call(
     model: nn.Module,
     parts: Parts,
     pixels: Tensor,
@@ -144,8 +144,8 @@ def see(
     wanted: set[int],
     states: bool = False,
     whole: bool = False,
-) -> Both:
-    """Calls a model once and looks at both passes.
+) -> CallRecord:
+    """Calls a model once and records both passes.
 
     The frozen model of a steered one is its first pass; where that ended below what is wanted, the frozen
     model runs once more to its top, in this thread only. That of another PEFT adapter is the model without
@@ -175,15 +175,15 @@ def see(
                 frozen_output = model(pixels, **inputs)
             frozen = seen[1]
             frozen.output, frozen.call = frozen_output, call
-        return Both(output, frozen, traced)
+        return CallRecord(output, frozen, traced)
     with _watching(parts, wanted, states) as seen:
         seen[2].output = model(pixels, **inputs)
     output = seen[2]
     if not isinstance(model, PeftModel) or not _is_active(model):
-        return Both(output, None, None)
+        return CallRecord(output, None, None)
     with _without_adapter(model), _watching(parts, wanted, states) as seen:
         seen[2].output = model(pixels, **inputs)
-    return Both(output, seen[2], None)
+    return CallRecord(output, seen[2], None)
 
 
 def _is_active(model: PeftModel) -> bool:
@@ -204,7 +204,7 @@ def _without_adapter(model: PeftModel) -> Iterator[None]:
 
 
 @contextmanager
-def _watching(parts: Parts, wanted: set[int], states: bool) -> Iterator[dict[int, Seen]]:
+def _watching(parts: Parts, wanted: set[int], states: bool) -> Iterator[dict[int, PassRecord]]:
     """Watches the calls of a model in this thread; gives what was seen by pass, a plain model's being 2."""
     watcher = _Watcher(parts, wanted, states)
     handles = [
@@ -230,12 +230,12 @@ class _Watcher:
         self.parts = parts
         self.wanted = wanted
         self.states = states
-        self.passes = {1: Seen(), 2: Seen()}
+        self.passes = {1: PassRecord(), 2: PassRecord()}
         self.inside: int | None = None
         self.thread = threading.get_ident()
 
     @property
-    def seen(self) -> Seen | None:
+    def seen(self) -> PassRecord | None:
         """What is seen of the pass that runs; None if another thread runs."""
         if threading.get_ident() != self.thread:
             return None

@@ -49,6 +49,21 @@ def in_sight(target: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     return (across > 0) & (y1.clamp(max=size[0]) - y0.clamp(min=0) > 0)
 
 
+def frame(target: Tensor) -> list[float] | None:
+    """Returns what is drawn around a target: x0, y0, x1, y1 in pixels; None if none is in sight.
+
+    Args:
+        target: A box `(4,)`, which is returned as it is, or a mask `(height, width)`, 0 to 1.
+    """
+    if target.ndim == 1:
+        return target.tolist() if bool(is_known(target[None])) else None
+    inside = (target >= 0.5).nonzero()
+    if not len(inside):
+        return None
+    (y0, x0), (y1, x1) = inside.amin(0).tolist(), inside.amax(0).tolist()
+    return [x0, y0, x1 + 1, y1 + 1]
+
+
 def measure(
     attention: Maps | None, selection: Maps | None, target: Tensor, size: tuple[int, int]
 ) -> dict[str, Tensor]:
@@ -65,13 +80,13 @@ def measure(
         where nothing lies outside of it.
     """
     seen = in_sight(target, size).cpu()
-    held = target[seen.to(target.device)].cpu()
+    visible = target[seen.to(target.device)].cpu()
     found: dict[str, Tensor] = {}
     if attention is not None:
-        shares = share_in_target(attention.values[seen], held, attention.cell)
+        shares = share_in_target(attention.values[seen], visible, attention.cell)
         found[ATTENTION] = _spread(shares, seen)
     if selection is not None:
-        inside, outside = inside_and_outside(Maps(selection.values[seen], selection.cell), held, size)
+        inside, outside = inside_and_outside(Maps(selection.values[seen], selection.cell), visible, size)
         found |= {INSIDE: _spread(inside, seen), OUTSIDE: _spread(outside, seen)}
     return found
 

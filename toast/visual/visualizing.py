@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from toast.visual import targets
 from toast.visual.arrays import save_arrays
-from toast.visual.attention_maps import METHODS, AttentionMaps
-from toast.visual.figure import Panel, Row, draw, require_matplotlib
-from toast.visual.grids import Maps
+from toast.visual.attention_maps import AttentionMaps
+from toast.visual.figure import draw, require_matplotlib
+from toast.visual.looks import Look, looks_of
 from toast.visual.maps import look
 from toast.visual.modes import evaluating
+from toast.visual.panels import Row, row_of
 from toast.visual.pixels import Preparation, Statistics, find_preparation, open_picture
 
 #: What a drawing can be written as.
@@ -70,140 +70,116 @@ def visualize(
         ImportError: If what draws is not installed.
         ValueError: If there are no pictures, one cannot be read, or what is asked is not there.
     """
-    require_matplotlib()
-    wrong = [name for name in formats if name not in FORMATS]
-    if wrong or not formats:
-        raise ValueError(f"formats: needs some of {', '.join(FORMATS)}; got {list(formats)}.")
-    drawn: list[Path] = []
-    taken: set[str] = set()
+    check_formats(formats)
+    drawings = draw_pictures(
+        model,
+        _pictures(model, images, processor, mean, std, boxes),
+        Path(out),
+        caption=lambda look: (prediction(look, labels), False),
+        formats=formats,
+        smooth=smooth,
+        **options,
+    )
     with evaluating(model):
-        for number, (name, pixels, picture) in enumerate(_pictures(model, images, processor, mean, std)):
-            if boxes is not None and number >= len(boxes):
-                raise ValueError(f"boxes: needs one for each picture; got {len(boxes)} for more pictures.")
-            views = look(model, pixels[None], **options)
-            stem = _free(name, taken)
-            box = None if boxes is None else boxes[number]
-            row = Row(
-                picture,
-                panels(views, 0, said(views, 0, labels), box),
-                None if box is None else box.tolist(),
-                strengths(views, 0),
-                views.block,
-            )
-            files = [Path(out) / f"{stem}.{suffix}" for suffix in formats]
-            drawn.append(draw([row], files, f"{name}: {views.name}", smooth)[0])
-            save_arrays(views, 0, picture, Path(out) / f"{stem}.npz")
+        drawn = [files[0] for files in drawings]
     if not drawn:
         raise ValueError("images: needs at least one picture; got none.")
     return drawn
 
 
-def panels(views: AttentionMaps, index: int, caption: str, box: Tensor | None = None) -> list[Panel]:
-    """Returns the panels of one picture: itself, and all that there is to show of it.
+@dataclass(frozen=True)
+class Picture:
+    """A picture to be drawn.
 
     Args:
-        views: Of a batch.
-        index: The picture's place in it.
-        caption: Of the picture.
-        box: Whose share of the attention is written above, `(4,)`.
+        name: What it is called.
+        pixels: As the model takes them, `(channels, height, width)`.
+        shown: What they show, `(height, width, 3)`, 0 to 1.
+        box: Drawn in, `(4,)`; None if there is none.
+        label: Its class; None if it is not known.
     """
-    name = METHODS[views.method]
-    shown = [maps.values[index] for maps in (views.attention, views.frozen) if maps is not None]
-    top = float(torch.stack(shown).max()) or 1.0
 
-    def unit(maps: Maps, on_patches: Tensor | None) -> str:
-        if not bool(maps.values[index].any()):
-            return "0 everywhere"
-        if on_patches is None or views.method not in ("attention", "rollout"):
-            return "share of the sum"
-        return f"share on patches ({float(on_patches[index]):.2f} of all)"
-
-    def inside(maps: Maps, weights: bool = False) -> str:
-        if box is None:
-            return ""
-        one = Maps(maps.values[index : index + 1], maps.cell)
-        rows, columns = one.values.shape[1:]
-        size = (round(rows * maps.cell[0]), round(columns * maps.cell[1]))
-        attention, selection = (None, one) if weights else (one, None)
-        found = targets.measure(attention, selection, box[None], size)
-        said = {name: float(value) for name, value in found.items()}
-        if any(map(math.isnan, said.values())):
-            return ""
-        if weights:
-            return f": {said[targets.INSIDE]:.2f} in the box, {said[targets.OUTSIDE]:.2f} outside"
-        return f": {said[targets.ATTENTION]:.2f} in the box"
-
-    made = [Panel(caption)]
-    if views.frozen is None:
-        made.append(
-            _panel(
-                views.attention,
-                index,
-                f"{name}{inside(views.attention)}",
-                top,
-                unit(views.attention, views.on_patches),
-            )
-        )
-        return made
-    made.append(
-        _panel(
-            views.frozen,
-            index,
-            f"frozen {name}{inside(views.frozen)}",
-            top,
-            unit(views.frozen, views.frozen_on_patches),
-        )
-    )
-    if views.selection is not None:
-        largest = float(views.selection.values[index].max()) or 1.0
-        caption = f"selection weights{inside(views.selection, weights=True)}"
-        made.append(_panel(views.selection, index, caption, largest, "weight, of 0 to 1"))
-    if views.block in views.signals:
-        signal = views.signals[views.block]
-        strongest = float(signal.values[index].max()) or 1.0
-        made.append(_panel(signal, index, f"top-down signal, block {views.block}", strongest, "norm"))
-    after = "refocused" if views.selection is not None else "adapted"
-    made.append(
-        _panel(
-            views.attention,
-            index,
-            f"{after} {name}{inside(views.attention)}",
-            top,
-            unit(views.attention, views.on_patches),
-        )
-    )
-    difference = views.difference
-    assert difference is not None
-    most = float(difference.values[index].abs().max()) or 1.0
-    made.append(
-        _panel(difference, index, f"difference: {after} - frozen", most, "gained or lost share", -most)
-    )
-    return made
+    name: str
+    pixels: Tensor
+    shown: Tensor
+    box: Tensor | None = None
+    label: int | None = None
 
 
-def _panel(maps: Maps, index: int, caption: str, high: float, unit: str, low: float = 0.0) -> Panel:
-    return Panel(caption, maps.values[index], maps.cell, low, high, unit)
+#: From what was seen of a picture to its caption, and whether that says something wrong.
+Caption = Callable[[Look], tuple[str, bool]]
 
 
-def strengths(views: AttentionMaps, index: int) -> dict[int, float]:
-    """Returns by block the mean norm of the signal over the patches of one picture."""
-    return {block: float(norms.values[index].mean()) for block, norms in views.signals.items()}
+def draw_pictures(
+    model: nn.Module,
+    pictures: Iterable[Picture],
+    out: Path,
+    *,
+    caption: Caption,
+    formats: Sequence[str],
+    smooth: bool = False,
+    **options: Any,
+) -> Iterator[list[Path]]:
+    """Draws pictures, and writes the arrays behind each.
+
+    Args:
+        model: In evaluation mode.
+        pictures: The pictures.
+        out: Folder for `NAME.png` and the like, and `NAME.npz`.
+        caption: Of the picture itself.
+        formats: Some of `FORMATS`.
+        smooth: Whether values between the centres of patches are interpolated.
+        **options: Of `toast.visual.maps.look`.
+
+    Yields:
+        The files of a picture, drawings first.
+    """
+    taken: set[str] = set()
+    for picture in pictures:
+        maps, row = row_of_picture(model, picture, caption, **options)
+        stem = _free(picture.name, taken)
+        files = [out / f"{stem}.{suffix}" for suffix in formats]
+        draw([row], files, f"{picture.name}: {maps.name}", smooth)
+        yield [*files, save_arrays(maps, 0, picture.shown, out / f"{stem}.npz")]
 
 
-def said(views: AttentionMaps, index: int, labels: Sequence[str] | None = None) -> str:
+def row_of_picture(
+    model: nn.Module, picture: Picture, caption: Caption, **options: Any
+) -> tuple[AttentionMaps, Row]:
+    """Looks at a picture; returns what was seen, and its row."""
+    maps = look(model, picture.pixels[None], **options)
+    box = None if picture.box is None else picture.box[None]
+    label = None if picture.label is None else torch.tensor([picture.label])
+    (seen,) = looks_of(maps, box, label)
+    text, wrong = caption(seen)
+    return maps, row_of(seen, picture.shown, caption=text, wrong=wrong)
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Checks that drawings can be written in some formats.
+
+    Raises:
+        ImportError: If what draws is not installed.
+        ValueError: If there is no format, or one is not known.
+    """
+    require_matplotlib()
+    wrong = [name for name in formats if name not in FORMATS]
+    if wrong or not formats:
+        raise ValueError(f"formats: needs some of {', '.join(FORMATS)}; got {list(formats)}.")
+
+
+def prediction(look: Look, labels: Sequence[str] | None = None) -> str:
     """Returns what the model says of a picture, for a caption.
 
     Args:
-        views: Of a batch.
-        index: The picture's place in it.
+        look: What was seen of it.
         labels: Names of the classes; None gives their numbers.
     """
-    if views.scores is None:
+    best = look.predicted
+    if best is None:
         return "input"
-    scores = views.scores[index].detach().float()
-    best = int(scores.argmax())
     name = labels[best] if labels is not None and best < len(labels) else f"class {best}"
-    return f"input, predicted: {name} ({float(scores.softmax(-1)[best]):.2f})"
+    return f"input, predicted: {name} ({look.confidence:.2f})"
 
 
 def _pictures(
@@ -212,8 +188,15 @@ def _pictures(
     processor: Any,
     mean: Statistics | None,
     std: Statistics | None,
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yields each picture's name, its pixels as the model takes them, and the picture that they show."""
+    boxes: Tensor | None,
+) -> Iterator[Picture]:
+    """Yields the pictures, each with its box."""
+
+    def box(number: int) -> Tensor | None:
+        if boxes is not None and number >= len(boxes):
+            raise ValueError(f"boxes: needs one for each picture; got {len(boxes)} for more pictures.")
+        return None if boxes is None else boxes[number]
+
     if isinstance(images, str | Path):
         images = [images]
     if isinstance(images, Tensor):
@@ -221,15 +204,15 @@ def _pictures(
             raise ValueError(
                 f"images: needs pixels (batch, channels, height, width); got {tuple(images.shape)}."
             )
-        known = Preparation(lambda pixels: pixels, mean, std)
+        known = Preparation.of_pixels(mean, std)
         for number, pixels in enumerate(images):
-            yield f"image-{number}", pixels, known.shown(pixels)
+            yield Picture(f"image-{number}", pixels, known.shown(pixels), box(number))
         return
     preparation = find_preparation(model, processor, mean, std)
     for number, image in enumerate(images):
         pixels = preparation.prepare(open_picture(image))
         name = Path(image).stem if isinstance(image, str | Path) else f"image-{number}"
-        yield name, pixels, preparation.shown(pixels)
+        yield Picture(name, pixels, preparation.shown(pixels), box(number))
 
 
 def _free(name: str, taken: set[str]) -> str:

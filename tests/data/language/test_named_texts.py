@@ -78,13 +78,13 @@ def test_a_document_whose_answers_are_cut_off_is_left_out(tmp_path: Path) -> Non
     data = open_language("messages", tokenizer(), path=file, block=40)
     assert len(data) == 1
     assert data.summary["left_out"] == 1
-    with pytest.raises(ValueError, match=r"no token counts for the loss: 2 documents.*rows of 8"):
+    with pytest.raises(ValueError, match=r"no token counts towards the loss: 2 documents.*rows of 8"):
         open_language("messages", tokenizer(), path=file, block=8)
 
 
 def test_only_questions(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "talks.jsonl", [{"messages": talk("a")}])
-    with pytest.raises(ValueError, match="no token counts for the loss"):
+    with pytest.raises(ValueError, match="no token counts towards the loss"):
         open_language("messages", tokenizer(), path=file, block=64)
 
 
@@ -165,7 +165,7 @@ def test_data_sets_of_the_library(tmp_path: Path, file: Path, streaming: bool) -
     assert len(open_language("hub", words, name=str(folder), split="test", **options)) == 1
     with pytest.raises(ValueError, match=r"set, split 'train', row 1: needs a field 'words'; it has 'text'"):
         open_language("hub", words, path=folder, text_field="words", form="text", **options)
-    with pytest.raises(ValueError, match=r"split 'dev': .*set has none such; its splits are train, test"):
+    with pytest.raises(ValueError, match=r"split 'dev': .*set has no such split; its splits are train, test"):
         open_language("hub", words, path=folder, split="dev", **options)
 
 
@@ -212,7 +212,7 @@ def test_a_data_set_of_no_known_form(tmp_path: Path) -> None:
         ({"name": "a/b"}, "name is for source 'hub'; source 'text' reads files, got 'a/b'"),
         ({"streaming": True}, "streaming is for source 'hub'"),
         ({"template": "chat"}, "text takes none, got 'chat'"),
-        ({"source": "hub", "name": "a/b"}, "needs name, of a set on the Hub, or path"),
+        ({"source": "hub", "name": "a/b"}, "needs either name .a data set on the Hub. or path"),
         ({"source": "hub", "streaming": True}, "streaming needs limit"),
         ({"source": "hub", "form": "prose"}, "form must be one of text, alpaca.*got 'prose'"),
         ({"source": "alpaca", "packing": "blocks"}, "is for text; rows of form 'alpaca' need 'documents' or"),

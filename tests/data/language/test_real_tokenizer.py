@@ -17,7 +17,7 @@ def test_answers_are_the_recipes_steps(assets: Path, tmp_path: Path) -> None:
 
     for place in (assets / "smollm2", assets / "text" / "recipes.json"):
         if not place.exists():
-            pytest.skip(f"{place} is not there")
+            pytest.skip(f"{place} does not exist")
     words = AutoTokenizer.from_pretrained(assets / "smollm2")
     recipes = json.loads((assets / "text" / "recipes.json").read_text())
     rows = [
@@ -42,7 +42,7 @@ def test_articles_fill_their_rows(assets: Path) -> None:
 
     for place in (assets / "smollm2", assets / "text" / "wiki.json"):
         if not place.exists():
-            pytest.skip(f"{place} is not there")
+            pytest.skip(f"{place} does not exist")
     words = AutoTokenizer.from_pretrained(assets / "smollm2")
     sums = []
     for packing in ("blocks", "documents", "none"):

@@ -47,7 +47,7 @@ def messages(*turns: Any) -> dict[str, Any]:
             messages({"role": "tool", "content": "a"}),
             "turn 1: the role must be one of.*got 'tool'",
         ),
-        ("messages", messages({"role": "user", "content": "a", "tool_calls": [1]}), "turn 1: calls of tools"),
+        ("messages", messages({"role": "user", "content": "a", "tool_calls": [1]}), "turn 1: tool calls"),
         ("sharegpt", {"conversations": [{"from": "bot", "value": "a"}]}, "human, user, gpt.*got 'bot'"),
     ],
 )
@@ -73,7 +73,7 @@ def test_a_malformed_row_far_down(tmp_path: Path) -> None:
         ),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "a.jsonl, line 2: not UTF-8: .* at byte 10"),
         ("a.json", b'[{"text": "a"},\n {"text" "a"}]', "a.json, line 2: not JSON: Expecting ':' delimiter"),
-        ("a.json", b'{"text": "a"}\n{"text": "b"}', "line 2: not JSON: Extra data.*belongs into a .jsonl"),
+        ("a.json", b'{"text": "a"}\n{"text": "b"}', "line 2: not JSON: Extra data.*into a .jsonl"),
         ("a.json", b'"a"', "a.json: needs a list of objects, or objects by name; got str"),
         ("a.json", b'[{"text": "a"}, 3]', "a.json, row 2: needs an object with named fields; got int"),
         ("a.json", b"[]", "holds no documents"),
@@ -177,7 +177,7 @@ def test_what_is_called_like_another_split_is_never_trained_on(tmp_path: Path, t
 def test_a_split_that_is_spelled_in_two_ways(tmp_path: Path) -> None:
     write(tmp_path, "dev.jsonl", "val.jsonl")
     assert found(tmp_path, "val") == ["val.jsonl"]
-    with pytest.raises(ValueError, match=r"split 'validation' may be any of dev.jsonl, val.jsonl"):
+    with pytest.raises(ValueError, match=r"split 'validation' matches several of dev.jsonl, val.jsonl"):
         found(tmp_path, "validation")
 
 

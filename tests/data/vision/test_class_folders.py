@@ -78,12 +78,12 @@ def test_malformed_json_boxes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"boxes.json, entry 'a/00.png': .* four numbers"):
         open_vision("folder", root=tmp_path)
     (tmp_path / "boxes.json").write_text('{"a/00.png": [0, 0, 1, 1],\n')
-    with pytest.raises(ValueError, match=r"boxes.json, row 2, column 1: no valid JSON"):
+    with pytest.raises(ValueError, match=r"boxes.json, row 2, column 1: not valid JSON"):
         open_vision("folder", root=tmp_path)
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not there; it must hold a folder for each class"):
+    with pytest.raises(ValueError, match="does not exist; it must contain a folder for each class"):
         open_vision("folder", root=tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no folder"):
         open_vision("folder", root=tmp_path)
@@ -127,7 +127,7 @@ def test_spellings_of_splits(tmp_path: Path, train: str, test: str) -> None:
 def test_a_split_that_may_be_two_folders(tmp_path: Path) -> None:
     for folder in ("seg_train", "my_train"):
         write_folder(tmp_path / folder, {"a": 1, "b": 1})
-    with pytest.raises(ValueError, match="several folders that may be it: my_train, seg_train"):
+    with pytest.raises(ValueError, match="several folders that match: my_train, seg_train"):
         open_vision("folder", root=tmp_path)
     assert len(open_vision("folder", root=tmp_path, split="my_train")) == 2
 
@@ -152,7 +152,7 @@ def test_folders_of_folders_are_never_classes_by_chance(tmp_path: Path) -> None:
 
 def test_split_folders_without_classes(tmp_path: Path) -> None:
     write_folder(tmp_path / "flat", {"train": 2, "test": 1})
-    with pytest.raises(ValueError, match="test, train are called like splits, but hold no class folders"):
+    with pytest.raises(ValueError, match="test, train are named like splits, but contain no class folders"):
         open_vision("folder", root=tmp_path / "flat")
     write_folder(tmp_path / "half" / "train", {"a": 1, "b": 1})
     write_folder(tmp_path / "half", {"test": 1})
@@ -181,13 +181,13 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     (tmp_path / "b" / "4.jfif").touch()
     (tmp_path / "b" / "README").touch()
     remarks = check(open_vision("folder", root=tmp_path))
-    assert "5 files are left out" in remarks[0] and ".gif 3, .jfif 1, no suffix 1" in remarks[0]
+    assert "5 files are ignored" in remarks[0] and ".gif 3, .jfif 1, no suffix 1" in remarks[0]
     assert remarks[1:] == (
-        "1 pictures beside the class folders are left out: 00.png.",
+        "1 pictures beside the class folders are ignored: 00.png.",
         "1 of 3 classes have no picture here, first c.",
     )
     shutil.rmtree(tmp_path / "a"), shutil.rmtree(tmp_path / "b")
-    with pytest.raises(ValueError, match=r"hold no picture .* 1 files are left out.*\.gif 1"):
+    with pytest.raises(ValueError, match=r"hold no picture .* 1 files are ignored.*\.gif 1"):
         open_vision("folder", root=tmp_path)
 
 

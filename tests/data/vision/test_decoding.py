@@ -44,7 +44,7 @@ def test_damaged_bytes_decode_or_are_bad(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BadSample, match=r"gone.png: the file is not there"):
+    with pytest.raises(BadSample, match=r"gone.png: the file does not exist"):
         decode(tmp_path / "gone.png", "gone.png")
 
 

@@ -46,7 +46,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
     val = open_folder(tmp_path, root, "val")
     assert list(val.labels) == [0, 1]
     assert len(open_folder(tmp_path, root, "train[:3]")) == 3
-    with pytest.raises(ValueError, match=r"split 'test': .*pets has none such; its splits are"):
+    with pytest.raises(ValueError, match=r"split 'test': .*pets has no such split; its splits are"):
         open_folder(tmp_path, root, "test")
     same = open_folder(tmp_path, root)
     assert same.fingerprint == source.fingerprint != val.fingerprint
@@ -136,7 +136,5 @@ def test_rows_without_a_picture(tmp_path: Path) -> None:
 
 
 def test_a_data_set_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"the data set .* cannot be loaded: .* Needed is its name on the Hub"
-    ):
+    with pytest.raises(ValueError, match=r"the data set .* cannot be loaded: .* Needs its name on the Hub"):
         open_vision("hub", root=tmp_path, name=str(tmp_path / "nowhere"))

@@ -43,9 +43,9 @@ def test_vtab_has_nineteen_tasks() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("images/foo.jpg 12x", r"train800.txt, row 2: 'images/foo.jpg 12x': the label is no whole number"),
-        ("images/foo.jpg -1", "row 2: .* no whole number"),
-        ("images/foo.jpg 1²", "row 2: .* no whole number"),
+        ("images/foo.jpg 12x", r"train800.txt, row 2: 'images/foo.jpg 12x': the label is not a whole number"),
+        ("images/foo.jpg -1", "row 2: .* not a whole number"),
+        ("images/foo.jpg 1²", "row 2: .* not a whole number"),
         ("foo.jpg", "row 2: 'foo.jpg': a path and a label are needed"),
         ("foo.jpg 10", "row 2: .* not one of the 10 classes 0 to 9"),
     ],
@@ -58,7 +58,7 @@ def test_malformed_rows(tmp_path: Path, row: str, message: str) -> None:
 
 
 def test_lists_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"train800\.txt is not there"):
+    with pytest.raises(ValueError, match=r"train800\.txt does not exist"):
         open_vision("vtab", root=tmp_path, name="svhn")
     (tmp_path / "svhn").mkdir()
     (tmp_path / "svhn" / "train800.txt").write_bytes(b"a.png 1\n\xe9.png 1\n")
@@ -123,7 +123,7 @@ def test_fgvc_pictures_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "images").rename(tmp_path / "jpg")
     assert open_vision("fgvc", root=tmp_path, name="cub", images="jpg")[0].label == 0
     with pytest.raises(
-        ValueError, match=r"3 of 3 picture files are not there:\n.*train.json, entry 'x/1.png'"
+        ValueError, match=r"3 of 3 picture files do not exist:\n.*train.json, entry 'x/1.png'"
     ):
         check(open_vision("fgvc", root=tmp_path, name="cub"))
 
@@ -138,11 +138,11 @@ def test_fgvc_remarks(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("[1, 2]", r"train.json must map .* it holds a list"),
-        ('{"a": 1', r"train.json, row 1, column 8: no valid JSON"),
+        ('{"a": 1', r"train.json, row 1, column 8: not valid JSON"),
         ('{"a": 1.5}', r"train.json, entry 'a': 1.5: the class id is neither"),
         ('{"a": true}', r"train.json, entry 'a': True: the class id is neither"),
         ('{"a": 1, "b": "1"}', r"train.json, entry 'b': '1': some class ids are numbers"),
-        ('{"a": 1, "a": 2}', r"train.json, entry 'a': it stands in the file twice"),
+        ('{"a": 1, "a": 2}', r"train.json, entry 'a': it is in the file twice"),
         ("{}", r"train.json lists no picture"),
     ],
 )
@@ -160,5 +160,5 @@ def test_fgvc_splits_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"test.json, entry 'x/2.png': 5: train.json has no such class id"):
         open_vision("fgvc", root=tmp_path, name="cub", split="test")
     (tmp_path / "val.json").unlink()
-    with pytest.raises(ValueError, match=r"val\.json is not there"):
+    with pytest.raises(ValueError, match=r"val\.json does not exist"):
         open_vision("fgvc", root=tmp_path, name="cub", split="trainval")

@@ -57,7 +57,7 @@ def test_what_check_finds(tmp_path: Path) -> None:
     for file in (tmp_path / "a").iterdir():
         file.unlink()
     with pytest.raises(
-        ValueError, match=r"9 of 10 picture files are not there:\n(.*a/\d\d.png\n){5}  and 4 more"
+        ValueError, match=r"9 of 10 picture files do not exist:\n(.*a/\d\d.png\n){5}  and 4 more"
     ):
         check(source)
     assert check(Listed([0, 1]).subset([0, 1]))[0].startswith("1 of 3")

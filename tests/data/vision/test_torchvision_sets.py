@@ -68,9 +68,9 @@ def test_a_data_set_of_files(tmp_path: Path) -> None:
     with pytest.raises(BadSample, match=r"EuroSAT/train\[1\] 01.png: OSError"):
         source[1]
     (folder / "Forest" / "00.png").unlink()
-    with pytest.raises(BadSample, match="the file is not there"):
+    with pytest.raises(BadSample, match="the file does not exist"):
         source[0]
-    with pytest.raises(ValueError, match=r"1 of 3 picture files are not there:\n.*00\.png"):
+    with pytest.raises(ValueError, match=r"1 of 3 picture files do not exist:\n.*00\.png"):
         check(source)
     assert list(source.subset([1, 0]).absent([1])) == [str(folder / "Forest" / "00.png")]
 

@@ -103,7 +103,7 @@ def _message(row: Row, number: int, turn: Any) -> Message:
     if role not in ROLES:
         raise ValueError(f"{place}: the role must be one of {', '.join(ROLES)}; got {role!r}.")
     if turn.get("tool_calls"):
-        raise ValueError(f"{place}: calls of tools cannot be tuned on; leave the conversation out.")
+        raise ValueError(f"{place}: tool calls cannot be trained on; leave the conversation out.")
     return {"role": ROLES[role], "content": content}
 
 

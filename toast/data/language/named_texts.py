@@ -93,7 +93,7 @@ def open_language(
         if value not in get_args(known):
             raise ValueError(f"{option} must be one of {', '.join(get_args(known))}; got {value!r}.")
     if block < 2:
-        raise ValueError(f"block must be at least 2 tokens, one to see and one to predict; got {block}.")
+        raise ValueError(f"block must be at least 2 tokens, one to read and one to predict; got {block}.")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 document; got {limit}.")
     if source == "hub":
@@ -143,7 +143,7 @@ def _hub_rows(
     if form is not None and form not in get_args(Form):
         raise ValueError(f"form must be one of {', '.join(get_args(Form))}; got {form!r}.")
     if (path is None) == (name is None):
-        raise ValueError("source 'hub' needs name, of a set on the Hub, or path, of a local folder: one.")
+        raise ValueError("source 'hub' needs either name (a data set on the Hub) or path (a local folder).")
     if streaming and limit is None:
         raise ValueError("streaming needs limit, the number of documents to fetch.")
     place = name or str(path)

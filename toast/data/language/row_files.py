@@ -105,8 +105,7 @@ def _of_split(path: Path, files: list[Path], split: str) -> list[Path]:
         used &= words_of(split)  # val.jsonl and dev.jsonl: the one that is asked for
         if not used:
             raise ValueError(
-                f"{path}: the split {split!r} may be any of {_few(path, list(words))}. Name the one that is "
-                "meant."
+                f"{path}: the split {split!r} matches several of {_few(path, list(words))}. Name one of them."
             )
     return [file for file in files if words.get(file, set()) & used]
 
@@ -166,7 +165,7 @@ def _json_rows(file: Path) -> Iterator[Row]:
     except RecursionError:
         raise ValueError(f"{file}: nested too deeply.") from None
     except json.JSONDecodeError as error:
-        advice = " One object a line belongs into a .jsonl file." if error.msg == "Extra data" else ""
+        advice = " Put one object per line into a .jsonl file instead." if error.msg == "Extra data" else ""
         raise ValueError(
             f"{file}, line {error.lineno}: not JSON: {error.msg} at column {error.colno}.{advice}"
         ) from None

@@ -73,7 +73,7 @@ class LanguageData:
         self._rows = list(self._packed() if rows is None else rows)
         if not self._rows:
             raise ValueError(
-                f"no token counts for the loss: {len(documents)} documents, the longest of "
+                f"no token counts towards the loss: {len(documents)} documents, the longest of "
                 f"{int(self._lengths.max(initial=0))} tokens, in rows of {block}. Answers may lie beyond the "
                 "block, or there are none."
             )

@@ -6,27 +6,28 @@ The way of the data: `open_vision` → `check` → `split_validation` → `Visio
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from toast.lazy import lazily
 
 # Public name -> module that defines it. Imported when used: settings can be read without PyTorch.
 _EXPORTS = {
-    "Augmentation": "augmentation",
-    "BadSample": "source",
-    "CORRUPTIONS": "corrupting",
-    "Corrupted": "corrupting",
-    "PRESETS": "augmentation",
-    "SOURCES": "named_sources",
-    "Sample": "source",
-    "Transform": "transforming",
-    "VisionDataset": "dataset",
-    "VisionSource": "source",
-    "check": "checking",
-    "collate": "dataset",
-    "open_vision": "named_sources",
-    "repeated": "repeating",
-    "split_validation": "splitting",
-    "transforms": "transforming",
+    "Augmentation": "toast.data.vision.augmentation",
+    "BadSample": "toast.data.vision.source",
+    "CORRUPTIONS": "toast.data.vision.corrupting",
+    "Corrupted": "toast.data.vision.corrupting",
+    "PRESETS": "toast.data.vision.augmentation",
+    "SOURCES": "toast.data.vision.named_sources",
+    "Sample": "toast.data.vision.source",
+    "Transform": "toast.data.vision.transforming",
+    "VisionDataset": "toast.data.vision.dataset",
+    "VisionSource": "toast.data.vision.source",
+    "check": "toast.data.vision.checking",
+    "collate": "toast.data.vision.dataset",
+    "open_vision": "toast.data.vision.named_sources",
+    "repeated": "toast.data.vision.repeating",
+    "split_validation": "toast.data.vision.splitting",
+    "transforms": "toast.data.vision.transforming",
 }
 
 __all__ = sorted(_EXPORTS)
@@ -50,13 +51,4 @@ if TYPE_CHECKING:
     from toast.data.vision.transforming import transforms as transforms
 
 
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used."""
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    """Lists the public names."""
-    return __all__
+__getattr__, __dir__ = lazily(__name__, _EXPORTS)

@@ -42,8 +42,8 @@ def check(source: VisionSource) -> tuple[str, ...]:
         shown = "\n".join(f"  {line}" for line in absent[:_SHOWN])
         more = f"\n  and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
         raise ValueError(
-            f"{source.name}: {len(absent)} of {len(source)} picture files are not there:\n{shown}{more}\n"
-            "Is the root right, was everything unpacked, and may it be read?"
+            f"{source.name}: {len(absent)} of {len(source)} picture files do not exist:\n{shown}{more}\n"
+            "Check the root, that everything was unpacked, and the permissions."
         )
     remarks = list(source.remarks)
     empty = [name for label, name in enumerate(source.classes) if label not in seen]

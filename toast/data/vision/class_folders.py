@@ -39,7 +39,7 @@ def open_folder(root: Path, name: str | None, split: str) -> VisionSource:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     if not root.is_dir():
-        raise ValueError(f"the folder {root} is not there; it must hold a folder for each class.")
+        raise ValueError(f"the folder {root} does not exist; it must contain a folder for each class.")
     top = _split_folder(root, split)
     train = _training_folder(root, top, split)
     classes = _classes(train)
@@ -79,7 +79,7 @@ def open_folder(root: Path, name: str | None, split: str) -> VisionSource:
     remarks = [
         *left_out,
         *_beside(root, top),
-        *([f"{len(stray)} pictures beside the class folders are left out: {_few(stray)}."] if stray else []),
+        *([f"{len(stray)} pictures beside the class folders are ignored: {_few(stray)}."] if stray else []),
         *([f"{len(lost)} of {len(boxes)} boxes belong to no picture: {_few(lost)}."] if lost else []),
     ]
     return FileSource(f"{name or root.resolve().name}/{split}", list(classes), pictures, remarks)
@@ -108,7 +108,7 @@ def _split_folder(root: Path, split: str) -> Path:
     called = [folder for folder in folders if split_of(folder)]
     if len(called) > 1 and (len(called) == len(folders) or sum(map(is_split, called)) > 1):
         raise ValueError(
-            f"{root}: the folders {', '.join(called)} are called like splits, but hold no class folders; "
+            f"{root}: the folders {', '.join(called)} are named like splits, but contain no class folders; "
             f"needs {called[0]}/CLASS/PICTURE."
         )
     if folders and len(deep) == len(folders) and not any(map(_has_pictures, (root / f for f in folders))):
@@ -132,8 +132,7 @@ def _named(root: Path, split: str) -> Path | None:
     found = find_split(split, [folder for folder in folders_in(root) if folders_in(root / folder)])
     if len(found) > 1:
         raise ValueError(
-            f"split {split!r}: {root} has several folders that may be it: {', '.join(found)}. Name the one "
-            "that is meant."
+            f"split {split!r}: {root} has several folders that match: {', '.join(found)}. Name one of them."
         )
     if not found:
         return None
@@ -185,7 +184,7 @@ def _left_out(skipped: Iterable[Path]) -> list[str]:
         return []
     kinds = ", ".join(f"{suffix} {count:,}" for suffix, count in counts.most_common())
     return [
-        f"{sum(counts.values()):,} files are left out, for their suffix is none of a picture that is read: "
+        f"{sum(counts.values()):,} files are ignored because of their suffix: "
         f"{kinds}. Convert them if they are pictures (a .jfif is a .jpg by another name)."
     ]
 
@@ -196,7 +195,7 @@ def _beside(root: Path, top: Path) -> list[str]:
     folders = folders_in(top)
     called = [folder for folder in folders if split_of(folder)]
     if called:
-        remarks.append(f"folders that are called like a split are read as classes: {_few(called)}.")
+        remarks.append(f"folders that are named like a split are read as classes: {_few(called)}.")
     others = [folder for folder in folders_in(root) if not split_of(folder)] if top != root else []
     if others and not top.is_relative_to(root / others[0]):
         remarks.append(f"folders beside the splits are not read: {_few(others)}.")

@@ -43,7 +43,7 @@ _TURNS: Final = {
 }
 """What brings a picture upright, by EXIF's orientation (JEITA CP-3451, 4.6.4)."""
 
-TURNED: Final = "is turned upright, as its camera noted"
+TURNED: Final = "is turned upright as its EXIF data says"
 FRAMES: Final = "has several frames, of which the first is taken"
 
 
@@ -108,7 +108,7 @@ def read_picture(file: Path | bytes, name: str) -> Decoded:
             decoded = to_rgb(image)
             return Decoded(decoded.image, frames + decoded.notes)
     except FileNotFoundError as error:
-        raise BadSample(name, "the file is not there") from error
+        raise BadSample(name, "the file does not exist") from error
     except DECODING_ERRORS as error:
         raise BadSample(name, reason(error)) from error
 
@@ -186,8 +186,8 @@ def _eight_bits(image: Image.Image, depth: Depth) -> tuple[Image.Image, float]:
     if white is None:  # so are NaN and infinities
         known = " or ".join(f"0 to {most:g}" for most in depth.whites)
         raise Unsuitable(
-            f"holds {depth.called} from {low:g} to {high:g}; needs {known}, as other numbers do not say "
-            "what is white. Save it with 8 or 16 bits."
+            f"holds {depth.called} from {low:g} to {high:g}; needs {known}, since other ranges do not show "
+            "which value is white. Save it with 8 or 16 bits."
         )
     scaled = (values * (255 / white)).round().clip(0, 255).astype(np.uint8)
     return Image.fromarray(scaled), white

@@ -34,7 +34,7 @@ def read_text(file: Path) -> str:
     try:
         return plain_text.read_text(file)
     except FileNotFoundError as error:
-        raise ValueError(f"{file} is not there; it must list the pictures and their labels.") from error
+        raise ValueError(f"{file} does not exist; it must list the pictures and their labels.") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def read_json(file: Path) -> dict[str, Any]:
                     f"the file is {file}."
                 )
             if key in found:
-                raise ValueError(f"{file.name}, entry {key!r}: it stands in the file twice.")
+                raise ValueError(f"{file.name}, entry {key!r}: it is in the file twice.")
             found[key] = value
         return found
 
@@ -62,7 +62,7 @@ def read_json(file: Path) -> dict[str, Any]:
         loaded = json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{file.name}, row {error.lineno}, column {error.colno}: no valid JSON: {error.msg}; "
+            f"{file.name}, row {error.lineno}, column {error.colno}: not valid JSON: {error.msg}; "
             f"the file is {file}."
         ) from error
     if not isinstance(loaded, dict):
@@ -94,7 +94,7 @@ def read_rows(file: Path, classes: int) -> list[Entry]:
         if not path.strip():
             wrong.append(f"{where}: {line!r}: a path and a label are needed, with a space between them")
         elif not label.isascii() or not label.isdecimal():
-            wrong.append(f"{where}: {line!r}: the label is no whole number")
+            wrong.append(f"{where}: {line!r}: the label is not a whole number")
         elif int(label) >= classes:
             wrong.append(
                 f"{where}: {line!r}: the label is not one of the {classes} classes 0 to {classes - 1}"

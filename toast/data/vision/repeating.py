@@ -45,8 +45,8 @@ def repeated(train: VisionSource, held_out: VisionSource) -> str | None:
     if not twice:
         return None
     return (
-        f"{len(twice):,} of the {len(paths):,} pictures that were compared are trained on as well, so "
-        f"figures of this split are too good: first {twice[0][0]}, which is {twice[0][1]}."
+        f"{len(twice):,} of the {len(paths):,} pictures that were compared are also in the training split, "
+        f"so figures of this split are too good: first {twice[0][0]}, which is {twice[0][1]}."
     )
 
 

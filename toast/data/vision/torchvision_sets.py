@@ -92,7 +92,7 @@ class TorchvisionSource(VisionSource):
         try:
             found = to_rgb(self.dataset[index][0])
         except FileNotFoundError as error:
-            raise BadSample(name, "the file is not there") from error
+            raise BadSample(name, "the file does not exist") from error
         except DECODING_ERRORS as error:
             raise BadSample(name, reason(error)) from error
         return Sample(found.image, self.labels[index], name, notes=found.notes)
@@ -167,7 +167,7 @@ def open_torchvision(
     except (RuntimeError, OSError) as error:
         raise ValueError(
             f"{name}, split {split!r}, is not complete in {root}: {error} Put the files where torchvision "
-            "wants them, or let it download them with download: true."
+            "expects them, or let it download them with download: true."
         ) from error
     return TorchvisionSource(f"{name}/{split}", dataset)
 

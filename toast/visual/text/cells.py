@@ -49,11 +49,11 @@ def join_tokens(
     cells: list[Cell] = []
     context = start = 0  # some decoders treat the first token in a way of its own: decode from a cell before
     for stop in range(1, len(ids) + 1):
-        said = decode(ids[context:stop])
+        decoded = decode(ids[context:stop])
         later = range(stop + 1, min(stop + _BYTES_TO_COME, len(ids)) + 1)
-        if not all(decode(ids[context:end]).startswith(said) for end in later):
+        if not all(decode(ids[context:end]).startswith(decoded) for end in later):
             continue
-        text = said[len(decode(ids[context:start])) :]
+        text = decoded[len(decode(ids[context:start])) :]
         if not text and cells:  # the rest of a broken character, for which a sign stands already
             last = cells.pop()
             cells.append(Cell(last.text, last.start, stop, last.special))

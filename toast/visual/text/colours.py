@@ -77,30 +77,30 @@ class HeatMap:
         return max(-1.0, min(1.0, value / self.top)) if self.top > 0 else 0.0
 
 
-def heat_maps(views: TextAttentionMaps) -> list[HeatMap]:
+def heat_maps(maps: TextAttentionMaps) -> list[HeatMap]:
     """Returns what is shown over the text."""
     return [
         HeatMap(
             "selection",
             "Selection weights",
             "How much of each token is fed back: its similarity to the task embedding, from 0 to 1.",
-            views.selection_weights,
-            _top(views.selection_weights),
+            maps.selection_weights,
+            _top(maps.selection_weights),
         ),
         HeatMap(
             "attends, change",
             "Change in what a token attends to",
             "Total variation distance between its attention before and after: "
             "the share that went to other tokens, from 0 to 1.",
-            views.attention_change,
-            _top(views.attention_change),
+            maps.attention_change,
+            _top(maps.attention_change),
         ),
         HeatMap(
             "gets, change",
             "Change in the attention that a token gets",
             "Mean over the tokens that can see it, after minus before.",
-            views.received_change,
-            _top(views.received_change),
+            maps.received_change,
+            _top(maps.received_change),
             signed=True,
         ),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ from toast.files.atomic import beside
 from toast.visual.text.looking import TextAttentionMaps, look_at_text
 
 
-def save_arrays(views: TextAttentionMaps, path: Path) -> Path:
+def save_arrays(maps: TextAttentionMaps, path: Path) -> Path:
     """Writes what `look_at_text` found as arrays, under the names of `TextAttentionMaps`.
 
     Read it with `numpy.load(path)`. `tokens` and `cells` are lists in JSON, for NumPy drops NUL characters at
     the end of a text; a cell is its text, its first token and one past its last.
 
     Args:
-        views: Of `look_at_text`.
+        maps: Of `look_at_text`.
         path: A file that ends in .npz; written beside and renamed.
 
     Returns:
@@ -33,21 +33,21 @@ def save_arrays(views: TextAttentionMaps, path: Path) -> Path:
 
     if path.suffix != ".npz":
         raise ValueError(f"path must end in .npz; got {path.name!r}.")
-    cells = [(cell.text, cell.start, cell.stop) for cell in views.cells]
+    cells = [(cell.text, cell.start, cell.stop) for cell in maps.cells]
     arrays: dict[str, Any] = {
-        "tokens": np.array(json.dumps(views.tokens)),
+        "tokens": np.array(json.dumps(maps.tokens)),
         "cells": np.array(json.dumps(cells)),
-        "token_ids": views.token_ids.numpy(),
-        "is_prompt": views.is_prompt.numpy(),
-        "selection_weights": views.selection_weights.numpy(),
-        "attention_change": views.attention_change.numpy(),
-        "received_change": views.received_change.numpy(),
-        "first_attention": views.first_attention.numpy(),
-        "second_attention": views.second_attention.numpy(),
-        "block": np.array(views.block),
-        "head": np.array(str(views.head)),
-        "left_out": np.array(views.left_out),
-        "before": np.array(views.before),
+        "token_ids": maps.token_ids.numpy(),
+        "is_prompt": maps.is_prompt.numpy(),
+        "selection_weights": maps.selection_weights.numpy(),
+        "attention_change": maps.attention_change.numpy(),
+        "received_change": maps.received_change.numpy(),
+        "first_attention": maps.first_attention.numpy(),
+        "second_attention": maps.second_attention.numpy(),
+        "block": np.array(maps.block),
+        "head": np.array(str(maps.head)),
+        "left_out": np.array(maps.left_out),
+        "before": np.array(maps.before),
     }
     with beside(path) as new, new.open("wb") as file:
         np.savez_compressed(file, **arrays)
@@ -82,26 +82,43 @@ def visualize_text(
         ImportError: If matplotlib is not there, with how to install it.
         ValueError: If there is not one answer for each prompt, or as `look_at_text` does.
     """
-    from toast.visual.text.html import as_html
-    from toast.visual.text.matrices import draw_matrices
-
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if answers is not None and len(answers) != len(prompts):
         raise ValueError(
             f"answers must be one for each of {len(prompts)} prompts, or None; got {len(answers)}."
         )
-    files: list[Path] = []
+    written = export_texts(model, tokenizer, prompts, out, answers=answers, title=title, **options)
+    return [file for _, files in written for file in files]
+
+
+def export_texts(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    out: Path,
+    *,
+    answers: Sequence[str] | None = None,
+    title: str = "Where the model looks",
+    **options: Any,
+) -> Iterator[tuple[TextAttentionMaps, list[Path]]]:
+    """Writes the same prompt by prompt; arguments as of `visualize_text`.
+
+    Yields:
+        The maps of a prompt and its answer, and their files.
+
+    Raises:
+        ImportError: If what draws is not installed.
+        ValueError: As `look_at_text` does.
+    """
+    from toast.visual.text.html import as_html
+    from toast.visual.text.matrices import draw_matrices
+
     for number, prompt in enumerate(prompts, 1):
         answer = None if answers is None else answers[number - 1]
-        views = look_at_text(model, tokenizer, prompt, answer=answer, **options)
+        maps = look_at_text(model, tokenizer, prompt, answer=answer, **options)
         page = out / f"text-{number}.html"
         heading = title if len(prompts) == 1 else f"{title}, {number} of {len(prompts)}"
         with beside(page) as new:
-            new.write_text(as_html(views, heading), encoding="utf-8", newline="\n")
-        files += [
-            page,
-            draw_matrices(views, page.with_suffix(".png")),
-            draw_matrices(views, page.with_suffix(".svg")),
-            save_arrays(views, page.with_suffix(".npz")),
-        ]
-    return files
+            new.write_text(as_html(maps, heading), encoding="utf-8", newline="\n")
+        drawings = [draw_matrices(maps, page.with_suffix(suffix)) for suffix in (".png", ".svg")]
+        yield maps, [page, *drawings, save_arrays(maps, page.with_suffix(".npz"))]

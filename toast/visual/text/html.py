@@ -2,17 +2,84 @@
 
 from __future__ import annotations
 
-from html import escape
+from dataclasses import dataclass
 
+from toast.files.templates import render
 from toast.visual.text.cells import Cell, mark
-from toast.visual.text.colours import DARK, LIGHT, Colour, HeatMap, Theme, heat_maps
+from toast.visual.text.colours import DARK, LIGHT, HeatMap, heat_maps
 from toast.visual.text.looking import TextAttentionMaps
 
 # What an HTML parser keeps as it is, and a browser lays out as text.
 _KEPT = {" ", "\n", "\t"}
 
 
-def as_html(views: TextAttentionMaps, title: str) -> str:
+@dataclass(frozen=True)
+class Piece:
+    """A part of a text as the page shows it.
+
+    Args:
+        text: What stands there; empty where a mark stands instead.
+        mark: Drawn by the page, and left out when the text is copied; empty for plain text.
+        code: The character that the mark stands instead of, in hexadecimal digits.
+    """
+
+    text: str
+    mark: str = ""
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class HeatCell:
+    """A cell of a text in its colour.
+
+    Args:
+        pieces: Its text.
+        value: Its value.
+        share: The size of that as a share of the scale, 0 to 1.
+        kinds: Classes of CSS.
+    """
+
+    pieces: list[Piece]
+    value: float
+    share: float
+    kinds: str
+
+
+@dataclass(frozen=True)
+class HeatSection:
+    """One heat map.
+
+    Args:
+        heat: What it shows.
+        parts: Cells of the prompt and of the answer.
+    """
+
+    heat: HeatMap
+    parts: list[tuple[str, list[HeatCell]]]
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """The numbers of a token.
+
+    Args:
+        place: Of the token, counted with those that are left out.
+        pieces: Its text; None where it shares that of the token before.
+        span: Tokens that share the text.
+        token: Its number in the vocabulary.
+        values: Of the heat maps.
+        is_answer: Whether it belongs to the answer.
+    """
+
+    place: int
+    pieces: list[Piece] | None
+    span: int
+    token: int
+    values: list[float]
+    is_answer: bool
+
+
+def as_html(maps: TextAttentionMaps, title: str) -> str:
     """Returns a page with the coloured text, the scales, and the numbers of every token in a table.
 
     What cannot be seen stands for itself where it may, with a mark that the page draws and copying leaves
@@ -20,140 +87,69 @@ def as_html(views: TextAttentionMaps, title: str) -> str:
     page says to the browser that it may load and run nothing.
 
     Args:
-        views: Of `look_at_text`.
+        maps: Of `look_at_text`.
         title: Over the page.
     """
-    maps = heat_maps(views)
-    return _PAGE.format(
-        title=escape("".join(c if c == " " else mark(c) or c for c in title)),
-        style=STYLE.format(light=variables(LIGHT), dark=variables(DARK)),
-        notes="".join(f"<p>{escape(note)}</p>\n" for note in views.notes),
-        maps="\n".join(heat_map_section(views, heat) for heat in maps),
-        table=_table(views, maps),
+    heats = heat_maps(maps)
+    page = render(
+        "visual/text/templates/page.html.jinja",
+        title="".join(c if c == " " else mark(c) or c for c in title),
+        light=vars(LIGHT),
+        dark=vars(DARK),
+        notes=maps.notes,
+        sections=[heat_section(maps, heat) for heat in heats],
+        head=["", "text", "token", *(heat.name for heat in heats)],
+        rows=_rows(maps, heats),
+    )
+    return str(page)
+
+
+def heat_section(maps: TextAttentionMaps, heat: HeatMap) -> HeatSection:
+    """Returns one heat map for the macro `heat_map` of `visual/text/templates/macros.html.jinja`."""
+    return HeatSection(
+        heat,
+        [
+            (
+                name,
+                [_cell(cell, heat) for cell in maps.cells if bool(maps.is_prompt[cell.start]) is is_prompt],
+            )
+            for name, is_prompt in (("Prompt", True), ("Answer", False))
+        ],
     )
 
 
-def heat_map_section(views: TextAttentionMaps, heat: HeatMap) -> str:
-    """Returns one heat map with its scale."""
-    parts = []
-    for name, belongs in (("Prompt", True), ("Answer", False)):
-        cells = [cell for cell in views.cells if bool(views.is_prompt[cell.start]) is belongs]
-        if cells:
-            spans = "".join(_span(cell, heat) for cell in cells)
-            parts.append(f'<h3>{name}</h3>\n<div class="text" dir="auto">{spans}</div>\n')
-    low = f"−{heat.top:.3g}" if heat.signed else "0"
-    beyond = (
-        f" Beyond the scale, up to {heat.largest:.3g}, the colour stays." if heat.largest > heat.top else ""
-    )
-    return (
-        f"<section>\n<h2>{heat.title}</h2>\n<p>{heat.caption}{beyond}</p>\n"
-        f'<p class="scale">{low} <span class="bar{" signed" * heat.signed}"></span> {heat.top:.3g}</p>\n'
-        f"{''.join(parts)}</section>"
-    )
-
-
-def _span(cell: Cell, heat: HeatMap) -> str:
+def _cell(cell: Cell, heat: HeatMap) -> HeatCell:
     value = heat.of(cell)
     share = heat.share(value)
     kinds = "t" + " cold" * (share < 0) + " special" * cell.special
-    return (
-        f'<span class="{kinds}" style="--v:{abs(share):.3f}" title="{value:.4g}">{_visible(cell.text)}</span>'
-    )
+    return HeatCell(_pieces(cell.text), value, abs(share), kinds)
 
 
-def _visible(text: str) -> str:
-    """Returns escaped text, with elements around or instead of what cannot be seen."""
-    parts = []
+def _pieces(text: str) -> list[Piece]:
+    """Returns a text character by character where it has marks."""
+    pieces = []
     for character in text:
         shown = mark(character)
         if shown is None:
-            parts.append(escape(character))
+            pieces.append(Piece(character))
         elif character in _KEPT:
-            kind = "space" if character == " " else "mark"
-            parts.append(f'<i class="{kind}" data-mark="{shown}">{character}</i>')
+            pieces.append(Piece(character, shown))
         else:
-            parts.append(f'<i class="mark" data-mark="{shown}" data-code="{ord(character):X}"></i>')
-    return "".join(parts)
+            pieces.append(Piece("", shown, f"{ord(character):X}"))
+    return pieces
 
 
-def _table(views: TextAttentionMaps, maps: list[HeatMap]) -> str:
+def _rows(maps: TextAttentionMaps, heats: list[HeatMap]) -> list[TokenRow]:
     """Returns the numbers of every token; a cell of several tokens spans their rows."""
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("", "text", "token", *(m.name for m in maps)))
-    rows = []
-    for cell in views.cells:
-        for i in range(cell.start, cell.stop):
-            span = f' rowspan="{cell.stop - cell.start}"' if cell.stop - cell.start > 1 else ""
-            text = f'<td class="said" dir="auto"{span}>{_visible(cell.text)}</td>' if i == cell.start else ""
-            numbers = "".join(f"<td>{float(heat.values[i]):.6f}</td>" for heat in maps)
-            answer = "" if views.is_prompt[i] else ' class="answer"'
-            place = f"<td>{views.left_out + i}</td>"
-            rows.append(f"<tr{answer}>{place}{text}<td>{int(views.token_ids[i])}</td>{numbers}</tr>")
-    body = "\n".join(rows)
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-
-
-def variables(theme: Theme) -> str:
-    """Returns a theme's colours as variables of CSS."""
-    colours: dict[str, Colour] = vars(theme)
-    return " ".join(f"--{name}: {red} {green} {blue};" for name, (red, green, blue) in colours.items())
-
-
-STYLE = """
-:root {{ color-scheme: light dark; {light} }}
-@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}
-body {{ margin: 0 auto; padding: 1rem; max-width: 50rem;
-  background: rgb(var(--paper)); color: rgb(var(--ink)); font: 1rem/1.5 system-ui, sans-serif;
-  overflow-wrap: anywhere; }}
-h1 {{ font-size: 1.4rem; line-height: 1.25; margin: 0 0 .5rem; }}
-h2 {{ font-size: 1.1rem; margin: 2rem 0 .25rem; }}
-h3 {{ font-size: .8rem; font-weight: 600; margin: .75rem 0 .1rem; opacity: .75; }}
-p {{ margin: .25rem 0; font-size: .9rem; }}
-.text {{ white-space: break-spaces; line-height: 1.9; }}
-.t {{ background: rgb(var(--hot) / var(--v)); padding: .15em 0; border-radius: .15em;
-  box-decoration-break: clone; -webkit-box-decoration-break: clone;
-  box-shadow: inset 1px 0 rgb(var(--ink) / .12); }}
-.t.cold {{ background: rgb(var(--cold) / var(--v)); }}
-.special {{ outline: 1px dashed rgb(var(--ink) / .6); outline-offset: -2px;
-  font: .85em ui-monospace, monospace; }}
-.space, .mark {{ font-style: normal; position: relative; }}
-.space::before {{ content: attr(data-mark); position: absolute; left: 0; right: 0; text-align: center;
-  opacity: .6; }}
-.mark::before {{ content: attr(data-mark); font-size: .8em; opacity: .7; }}
-.scale {{ display: flex; gap: .5rem; align-items: center; font-variant-numeric: tabular-nums; }}
-.bar {{ flex: 0 1 14rem; height: .9rem; border: 1px solid rgb(var(--ink) / .3);
-  background: linear-gradient(to right, rgb(var(--paper)), rgb(var(--hot))); }}
-.bar.signed {{ background: linear-gradient(to right, rgb(var(--cold)), rgb(var(--paper)), rgb(var(--hot))); }}
-details {{ margin-top: 2rem; }}
-summary {{ cursor: pointer; font-weight: 600; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: .72rem; font-variant-numeric: tabular-nums;
-  overflow-wrap: normal; }}
-th, td {{ padding: .2rem; text-align: right; border-bottom: 1px solid rgb(var(--ink) / .15); }}
-th {{ vertical-align: bottom; }}
-th:nth-child(2), .said {{ text-align: start; white-space: break-spaces; }}
-.answer td {{ background: rgb(var(--ink) / .06); }}
-"""
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-{notes}{maps}
-<details>
-<summary>Numbers by token</summary>
-<p>Six decimals; tokens of the answer are shaded. Tokens that hold parts of one character share a text.</p>
-<div class="wide">
-{table}
-</div>
-</details>
-</body>
-</html>
-"""
+    return [
+        TokenRow(
+            place=maps.left_out + i,
+            pieces=_pieces(cell.text) if i == cell.start else None,
+            span=cell.stop - cell.start,
+            token=int(maps.token_ids[i]),
+            values=[float(heat.values[i]) for heat in heats],
+            is_answer=not maps.is_prompt[i],
+        )
+        for cell in maps.cells
+        for i in range(cell.start, cell.stop)
+    ]

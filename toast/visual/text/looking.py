@@ -19,7 +19,10 @@ from toast.visual.text.cells import Cell, join_tokens
 
 @dataclass(frozen=True)
 class TextAttentionMaps:
-    """Maps over the tokens of a prompt and its answer; what is left out stands before them.
+    """Where a language model looks in a prompt and its answer: what `toast.look_at_text` returns.
+
+    A value for each token that is shown; those that are left out stand before them. `notes` says what a
+    reader of the values must know.
 
     Args:
         cells: The tokens as readable text; a cell has several where a character has.
@@ -92,7 +95,7 @@ def look_at_text(
     max_tokens: int = 512,
     chat: bool = False,
 ) -> TextAttentionMaps:
-    """Shows where a steered language model looks in a prompt and its answer.
+    """Looks at a steered language model while it reads a prompt and its answer; nothing is drawn.
 
     Prompt and answer are read in one call of `toast.trace`, whose two passes make the answer's logits.
     Memory grows with the square of their length, for all heads of one block.
@@ -107,6 +110,9 @@ def look_at_text(
         head: The head whose attention is shown, or the mean of all.
         max_tokens: How many tokens are shown; of a longer text the last.
         chat: Whether the prompt is a user's message, which the tokenizer's chat template is put around.
+
+    Returns:
+        Selection weights and attention of both passes; `toast.visualize_text` writes the same as files.
 
     Raises:
         ValueError: If the model has no active adapter or does not generate, its attention kernel shows no
@@ -123,13 +129,13 @@ def look_at_text(
                 do_sample=False,
             )
         else:
-            said = tokenizer(answer, add_special_tokens=False, padding=False)["input_ids"]
-            ids = torch.cat([asked, asked.new_tensor([said])], dim=1)
+            answer_ids = tokenizer(answer, add_special_tokens=False, padding=False)["input_ids"]
+            ids = torch.cat([asked, asked.new_tensor([answer_ids])], dim=1)
         reading = read(model, ids, block)
-    return _views(tokenizer, ids[0].cpu(), asked.shape[1], reading, head, max_tokens)
+    return _compared(tokenizer, ids[0].cpu(), asked.shape[1], reading, head, max_tokens)
 
 
-def _views(
+def _compared(
     tokenizer: Any,
     ids: Tensor,
     prompt_length: int,
@@ -141,7 +147,7 @@ def _views(
     first = _of_head(reading.first_attention, head, reading.block)
     second = _of_head(reading.second_attention, head, reading.block)
     change = second - first
-    seen_by = torch.arange(len(ids), 0, -1)  # causal: a token is seen by itself and by what follows
+    observers = torch.arange(len(ids), 0, -1)  # causal: a token is seen by itself and by what follows
     tokens = ids.tolist()
     cells = join_tokens(tokens, partial(_decode, tokenizer), _special_tokens(tokenizer))
     shown = [cell for cell in cells if cell.start >= len(tokens) - max_tokens] or cells[-1:]
@@ -158,7 +164,7 @@ def _views(
         is_prompt=torch.arange(start, len(ids)) < prompt_length,
         selection_weights=reading.selection_weights[start:].float().cpu(),
         attention_change=change.abs().sum(-1)[start:] / 2,
-        received_change=(change.sum(0) / seen_by)[start:],
+        received_change=(change.sum(0) / observers)[start:],
         first_attention=first[start:, start:].contiguous(),
         second_attention=second[start:, start:].contiguous(),
         block=reading.block,

@@ -20,7 +20,7 @@ _LABELS = 72
 _LONGEST = 14
 
 
-def draw_matrices(views: TextAttentionMaps, path: Path) -> Path:
+def draw_matrices(maps: TextAttentionMaps, path: Path) -> Path:
     """Draws the attention of the first pass, of the second, and their difference.
 
     Rows are the tokens that look, columns those that are looked at. Both passes share one scale; the
@@ -28,7 +28,7 @@ def draw_matrices(views: TextAttentionMaps, path: Path) -> Path:
     often gets most of the attention. A line divides prompt and answer.
 
     Args:
-        views: Of `look_at_text`.
+        maps: Of `look_at_text`.
         path: A file that ends in .png or .svg; written beside and renamed.
 
     Returns:
@@ -43,38 +43,38 @@ def draw_matrices(views: TextAttentionMaps, path: Path) -> Path:
     kind = path.suffix.lower().lstrip(".")
     if kind not in ("png", "svg"):
         raise ValueError(f"path must end in .png or .svg; got {path.name!r}.")
-    figure = _figure(views)
+    figure = _figure(maps)
     metadata = {"Date": None} if kind == "svg" else {}
     with beside(path) as new:
         figure.savefig(new, dpi=150, format=kind, metadata=metadata)
     return path
 
 
-def _figure(views: TextAttentionMaps) -> Any:
+def _figure(maps: TextAttentionMaps) -> Any:
     from matplotlib.colors import FuncNorm
     from matplotlib.figure import Figure
 
-    first, second = views.first_attention.double(), views.second_attention.double()
+    first, second = maps.first_attention.double(), maps.second_attention.double()
     count = len(first)
     # Room for three squares, labels and bars, in inches. A layout that measures every label takes seconds.
     side = min(max(0.13 * count, 2.6), 8.0)
     width, height = 3 * side + 3.65, side + 1.7
     figure = Figure(figsize=(width, height))
-    figure.suptitle("\n".join(views.notes), fontsize=8, y=1 - 0.08 / height, va="top")
+    figure.suptitle("\n".join(maps.notes), fontsize=8, y=1 - 0.08 / height, va="top")
     top = float(torch.stack([first, second]).max()) or 1.0
     most = float((second - first).abs().max()) or 1.0
     attention: dict[str, Any] = {"cmap": "magma", "norm": FuncNorm(_ROOT, 0, top)}
     change: dict[str, Any] = {"cmap": "RdBu_r", "norm": FuncNorm(_ROOT, -most, most)}
     later = torch.ones(count, count, dtype=torch.bool).triu(1)
     for values, name, scale, left, label in (
-        (first, views.before, attention, 0.95, ""),
+        (first, maps.before, attention, 0.95, ""),
         (second, "second pass", attention, side + 1.1, "attention"),
         (second - first, "difference", change, 2 * side + 2.0, "second minus first"),
     ):
         axis = figure.add_axes((left / width, 0.95 / height, side / width, side / height), facecolor="0.85")
         image = axis.imshow(values.masked_fill(later, torch.nan).numpy(), interpolation="nearest", **scale)
         axis.set_title(name, fontsize=9)
-        _label(axis, views, rows=values is first)
+        _label(axis, maps, rows=values is first)
         if label:
             place = (
                 (left + side + 0.1) / width,
@@ -100,18 +100,18 @@ def _square(values: Any) -> Any:
 _ROOT = (_root, _square)
 
 
-def _label(axis: Any, views: TextAttentionMaps, rows: bool) -> None:
+def _label(axis: Any, maps: TextAttentionMaps, rows: bool) -> None:
     """Writes tokens at the columns, and at the rows if asked to; draws a line before the answer."""
-    count = len(views.tokens)
+    count = len(maps.tokens)
     places = list(range(0, count, math.ceil(count / _LABELS)))
-    labels = [_label_of(views.tokens[i]) for i in places]
+    labels = [_label_of(maps.tokens[i]) for i in places]
     # A dollar sign in a token begins no formula.
     axis.set_xticks(places, labels, rotation=90, fontsize=6, parse_math=False)
     if rows:
         axis.set_yticks(places, labels, fontsize=6, parse_math=False)
     else:
         axis.set_yticks([])
-    prompt = int(views.is_prompt.sum())
+    prompt = int(maps.is_prompt.sum())
     if 0 < prompt < count:
         for line in (axis.axhline, axis.axvline):
             line(prompt - 0.5, color="tab:cyan", linewidth=0.8)

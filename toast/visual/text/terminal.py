@@ -19,38 +19,38 @@ _SHOWS_SCALES = ("256", "truecolor")
 _BAR = 20
 
 
-def as_terminal(views: TextAttentionMaps) -> RenderableType:
+def as_terminal(maps: TextAttentionMaps) -> RenderableType:
     """Returns what a rich console prints: the coloured text, or a table where there is no colour.
 
     Ink and paper are set for every token, so that it can be read on light and dark terminals alike. Control
     characters are replaced by marks; nothing in the text reaches the terminal as a command.
 
     Args:
-        views: Of `look_at_text`.
+        maps: Of `look_at_text`.
     """
-    return _TerminalViews(views)
+    return _TerminalMaps(maps)
 
 
-class _TerminalViews:
+class _TerminalMaps:
     """Is printed as the console allows."""
 
-    def __init__(self, views: TextAttentionMaps) -> None:
-        self.views = views
+    def __init__(self, maps: TextAttentionMaps) -> None:
+        self.maps = maps
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text
 
-        for note in self.views.notes:
+        for note in self.maps.notes:
             yield Text(note)
         coloured = console.color_system in _SHOWS_SCALES and not console.no_color
-        for heat in heat_maps(self.views):
+        for heat in heat_maps(self.maps):
             yield Text()
             yield Text(heat.title, style="bold")
             if coloured:
                 yield _legend(heat)
-                yield from _lines(self.views, heat, options.max_width)
+                yield from _lines(self.maps, heat, options.max_width)
             else:
-                yield _table(self.views, heat)
+                yield _table(self.maps, heat)
 
 
 def _style(colour: Colour, special: bool = False) -> Style:
@@ -75,26 +75,26 @@ def _legend(heat: HeatMap) -> Text:
     return line
 
 
-def _lines(views: TextAttentionMaps, heat: HeatMap, width: int) -> list[Text]:
+def _lines(maps: TextAttentionMaps, heat: HeatMap, width: int) -> list[Text]:
     """Returns the text in lines that break between cells, and after each line feed."""
     from rich.text import Text
 
     lines: list[Text] = []
     part, used = "", 0
-    for cell in views.cells:
-        belongs = "Prompt" if views.is_prompt[cell.start] else "Answer"
-        if belongs != part:
-            lines = [*_without_empty_end(lines), Text(belongs, style="dim"), Text(overflow="fold")]
-            part, used = belongs, 0
+    for cell in maps.cells:
+        heading = "Prompt" if maps.is_prompt[cell.start] else "Answer"
+        if heading != part:
+            lines = [*_without_empty_end(lines), Text(heading, style="dim"), Text(overflow="fold")]
+            part, used = heading, 0
         style = _style(DARK.background(heat.share(heat.of(cell))), cell.special)
         for piece in re.findall(r"[^\n]*\n|[^\n]+", cell.text):
-            said = Text(marked(piece), style)
-            if used and used + said.cell_len > width:
+            shown = Text(marked(piece), style)
+            if used and used + shown.cell_len > width:
                 lines.append(Text(overflow="fold"))
                 used = 0
-            lines[-1].append_text(said)
+            lines[-1].append_text(shown)
             # Cell by cell, as rich measures what has a style: joined emoji may be narrower together.
-            used += said.cell_len
+            used += shown.cell_len
             if piece.endswith("\n"):
                 lines.append(Text(overflow="fold"))
                 used = 0
@@ -105,19 +105,19 @@ def _without_empty_end(lines: list[Text]) -> list[Text]:
     return lines[:-1] if lines and not lines[-1].plain else lines
 
 
-def _table(views: TextAttentionMaps, heat: HeatMap) -> RenderableType:
+def _table(maps: TextAttentionMaps, heat: HeatMap) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
     table = Table("", "text", "value", f"to {heat.top:.3g}", box=None, pad_edge=False)
     table.columns[0].justify = table.columns[2].justify = "right"
-    for cell in views.cells:
+    for cell in maps.cells:
         value = heat.of(cell)
         bar = "#" * round(abs(heat.share(value)) * _BAR)
         sign = "-" if value < 0 and bar else ""
-        part = "" if views.is_prompt[cell.start] else "answer "
+        part = "" if maps.is_prompt[cell.start] else "answer "
         table.add_row(
-            Text(f"{part}{views.left_out + cell.start}"),
+            Text(f"{part}{maps.left_out + cell.start}"),
             Text(_named(cell)),
             Text(f"{value:.4f}"),
             Text(sign + bar),

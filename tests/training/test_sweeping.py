@@ -1,0 +1,118 @@
+"""A sweep selects on the validation split, and never on the test split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+from safetensors.torch import save_file
+
+from tests.training.settings import TINY_VIT, vision, write_pictures
+from toast.training import sweeping as module
+from toast.training.config_files import to_yaml
+from toast.training.run_config import RunConfig
+from toast.training.sweeping import sweep
+
+ROWS: dict[str, Any] = {
+    "linear": {"method": "linear", "grid": {"optimizer.learning_rate": [1e-9, 0.1], "epochs": [2]}},
+    "toast": {"method": {"name": "toast", "start": "pretune"}},
+}
+
+
+def _config(tmp_path: Path, **settings: Any) -> RunConfig:
+    weights = tmp_path / "vit.safetensors"
+    if not weights.is_file():
+        save_file(timm.create_model(TINY_VIT["name"], **TINY_VIT["options"]).state_dict(), weights)
+    settings = {"model.weights": str(weights), "model.pretrained": True, **settings}
+    generic = vision(tmp_path, **{**settings, "name": "generic", "epochs": 1})
+    (tmp_path / "generic.yaml").write_text(to_yaml(generic))
+    section = {
+        "rows": ROWS, "grid": {"optimizer.learning_rate": [1e-2]}, "seeds": 2,
+        "pretune": str(tmp_path / "generic.yaml"),
+        "select_by": "loss",
+    }  # fmt: skip
+    return vision(tmp_path, name="sweep", sweep=section, data__validation_share=0.25, **settings)
+
+
+def test_a_sweep_selects_measures_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _config(tmp_path)
+    runs: list[RunConfig] = []
+    run = module.run
+
+    def counted(config: RunConfig, *args: Any, **options: Any) -> Any:
+        runs.append(config)
+        return run(config, *args, **options)
+
+    monkeypatch.setattr(module, "run", counted)
+    table = sweep(config)["rows"]
+    searches = [each for each in runs if "search" in each.out.parts]
+    finals = [each for each in runs if "final" in each.out.parts]
+    assert [each.data.test for each in searches] == [None] * 3
+    assert {each.data.validation_share for each in finals} == {0.0}
+    assert {each.data.test for each in finals} == {"test"}
+    assert [each.seed for each in finals] == [0, 1, 0, 1]
+    assert table["linear"]["chosen"] == {"optimizer.learning_rate": 0.1, "epochs": 2}
+    accuracy = table["linear"]["test"]["accuracy"]
+    results = [json.loads((each.folder / "result.json").read_text()) for each in finals[:2]]
+    assert accuracy["seeds"] == [result["test"]["accuracy"] for result in results]
+    assert accuracy["mean"] == pytest.approx(sum(accuracy["seeds"]) / 2)
+    assert accuracy["deviation"] == pytest.approx(abs(accuracy["seeds"][0] - accuracy["seeds"][1]) / 2**0.5)
+    assert results[0]["samples"]["images"] == {"train": 24, "test": 8}  # what was held out is trained on now
+
+    stamps = {path: path.stat().st_mtime_ns for path in config.folder.rglob("adapter_model.safetensors")}
+    (finals[-1].folder / "result.json").unlink()
+    assert sweep(config)["rows"]["toast"]["test"] == table["toast"]["test"]
+    changed = [p for p, stamp in stamps.items() if p.stat().st_mtime_ns != stamp]
+    assert changed == [finals[-1].folder / "adapter" / "adapter_model.safetensors"]
+    lines = (config.folder / "table.md").read_text().splitlines()
+    assert lines[2].startswith("| linear | learning_rate 0.1, epochs 2 |")
+
+
+def test_results_of_other_settings_are_not_taken(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    assert config.sweep is not None
+    config.sweep.rows, config.sweep.seeds, config.sweep.pretune = {"linear": ROWS["linear"]}, 1, None
+    sweep(config)
+    other = config.model_copy(update={"batch_size": 4})
+    with pytest.raises(ValueError, match=r"holds a run of other settings: batch_size was 8, now 4"):
+        sweep(other)
+
+
+def test_the_loss_is_selected_by_its_least(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    assert config.sweep is not None
+    config.sweep.rows, config.sweep.seeds, config.sweep.pretune = {"linear": ROWS["linear"]}, 1, None
+    line = sweep(config)["rows"]["linear"]
+    assert line["validation"] == min(line["searched"])
+    config.sweep.select_by = "speed"
+    with pytest.raises(ValueError, match=r"'speed' was not measured; there are .*accuracy"):
+        sweep(config)
+
+
+def test_a_dry_run_lists_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = _config(tmp_path)
+    sweep(config, dry_run=True)
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 1 + 4
+    assert not config.folder.exists()
+
+
+def test_faults_are_said_before_the_first_run(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    with pytest.raises(ValueError, match="needs a section with rows"):
+        sweep(vision(tmp_path))
+    with pytest.raises(ValueError, match="needs a validation split"):
+        sweep(_config(tmp_path).model_copy(update={"data": vision(tmp_path).data}))
+    config = _config(tmp_path)
+    assert config.sweep is not None
+    config.sweep.pretune = None
+    with pytest.raises(
+        ValueError, match=r"sweep\.rows\.toast: method\.start is pretune, but sweep\.pretune names"
+    ):
+        sweep(config)
+    config.sweep.rows = {"odd": {"method": "odd"}}
+    with pytest.raises(ValueError, match=r"sweep\.rows\.odd:\s+method\.name: .*got 'odd'"):
+        sweep(config)
+    assert not config.folder.exists()
