@@ -80,9 +80,9 @@ def test_a_sweep_opens_them_for_the_chosen_settings_alone(tmp_path: Path) -> Non
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"evaluation\.splits: test has a place of its own, data\.test"):
+    with pytest.raises(ValueError, match=r"evaluation\.splits: test is set by data\.test"):
         run(vision(tmp_path, evaluation__splits=["test"]), "tune")
-    with pytest.raises(ValueError, match=r"these are of the test split; name one with data\.test"):
+    with pytest.raises(ValueError, match=r"these measure the test split; name one with data\.test"):
         run(vision(tmp_path, data__test=None, evaluation__corruptions=CORRUPTIONS), "tune")
     with pytest.raises(ValueError, match="severity of blur: needs 1 to 5; got 9"):
         run(vision(tmp_path, evaluation__corruptions={"blur": [9]}), "tune")

@@ -22,7 +22,7 @@ def test_the_remarks_of_pictures_are_kept(tmp_path: Path) -> None:
     assert [len(sources[name]) for name in ("train", "validation", "test")] == [6, 2, 2]
     assert ".gif 1" in sources["train"].remarks[0]
     assert sources["train"].remarks[1:] == ("1 of 3 classes have no picture here, first c.",)
-    assert "trained on as well" in sources["test"].remarks[-1]  # the first pictures of both are drawn alike
+    assert "also in the training split" in sources["test"].remarks[-1]  # drawn alike
 
 
 @pytest.mark.parametrize("held_out", ["test", "Test.jsonl", "rows/Test.jsonl"])

@@ -111,9 +111,9 @@ def test_a_second_signal_ends_at_once(first: int, second: int) -> None:
 
     before = {number: signal.signal(number, end) for number in {first, second}}
     try:
-        with pytest.raises(Ended), listening(Accelerator()) as wish:
+        with pytest.raises(Ended), listening(Accelerator()) as request:
             os.kill(os.getpid(), first)
-            assert wish() == first
+            assert request() == first
             os.kill(os.getpid(), second)
             pytest.fail("went on")
     finally:
@@ -125,10 +125,10 @@ def test_a_signal_that_a_launcher_hands_on_is_the_same_one(monkeypatch: pytest.M
     launch = SimpleNamespace(num_processes=2)
     # Shells let what they put into the background ignore it.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with listening(launch) as wish:  # type: ignore[arg-type]
+    with listening(launch) as request:  # type: ignore[arg-type]
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert wish.signal == signal.SIGINT
+        assert request.signal == signal.SIGINT
         monkeypatch.setattr("toast.training.interrupts._HANDED_ON", 0.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

@@ -43,7 +43,7 @@ def remove_added(model: nn.Module, kind: type[Added], name: str, missing: str) -
         model: The model.
         kind: Their class.
         name: Under which name they, or a list of them, stand in their parents.
-        missing: What is said of a model that has none, such as `no prompts; add_prompts puts some in`.
+        missing: The message for a model that has none, such as `no prompts; add_prompts puts some in`.
 
     Returns:
         The parents.

@@ -80,9 +80,9 @@ def compare(
     )
     files = [comparison.save(out / f"comparison.{kind}") for kind in ("json", "csv")]
     show(comparison.table())
-    for names, said in ((counted.away, "a target that is cropped away"), (counted.without, "no target")):
+    for names, what in ((counted.away, "a target that is cropped away"), (counted.without, "no target")):
         if names and comparison.in_sight + comparison.out_of_sight:
-            typer.echo(f"{len(names)} of the pictures have {said}, first {names[0]}.")
+            typer.echo(f"{len(names)} of the pictures have {what}, first {names[0]}.")
     if not comparison.in_sight:
         typer.echo(
             "No target is visible, so nothing is measured on targets. This needs boxes.json or boxes.csv "

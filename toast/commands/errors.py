@@ -52,13 +52,13 @@ def reported(debug: bool = False) -> Iterator[None]:
 
 def message(error: BaseException) -> str:
     """Returns what an error says; of one that another library raised, how to see where, too."""
-    said = str(error).strip() or type(error).__name__
+    text = str(error).strip() or type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
     if frames and frames[-1].filename.startswith(_PACKAGE):
-        return said
-    plain = isinstance(error, (ValueError, OSError, ImportError)) or said == type(error).__name__
+        return text
+    plain = isinstance(error, (ValueError, OSError, ImportError)) or text == type(error).__name__
     kind = "" if plain else f"{type(error).__name__}: "
-    return f"{kind}{said}\n(toast --debug COMMAND shows where this arose.)"
+    return f"{kind}{text}\n(toast --debug COMMAND shows where this arose.)"
 
 
 def _filled(option: re.Match[str]) -> str:

@@ -119,5 +119,5 @@ def _is_strange(entry: os.DirEntry[str]) -> bool:
     """Whether an entry is there, but no file and no folder: a pipe would be waited for without an end."""
     try:
         return not (entry.is_file() or stat.S_ISREG(entry.stat().st_mode))
-    except OSError:  # a link to nothing, which is said where files are looked for
+    except OSError:  # a link to nothing, which is reported where files are looked for
         return False

@@ -133,7 +133,7 @@ def as_table(result: dict[str, Any]) -> Table:
 
 
 def _notes(out: Path, result: dict[str, Any]) -> str:
-    """Returns what is said below the table."""
+    """Returns the lines below the table."""
     return (
         f"The item's box covers {result['box_share_of_area']:.3f} of the picture; selected is the mean "
         "selection weight inside it and outside. The top half uses a stored first pass. The time of a step "

@@ -1,4 +1,4 @@
-"""What a model said of each sample, as a file."""
+"""A model's prediction for each sample, as a file."""
 
 from __future__ import annotations
 

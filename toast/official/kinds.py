@@ -77,7 +77,7 @@ def _convnext(sizes: Sizes) -> nn.Module:
         for stage in range(4)
     }
     steps = {stage: shape for stage, shape in steps.items() if len(shape) == 4}
-    # Where one is missing, which is said later, the step above tells as much.
+    # Where one is missing, which is reported later, the step above tells as much.
     dims = [steps[s][0] if s in steps else steps.get(s + 1, (0, sizes.width))[1] for s in range(4)]
     # How many blocks a stage has shows in no name of the adapter.
     return ConvNeXt(  # type: ignore[no-any-return]

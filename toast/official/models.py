@@ -113,7 +113,7 @@ def load_official(
 
 @contextmanager
 def naming_file(checkpoint: str | Path | Mapping[str, Tensor]) -> Iterator[None]:
-    """Puts the name of the file before what is said of a checkpoint."""
+    """Puts the name of the file before errors of a checkpoint."""
     try:
         yield
     except ValueError as error:

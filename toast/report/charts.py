@@ -88,7 +88,7 @@ def chart(title: str, series: Sequence[Series], x: Axis, y: Axis, diagonal: bool
             (_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 4, x.name
         )
     )
-    said = ", ".join(each.name for each in series if each.name)
+    label = ", ".join(each.name for each in series if each.name)
     return Markup(
         '<figure class="chart"><figcaption><b>{}</b>{}</figcaption>'
         '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg></figure>'
@@ -97,7 +97,7 @@ def chart(title: str, series: Sequence[Series], x: Axis, y: Axis, diagonal: bool
         _legend(series, y, down.log),
         _WIDTH,
         _HEIGHT,
-        f"{title}: {said or y.name}",
+        f"{title}: {label or y.name}",
         Markup("").join(parts),
     )
 
@@ -210,8 +210,8 @@ def _legend(series: Sequence[Series], y: Axis, log: bool) -> Markup:
         if each.name and each.points
     ]
     if len(keys) < 2:
-        said = ", ".join(part for part in (y.name, "logarithmic" * log) if part)
-        return Markup(' <span class="key">{}</span>').format(said) if said else Markup("")
+        label = ", ".join(part for part in (y.name, "logarithmic" * log) if part)
+        return Markup(' <span class="key">{}</span>').format(label) if label else Markup("")
     return Markup("").join(keys)
 
 

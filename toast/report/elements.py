@@ -1,4 +1,4 @@
-"""What the report's templates lay out: cells of tables, and times as they are said."""
+"""What the report's templates lay out: cells of tables, and times in words."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Cell:
 
 
 def seconds(value: float) -> str:
-    """Returns a time as it is said."""
+    """Returns a time in words."""
     if value < 100:
         return f"{value:.3g} s"
     minutes, rest = divmod(round(value), 60)

@@ -39,7 +39,7 @@ _MATRIX, _BARS = 20, 40
 
 
 def results(files: RunFiles, looks: HeldOutLooks | None) -> Markup:
-    """Returns the section with the figures; of a run that measured nothing, what can be said."""
+    """Returns the section with the figures; of a run that measured nothing, what is known."""
     split, measured = files.measured
     parts = {
         "figures": _figures(files, measured),

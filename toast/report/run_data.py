@@ -79,7 +79,7 @@ class RunFiles:
 
     @property
     def total(self) -> int | None:
-        """Steps that were to be made; None if that cannot be told."""
+        """Steps that were to be made; None if that is not known."""
         if self.config.steps is not None:
             return self.config.steps
         rates = [row["step"] / row["epoch"] for row in self.metrics if row["split"] == "train"]

@@ -225,7 +225,7 @@ def batches(
     Args:
         samples: The pictures.
         size: Pictures of a batch; the last one may have fewer.
-        counted: Is told the names of pictures without a target, or with none in sight.
+        counted: Gets the names of pictures without a target, or with none in sight.
 
     Yields:
         Pixels `(batch, channels, height, width)`; targets `(batch, height, width)`, not a number where none

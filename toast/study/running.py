@@ -40,7 +40,7 @@ def run_study(
         only: Patterns of names of rows; none is all.
         results: Folder of the lines.
         dry_run: Say what is missing, and stop.
-        console: Where is told what is done; None is the standard output.
+        console: Where progress is printed; None is the standard output.
 
     Returns:
         The number of lines that were added.
@@ -82,7 +82,7 @@ class Study:
     Args:
         config: The study's file.
         results: Folder of the lines.
-        console: Where is told what is done.
+        console: Where progress is printed.
     """
 
     def __init__(self, config: RunConfig, results: Path, console: Console) -> None:
@@ -186,8 +186,8 @@ class Study:
         self.added += 1
         shown = ", ".join(f"{name} {value:.4f}" for name, value in line["test"].items())
         where = [line["task"], line["point"], line["row"], f"seed {line['seed']}", line["evaluation"]]
-        said = " · ".join(str(part) for part in where if part is not None)
-        self.console.print(f"{said}: {shown}", highlight=False, markup=False)
+        label = " · ".join(str(part) for part in where if part is not None)
+        self.console.print(f"{label}: {shown}", highlight=False, markup=False)
 
 
 def figures(result: dict[str, Any]) -> Line:

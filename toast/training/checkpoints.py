@@ -145,7 +145,7 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None] = logger.warning)
 
     Args:
         folder: Where checkpoints are.
-        say: Is told of each that is damaged and passed over.
+        say: Is called for each that is damaged and passed over.
 
     Raises:
         ValueError: If all are damaged.

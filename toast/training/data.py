@@ -209,11 +209,11 @@ def _place(root: Path | None, split: str, is_train: bool) -> dict[str, Any]:
 
 def _remarks(splits: dict[str, Any]) -> tuple[str, ...]:
     """Returns what the splits say is unusual about them, each once."""
-    said: dict[str, list[str]] = {}
+    remarked: dict[str, list[str]] = {}
     for name, data in splits.items():
         for remark in () if data is None else data.remarks:
-            said.setdefault(remark, []).append(name)
-    return tuple(f"{', '.join(names)}: {remark}" for remark, names in said.items())
+            remarked.setdefault(remark, []).append(name)
+    return tuple(f"{', '.join(names)}: {remark}" for remark, names in remarked.items())
 
 
 def _held_out(rows: Any, share: float, name: str, seed: int) -> tuple[Any, Any]:

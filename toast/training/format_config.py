@@ -1,4 +1,4 @@
-"""What the measurement of generated answers is told."""
+"""Settings of the measurement of generated answers."""
 
 from __future__ import annotations
 

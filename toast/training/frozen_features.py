@@ -157,7 +157,7 @@ def build(
         lengths: Tokens of each sample, where these differ; None if all are of one shape.
         count: Number of samples, all views.
         accelerator: Devices, processes and precision.
-        say: Is told the size before anything is written, where it is, and what was damaged.
+        say: Gets the size before anything is written, where it is, and what was damaged.
         limit: Largest size in GiB; above it nothing is stored, and None returned.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that is met between two steps."""
+"""Ctrl-C and SIGTERM as a request to stop, met between two steps."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Lost(ValueError):
     Args:
         step: Steps that were made.
         total: Steps of the run.
-        error: What told so.
+        error: What showed it.
         checkpoint: What can be resumed from; None if nothing.
     """
 
@@ -60,7 +60,7 @@ def is_lost(accelerator: Accelerator, error: RuntimeError) -> bool:
     return accelerator.num_processes > 1 and _GONE.search(str(error)) is not None
 
 
-class Wish:
+class StopRequest:
     """Whether a signal has come, to this process or another of the run."""
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -76,33 +76,33 @@ class Wish:
 
 
 @contextmanager
-def listening(accelerator: Accelerator) -> Iterator[Wish]:
-    """Turns SIGINT and SIGTERM into a wish; a second one of either ends at once, as if nobody listened.
+def listening(accelerator: Accelerator) -> Iterator[StopRequest]:
+    """Turns SIGINT and SIGTERM into a request to stop; a second one ends at once, as if nobody listened.
 
-    A launcher hands its own signal on to the processes of a launch, which a terminal has told already: to
-    them, signals that come within seconds of the first are the same one.
+    A launcher hands its own signal on to the processes of a launch, which a terminal may have signalled, too:
+    to them, signals that come within seconds of the first are the same one.
     """
-    wish = Wish(accelerator)
+    request = StopRequest(accelerator)
     before: dict[int, Any] = {}
     came = -math.inf
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal came
-        if wish.signal and (accelerator.num_processes == 1 or time.monotonic() - came > _HANDED_ON):
+        if request.signal and (accelerator.num_processes == 1 or time.monotonic() - came > _HANDED_ON):
             ignored = before[number] == signal.SIG_IGN  # as in what a shell has put into the background
             signal.signal(number, signal.SIG_DFL if ignored else before[number])
             os.kill(os.getpid(), number)
             return
-        if not wish.signal:
-            wish.signal, came = number, time.monotonic()
+        if not request.signal:
+            request.signal, came = number, time.monotonic()
 
     try:
         before |= {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not the main thread, where signals cannot be caught
-        yield wish
+        yield request
         return
     try:
-        yield wish
+        yield request
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

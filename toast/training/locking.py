@@ -55,7 +55,7 @@ def in_turn(accelerator: Accelerator, folder: Path, say: Callable[[str], None]) 
     Args:
         accelerator: Knows the processes of this launch.
         folder: The folder, which is there.
-        say: Is told once of what is waited for.
+        say: Is called once with what is waited for.
     """
     waited = False
 
@@ -100,18 +100,18 @@ def by_main(accelerator: Accelerator, work: Callable[[], _Held | None]) -> _Held
     """
     if accelerator.num_processes == 1:
         return work()
-    told: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     held: _Held | None = None
     if accelerator.is_main_process:
         try:
             held = work()
         except (ValueError, OSError) as error:
-            told[1] = error
-        told[0] = None if isinstance(held, FileLock) else held
-    broadcast_object_list(told)
-    if told[1] is not None:
-        raise told[1]
-    return held if accelerator.is_main_process else told[0]
+            outcome[1] = error
+        outcome[0] = None if isinstance(held, FileLock) else held
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return held if accelerator.is_main_process else outcome[0]
 
 
 def _acquire(folder: Path) -> FileLock:

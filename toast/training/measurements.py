@@ -31,7 +31,7 @@ class Measurements:
         total: Steps of the run.
         notes: Counts what is met in samples.
         say: Shows a line.
-        wish: Whether the run is asked to stop, which gives a measurement up.
+        stop_requested: Whether the run is asked to stop, which gives a measurement up.
 
     Attributes:
         validation: The last figures of the validation split; None if there are none.
@@ -52,7 +52,7 @@ class Measurements:
         total: int,
         notes: Notes,
         say: Callable[[str], None],
-        wish: Callable[[], int],
+        stop_requested: Callable[[], int],
     ) -> None:
         self.accelerator = accelerator
         self.objective = objective
@@ -64,7 +64,7 @@ class Measurements:
         self.total = total
         self.notes = notes
         self.say = say
-        self.wish = wish
+        self.stop_requested = stop_requested
         self.validation: dict[str, Any] | None = None
         self.validated = -1
         self.before: dict[str, dict[str, Any]] = {}
@@ -74,7 +74,7 @@ class Measurements:
     def measure_before(self) -> None:
         """Measures what is measured at the end as well before the first step, if that is wanted; once."""
         for name, data in (("validation", self.splits.validation), ("test", self.splits.test)):
-            if self.config.evaluation.before and name not in self.before and not self.wish():
+            if self.config.evaluation.before and name not in self.before and not self.stop_requested():
                 measured = self.measure(data, name)
                 if measured is not None:
                     self.before[name] = measured.metrics
@@ -134,7 +134,8 @@ class Measurements:
             self.accelerator, self.objective, data, self.splits.collate, task=config.task,
             classes=self.splits.classes, batch_size=config.evaluation.batch_size or 2 * config.batch_size,
             workers=config.workers, name=name, predictions=predictions,
-            on_target=config.evaluation.attention_on_target, bad_share=config.data.bad_share, stop=self.wish,
+            on_target=config.evaluation.attention_on_target, bad_share=config.data.bad_share,
+            stop=self.stop_requested,
         )  # fmt: skip
         for bad, reason in measured.bad if measured is not None else ():
             if bad not in self.unread:
@@ -145,7 +146,7 @@ class Measurements:
         if measured is not None and name == "test" and config.evaluation.format is not None:
             answers = measure_answers(
                 self.accelerator, self.objective, data, self.tokenizer, config.evaluation.format,
-                config.evaluation.batch_size or 2 * config.batch_size, self.wish,
+                config.evaluation.batch_size or 2 * config.batch_size, self.stop_requested,
             )  # fmt: skip
             if answers is None:
                 return None

@@ -106,9 +106,9 @@ def measure(
         measured.write_predictions(predictions)
     notes = Notes()
     notes.add(measured.notes)
-    said = {
+    beside = {
         "classes": list(splits.classes),
         "bad_samples": dict(measured.bad),
         "remarks": [*splits.remarks, *notes.summary()],
     }
-    return measured.metrics | corrupted | {name: value for name, value in said.items() if value}
+    return measured.metrics | corrupted | {name: value for name, value in beside.items() if value}

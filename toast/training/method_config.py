@@ -1,4 +1,4 @@
-"""What a run is told of its method."""
+"""Settings of a run's method."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Method:
         pretunes: Whether stage one trains it.
         starts: Whether it can start from a saved adapter (`method.start`).
         keeps_backbone: Whether its model still is the frozen one when it is switched off, or always.
-        trains_head_on_text: Whether a language model's head is trained, if nothing is said of it.
+        trains_head_on_text: Whether a language model's head is trained, unless set otherwise.
         may_leave_out: Whether a step may leave a trained parameter out, such as a pooler that the head does
             not read.
         generates: Whether a language model can generate with it.

@@ -1,4 +1,4 @@
-"""How long a step takes, honestly: over spans at whose ends the device has done what it was told."""
+"""How long a step takes, honestly: over spans at whose ends the device has done its work."""
 
 from __future__ import annotations
 

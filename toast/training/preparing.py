@@ -65,20 +65,20 @@ def prepare(config: RunConfig, stage: Stage) -> Prepared:
 
 
 def remarks_on(prepared: Prepared, config: RunConfig) -> list[str]:
-    """Returns what has to be said of a run before it begins.
+    """Returns remarks on a run before it begins.
 
     Whether packed documents see each other is among it; it depends on attention kernel and method.
     """
-    said = list(prepared.splits.remarks)
+    remarks = list(prepared.splits.remarks)
     if config.task == "language" and config.data.packing == "documents":
         from toast.data.language import leaks
 
         if leaks(prepared.method.model, len(prepared.backbone.tokenizer)):
-            said.append(
+            remarks.append(
                 "packed documents attend to each other in this model: its attention ignores positions that "
                 "restart. Load it with attn_implementation=sdpa, or set data.packing=none."
             )
-    return said
+    return remarks
 
 
 def open_all(config: RunConfig) -> tuple[Backbone, Splits]:

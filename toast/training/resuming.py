@@ -24,7 +24,7 @@ MAY_CHANGE: dict[str, str] = {
     "checkpointing": "the same sums, made twice",
     "workers": "a sample is a function of seed, epoch and index",
     "log_every": "when losses are read from the device",
-    "trackers": "who is told",
+    "trackers": "where figures go",
     "data.bad_share": "when the run stops",
     "on_nonfinite": "whether the run stops, or what it has stopped at is left out",
     "evaluation.every": "measuring draws nothing that training draws from; not where it chooses the best",
@@ -88,9 +88,9 @@ def refuse_others(config: RunConfig, recorded: RunConfig, place: Path, ended: bo
     }
     differ = [name for name in sorted(compared) if wanted.get(name) != found.get(name)]
     if differ:
-        said = "; ".join(f"{name} was {found.get(name)}, now {wanted.get(name)}" for name in differ)
+        changes = "; ".join(f"{name} was {found.get(name)}, now {wanted.get(name)}" for name in differ)
         raise ValueError(
-            f"{place} holds a run of other settings: {said}. Continue with the run's own settings "
+            f"{place} holds a run of other settings: {changes}. Continue with the run's own settings "
             f"({place}/config.yaml), choose another name=… or out=…, or delete that folder."
         )
 
@@ -108,9 +108,9 @@ def refuse_changed(now: dict[str, Any], recorded: dict[str, Any], place: str) ->
     """
     differ = [name for name in now if name in recorded and recorded[name] != now[name]]
     if differ:
-        said = "; ".join(f"{name} was {recorded[name]}, now {now[name]}" for name in differ)
+        changes = "; ".join(f"{name} was {recorded[name]}, now {now[name]}" for name in differ)
         raise ValueError(
-            f"{place} is of another run: {said}. Continue with the original settings, or start another run."
+            f"{place} is of another run: {changes}. Continue with the original settings, or start another."
         )
 
 

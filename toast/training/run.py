@@ -17,7 +17,7 @@ from toast.training.accelerating import make_accelerator, replicate_trained
 from toast.training.at_end import beside_test
 from toast.training.cached_passes import stored_first_pass
 from toast.training.finite import Diverged, all_finite, as_words, listed
-from toast.training.interrupts import Interrupted, Lost, Wish, is_lost, listening
+from toast.training.interrupts import Interrupted, Lost, StopRequest, is_lost, listening
 from toast.training.locking import by_main, locked
 from toast.training.log import Log
 from toast.training.loop import Loop, Step
@@ -44,7 +44,7 @@ def run(config: RunConfig, stage: Stage, resume: bool = False, quiet: bool = Fal
         config: The run's configuration.
         stage: `pretune` or `tune`.
         resume: Go on from the newest checkpoint of the run's folder, if there is one.
-        quiet: Show progress only; what would be said is logged.
+        quiet: Show progress only; messages are logged.
 
     Returns:
         What `result.json` holds.
@@ -68,7 +68,7 @@ class Run:
     Args:
         config: Its configuration.
         stage: `pretune` or `tune`.
-        quiet: Show progress only; what would be said is logged.
+        quiet: Show progress only; messages are logged.
         accelerator: Devices, processes and precision; None makes it.
 
     Attributes:
@@ -112,11 +112,11 @@ class Run:
             self.accelerator, self.objective, optimizer, schedule, self.batches, self.trained, config,
             self.total,
         )  # fmt: skip
-        self.wish = Wish(self.accelerator)
+        self.stop_requested = StopRequest(self.accelerator)
         self.log = Log(self.accelerator, self.place, self.order.steps)
         self.measurements = Measurements(
             self.accelerator, self.objective, self.splits, prepared.backbone.tokenizer, config,
-            self.order.steps, self.total, self.notes, self.say, lambda: self.wish(),
+            self.order.steps, self.total, self.notes, self.say, lambda: self.stop_requested(),
         )  # fmt: skip
         self.pace = Pace()
         self.made = 0
@@ -142,7 +142,7 @@ class Run:
         sizes = {group: sum(p.numel() for p in held.values()) for group, held in self.groups.items()}
         counts = ", ".join(f"{group} {count:,}" for group, count in sizes.items())
         self.say(f"{self.config.name}: {self.config.method.name}, {counts} trained; {self.place}/")
-        with listening(self.accelerator) as self.wish:
+        with listening(self.accelerator) as self.stop_requested:
             try:
                 if resume:
                     self.resume()
@@ -152,7 +152,7 @@ class Run:
                 self.measurements.validate_if_due(self.made)  # a signal may have come before
                 self.train()
                 test, beside = self.measure_at_end()
-                if not self.is_done or self.wish():
+                if not self.is_done or self.stop_requested():
                     self.interrupted()
             except RuntimeError as error:
                 if not is_lost(self.accelerator, error):
@@ -177,9 +177,9 @@ class Run:
                     self.flush()
                     if self.log.loss is not None:
                         bar.set_postfix_str(f"loss {self.log.loss:.4f}", refresh=False)
-                if ends_epoch and not self.wish():
+                if ends_epoch and not self.stop_requested():
                     self.measurements.validate_if_due(self.made)
-                if self.wish():
+                if self.stop_requested():
                     break  # `interrupted` writes a checkpoint
                 if ends_epoch or (every is not None and self.made % every == 0):
                     self.checkpoint()
@@ -196,11 +196,11 @@ class Run:
         if not self.is_done:
             return None, {}
         self.measurements.validate_if_due(self.made)
-        if not self.wish():
+        if not self.stop_requested():
             self.measurements.take_best()
         measure, predictions = self.measurements.measure, self.config.evaluation.predictions
-        test = None if self.wish() else measure(self.splits.test, "test", predictions)
-        beside = {} if self.wish() else beside_test(self.splits, measure)
+        test = None if self.stop_requested() else measure(self.splits.test, "test", predictions)
+        beside = {} if self.stop_requested() else beside_test(self.splits, measure)
         return test, beside
 
     def finish(
@@ -267,7 +267,7 @@ class Run:
 
     def interrupted(self) -> NoReturn:
         """Writes a checkpoint and says how to go on."""
-        number = self.wish()
+        number = self.stop_requested()
         at = self.checkpoint()
         self.log.end()
         raise Interrupted(

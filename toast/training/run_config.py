@@ -1,4 +1,4 @@
-"""What a run is told: every setting, its default, and what it must be."""
+"""The settings of a run: each with its default and what it must be."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ class CheckpointConfig(_Section):
 
 
 class RunConfig(_Section):
-    """All that a run is told.
+    """All settings of a run.
 
     Args:
         name: Name of the run; its folder is `out/name`.

@@ -182,7 +182,7 @@ class Watcher:
 
     @cached_property
     def on_target(self) -> Any:
-        """What measures; None, and said, if the model has no map of attention."""
+        """What measures; None, with a remark, if the model has no map of attention."""
         from toast.training.on_target import LastBlockWatcher
 
         try:

@@ -1,4 +1,4 @@
-"""What a sweep and a study are told: grids, rows, tasks and curves around a run."""
+"""The settings of a sweep and a study: grids, rows, tasks and curves around a run."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ class NoChoice(ValueError):
 
 
 def _tried(config: RunConfig) -> dict[str, Any] | None:
-    """Returns a run's result; None if it diverged, which is said and ends no sweep."""
+    """Returns a run's result; None if it diverged, which is reported and ends no sweep."""
     try:
         return run(config, "tune", resume=True)
     except Diverged as stopped:

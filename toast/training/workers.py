@@ -27,14 +27,14 @@ def as_messages() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = str(error)
-        if said.startswith("DataLoader worker"):
-            raise ValueError(_ENDED.format(said.splitlines()[0])) from error
-        if said.startswith("Caught "):  # torch's word for what a process raised, with its traceback
-            _, found, message = said.rpartition(f"\n{type(error).__name__}: ")
+        text = str(error)
+        if text.startswith("DataLoader worker"):
+            raise ValueError(_ENDED.format(text.splitlines()[0])) from error
+        if text.startswith("Caught "):  # torch's word for what a process raised, with its traceback
+            _, found, message = text.rpartition(f"\n{type(error).__name__}: ")
             raise ValueError(
                 f"workers: a data loading process failed: {type(error).__name__}: "
-                f"{message.strip() if found else said}"
+                f"{message.strip() if found else text}"
             ) from error
         raise
 

@@ -127,7 +127,7 @@ class Comparison:
         return table
 
     def _of_targets(self) -> str:
-        """Returns what is said of the targets below the table."""
+        """Returns the remarks on targets below the table."""
         if self.area is None:
             return "" if not self.out_of_sight else f"all {self.out_of_sight} targets are cropped away; "
         away = f", {self.out_of_sight} more are cropped away" if self.out_of_sight else ""

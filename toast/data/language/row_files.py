@@ -71,9 +71,9 @@ def find_files(path: Path, split: str | None, suffixes: tuple[str, ...]) -> Foun
                 f"{path}: a single file has the split {TRAIN!r} alone; got {split!r}. Give the folder of "
                 f"{TRAIN}{path.suffix} and {split}{path.suffix} as path."
             )
-        said = split_of(path.stem) if split == TRAIN else None
-        remark = f"the name of the training file {path} says that it is of the split {said!r}."
-        return Found([path], (remark,) if said not in (TRAIN, "trainval", None) else ())
+        named = split_of(path.stem) if split == TRAIN else None
+        remark = f"the name of the training file {path} says that it is of the split {named!r}."
+        return Found([path], (remark,) if named not in (TRAIN, "trainval", None) else ())
     files = walk(path, suffixes).files
     found = files if split is None else _of_split(path, files, split)
     left_out = [file for file in files if file not in set(found)] if split == TRAIN else []

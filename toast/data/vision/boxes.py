@@ -29,7 +29,7 @@ def read_boxes(file: Path) -> dict[str, Box]:
 
     Args:
         file: `.json`, an object of `path: [x0, y0, x1, y1]`, with `units: pixels` or `units: shares` if that
-            has to be said; or `.csv` with the header `name,x0,y0,x1,y1`, and a column `units` for the same.
+            has to be given; or `.csv` with the header `name,x0,y0,x1,y1`, and a column `units` for the same.
             The ends are exclusive, and places are those of the picture as it is shown, turned as its camera
             noted: so annotation tools and browsers count.
 
@@ -74,16 +74,16 @@ def _read_csv(file: Path) -> tuple[dict[str, Box], str | None]:
     return boxes, _checked_units(file, units)
 
 
-def _checked_units(file: Path, said: set[str]) -> str | None:
+def _checked_units(file: Path, named: set[str]) -> str | None:
     """Returns the units that a file says, None if it says none."""
-    if not said:
+    if not named:
         return None
-    if len(said) > 1 or not said <= {"pixels", "shares"}:
+    if len(named) > 1 or not named <= {"pixels", "shares"}:
         raise ValueError(
             f"{file.name}: {_UNITS} must be pixels or shares, the same for all; got "
-            f"{', '.join(sorted(said))}."
+            f"{', '.join(sorted(named))}."
         )
-    return said.pop()
+    return named.pop()
 
 
 def _units_of(file: Path, boxes: Mapping[str, Box]) -> str:

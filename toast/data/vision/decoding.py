@@ -120,8 +120,8 @@ def _refuse_empty(file: Path | bytes) -> None:
 
 def reason(error: BaseException) -> str:
     """Returns one line that says what a decoder met."""
-    said = str(error) if isinstance(error, Unsuitable) else f"{type(error).__name__}: {error}"
-    return said.splitlines()[0]
+    reason = str(error) if isinstance(error, Unsuitable) else f"{type(error).__name__}: {error}"
+    return reason.splitlines()[0]
 
 
 def to_rgb(image: Image.Image) -> Decoded:

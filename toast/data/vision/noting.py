@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class Notes:
-    """What was met in the pictures of a run: each kind said once, and counted."""
+    """What was met in the pictures of a run: each kind reported once, and counted."""
 
     def __init__(self) -> None:
         self._names: dict[str, set[str]] = {}
