@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 import transformers
 from peft import PeftModel
@@ -164,9 +163,3 @@ def test_a_model_that_is_compiled_before_its_first_call(backend: str) -> None:
     assert torch.equal(*embeddings)
     assert selected(model, text).all()
     torch._dynamo.reset()
-
-
-def test_training_without_values_is_not_watched() -> None:
-    with torch.device("meta"):
-        model = toast.wrap(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2).train())
-        assert model(torch.empty(2, 3, 32, 32)).is_meta

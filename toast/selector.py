@@ -219,9 +219,9 @@ class SelectorStart:
             task_embedding: Its task embedding.
             weights: The selection weights of a call.
         """
-        if is_transformed() or type(weights) is not Tensor or weights.is_meta:  # of no values to look at
+        if is_transformed() or not task_embedding.requires_grad:
             return
-        if not task_embedding.requires_grad:
+        if type(weights) is not Tensor:  # one that stands for another, maybe without values
             return
         calls = self.watched[adapter] = self.watched.get(adapter, 0) + 1
         if calls > 0 and calls & (calls - 1) == 0 and not weights.any():

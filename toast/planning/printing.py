@@ -49,7 +49,7 @@ def step_sheet(plan: Plan) -> Sheet:
     rows.append(["**peak**", *(f"{row.peak / size:,.2f}" for row in plan.steps)])
     if plan.steps[0].form:
         rows.append(["feedback", *(row.form.replace("_", " ") for row in plan.steps)])
-    rows.append(["10¹² operations", *(f"{row.flops / 1e12:,.3g}" for row in plan.steps)])
+    rows.append(["10¹² operations", *(_three_digits(row.flops / 1e12) for row in plan.steps)])
     for title, name in (("× a LoRA step", "of_lora"), ("× a plain forward", "of_forward")):
         ratios = [getattr(row, name) for row in plan.steps]
         if None not in ratios:
@@ -104,6 +104,10 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
         console.print(_drawn(sheet))
     for line in filter(None, (generation_line(plan), *plan.remarks)):
         console.print(line, highlight=False, markup=False)
+
+
+def _three_digits(number: float) -> str:
+    return f"{float(f'{number:.3g}'):,.10g}"
 
 
 def _fitting(row: ProcessRow) -> str:
