@@ -55,7 +55,8 @@ def build_editable(wheel_directory: str, *args: Any, **options: Any) -> str:
 
 
 def _configs() -> list[Path]:
-    return sorted((HERE.parent / "configs").rglob("*.yaml"))
+    configs = HERE.parent / "configs"
+    return sorted([*configs.rglob("*.yaml"), *configs.rglob("config.json")])
 
 
 def _with(files: dict[str, Path], folder: str, name: str) -> str:

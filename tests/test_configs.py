@@ -30,12 +30,11 @@ def places(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_a_configuration_says_its_command_and_is_read(path: Path) -> None:
     first, *rest = path.read_text().splitlines()
-    command = next(
-        word for word in ("toast pretune", "toast tune", "toast sweep", "scripts/") if word in first
-    )
+    commands = ("toast pretune", "toast tune", "toast sweep", "toast plan", "scripts/")
+    command = next(word for word in commands if word in first)
     assert first.startswith("# ") and str(path.relative_to(ROOT)) in first
     config = load_config(path)
-    assert command == "scripts/" or command == f"toast {config.stage or 'sweep'}"
+    assert command in ("scripts/", "toast plan", f"toast {config.stage or 'sweep'}")
     said = " ".join(line.removeprefix("# ") for line in rest if line.startswith("# "))
     assert "ot yet measured" in said or "Score" in said
     assert config.name == path.stem or path.parent.name == "fgvc"

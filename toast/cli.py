@@ -16,6 +16,7 @@ from toast.commands.evaluate import evaluate
 from toast.commands.families import families
 from toast.commands.generate import generate
 from toast.commands.import_official import import_official
+from toast.commands.plan import plan
 from toast.commands.report import report
 from toast.commands.sweep import sweep
 from toast.commands.train import pretune, tune
@@ -50,8 +51,8 @@ def _root(
 
 # In the order in which the help lists them.
 for command in (
-    demo, generate, benchmark, families, import_official, configs, pretune, tune, evaluate, sweep, visualize,
-    compare, report,
+    demo, generate, benchmark, families, import_official, configs, plan, pretune, tune, evaluate, sweep,
+    visualize, compare, report,
 ):  # fmt: skip
     app.command()(command)
 

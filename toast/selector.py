@@ -221,6 +221,8 @@ class SelectorStart:
         """
         if is_transformed() or not task_embedding.requires_grad:
             return
+        if type(weights) is not Tensor:  # one that stands for another, maybe without values
+            return
         calls = self.watched[adapter] = self.watched.get(adapter, 0) + 1
         if calls > 0 and calls & (calls - 1) == 0 and not weights.any():
             self.watched[adapter] = -(2**62)

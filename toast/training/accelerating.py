@@ -23,8 +23,8 @@ from toast.steering import Steering, find_steering
 from toast.training.preparing import Prepared
 from toast.training.run_config import RunConfig
 
-#: What is trained is float32, so weights in another precision need autocast.
-_PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+#: Precision of a run by that of the frozen weights: what is trained is float32, so others need autocast.
+PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
@@ -38,7 +38,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     """
     precision: str | None = config.precision
     if precision is None and os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no":
-        precision = _PRECISIONS[config.model.dtype]
+        precision = PRECISIONS[config.model.dtype]
     held = AcceleratorState._shared_state.get("_mixed_precision")
     if precision is not None and held not in (None, precision):
         AcceleratorState._reset_state()  # of an earlier run of this process

@@ -38,13 +38,16 @@ class Backbone:
     tokenizer: Any = None
 
 
-def open_backbone(config: RunConfig, classes: int | None, empty: bool = False) -> Backbone:
+def open_backbone(
+    config: RunConfig, classes: int | None, empty: bool = False, tokenizer: bool = True
+) -> Backbone:
     """Opens a backbone, in the mode in which its library gives it: timm for training, transformers not.
 
     Args:
         config: The run's configuration.
         classes: Vision: outputs of the head.
         empty: Leave the parameters on the meta device, for another process sends them.
+        tokenizer: Language: whether the tokenizer is opened, too.
 
     Raises:
         ValueError: If the library has no such model, or its weights are not to be had.
@@ -61,7 +64,7 @@ def open_backbone(config: RunConfig, classes: int | None, empty: bool = False) -
     if config.task == "language":
         if model.library != "transformers":
             raise ValueError(f"model.library: language models come from transformers; got {model.library!r}.")
-        return _language(model)
+        return _language(model, tokenizer)
     assert classes is not None
     return _VISION[model.library](model, classes)
 
@@ -134,22 +137,25 @@ def _transformers_vision(config: ModelConfig, classes: int) -> Backbone:
     return Backbone(model, data, _pixel_values(_dtype(config)), _named_logits)
 
 
-def _language(config: ModelConfig) -> Backbone:
+def _language(config: ModelConfig, with_tokenizer: bool) -> Backbone:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     assert config.name is not None
     name: str | Path = config.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name) if with_tokenizer else None
         if config.pretrained:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=_dtype(config), **config.options)
         else:
             settings = AutoConfig.from_pretrained(name, **config.options)
             model = AutoModelForCausalLM.from_config(settings, dtype=_dtype(config))
     except (OSError, ValueError) as error:
+        needed = (
+            "a causal language model and its tokenizer" if with_tokenizer else "a causal model's config.json"
+        )
         raise ValueError(
-            f"model: transformers could not open {str(name)!r}: {error}. Needs a folder with a causal "
-            "language model and its tokenizer, or a Hub name that can be reached."
+            f"model: transformers could not open {str(name)!r}: {error}. Needs a folder with {needed}, or a "
+            "Hub name that can be reached."
         ) from error
     return Backbone(model, {}, _tokens, _named_logits, tokenizer)
 

@@ -9,12 +9,14 @@ from rich.table import Table
 from torch import Tensor
 
 from toast.training.accelerating import make_accelerator
+from toast.training.allocations import Allocations
 from toast.training.config_files import to_yaml
-from toast.training.memory import estimate, kept_for_backward
+from toast.training.memory import estimate, optimizer_memory
 from toast.training.optimizers import rated_groups
 from toast.training.order import EpochBatches
 from toast.training.preparing import Stage, prepare
 from toast.training.run_config import RunConfig
+from toast.training.trained_table import trained_table
 
 
 def dry_run(config: RunConfig, stage: Stage, console: Console | None = None) -> dict[str, Any]:
@@ -43,14 +45,11 @@ def dry_run(config: RunConfig, stage: Stage, console: Console | None = None) -> 
     batch = splits.collate([splits.train[key] for key in mine])
     held = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     objective = prepared.objective.to(accelerator.device)
-    losses: dict[str, float] = {}
-
-    def forward(given: dict[str, Any]) -> None:
-        with accelerator.autocast():
-            out = objective(given, float(len(mine)))
-        losses.update({name: float(value.detach()) for name, value in out.items()})
-
-    kept = kept_for_backward(objective, held, forward)
+    with accelerator.autocast(), Allocations((*objective.parameters(), *objective.buffers())) as seen:
+        out = objective(held, float(len(mine)))
+    kept = seen.bytes_held
+    losses = {name: float(value.detach()) for name, value in out.items()}
+    trained = [p for parameters in prepared.method.groups.values() for p in parameters.values()]
     groups = {
         name: sum(p.numel() for p in parameters.values())
         for name, parameters in prepared.method.groups.items()
@@ -67,7 +66,7 @@ def dry_run(config: RunConfig, stage: Stage, console: Console | None = None) -> 
         "steps_per_epoch": order.steps,
         "samples": splits.summary,
         "remarks": splits.remarks,
-        "memory": estimate(prepared.method.model, config.optimizer.name, kept),
+        "memory": estimate(prepared.method.model, optimizer_memory(trained, config.optimizer).states, kept),
         "batch": {name: tuple(value.shape) for name, value in batch.items() if isinstance(value, Tensor)},
         "losses": losses,
     }
@@ -78,18 +77,8 @@ def dry_run(config: RunConfig, stage: Stage, console: Console | None = None) -> 
 
 def _print(console: Console, config: RunConfig, model: Any, result: dict[str, Any], processes: int) -> None:
     console.print(to_yaml(config), highlight=False, markup=False)
-    trained = sum(result["groups"].values())
     everything = sum(p.numel() for p in model.parameters())
-    table = Table(title="trained", title_justify="left")
-    table.add_column("group")
-    table.add_column("parameters", justify="right")
-    table.add_column("peak rate", justify="right")
-    for name, count in result["groups"].items():
-        table.add_row(name, f"{count:,}", ", ".join(f"{rate:.2e}" for rate in result["rates"][name]))
-    table.add_section()
-    table.add_row("all trained", f"{trained:,}")
-    table.add_row("all", f"{everything:,}")
-    console.print(table)
+    console.print(trained_table(result["groups"], everything, result["rates"]))
     memory = Table(title="memory of each process, estimated", title_justify="left")
     memory.add_column("for")
     memory.add_column("MiB", justify="right")

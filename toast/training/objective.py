@@ -97,8 +97,10 @@ class Objective(nn.Module):
         args, kwargs = self.feed(batch)
         with nullcontext() if stored is None else given_first_pass(self.model, stored):
             logits = self.logits_of(self.model(*args, **kwargs))
-        # Prompts of PEFT stand before the text and have logits of their own.
-        return logits[:, -batch["input_ids"].shape[1] :] if self.task == "language" else logits
+        # Prompts of PEFT stand before the text and have logits of their own. Without any nothing is cut: the
+        # gradient of a cut is as large as all logits.
+        before = logits.shape[1] - batch["input_ids"].shape[1] if self.task == "language" else 0
+        return logits[:, before:] if before else logits
 
     def _loss(self, logits: Tensor, labels: Tensor, count: float | Tensor) -> Tensor:
         if self.task == "language":

@@ -62,10 +62,10 @@ def prepare(config: RunConfig, stage: Stage, empty: bool = False) -> Prepared:
     set_seed(config.seed)  # what the method draws does not depend on what the data drew
     method = apply_method(backbone, config, stage, config.folder, empty)
     if config.checkpointing:
-        _checkpoint_activations(backbone.model)
+        checkpoint_activations(backbone.model)
     if config.method.is_toast and config.method.start is None and config.method.calibrate and not empty:
         _calibrate(config, method.model, backbone, splits)
-    head = None if method.head_name is None else _active(method.model, method.head_name)
+    head = None if method.head_name is None else active_module(method.model, method.head_name)
     objective = Objective(method.model, backbone, config.task, stage, head, config.label_smoothing)
     return Prepared(backbone, splits, method, head, objective)
 
@@ -117,7 +117,12 @@ def _calibrate(config: RunConfig, model: nn.Module, backbone: Backbone, splits: 
         calibrate(model, *args, **kwargs)
 
 
-def _checkpoint_activations(model: nn.Module) -> None:
+def checkpoint_activations(model: nn.Module) -> None:
+    """Switches activation checkpointing on, the kind that is not re-entrant.
+
+    Raises:
+        ValueError: If the model has none.
+    """
     # transformers has renamed it.
     switch: Any = getattr(model, "activation_checkpointing_enable", None)
     switch = switch or getattr(model, "gradient_checkpointing_enable", None)
@@ -130,7 +135,7 @@ def _checkpoint_activations(model: nn.Module) -> None:
     switch(True)
 
 
-def _active(model: nn.Module, name: str) -> nn.Module:
+def active_module(model: nn.Module, name: str) -> nn.Module:
     """Returns a module of the backbone as it is called, wrapped by PEFT or not."""
     from peft import PeftModel
 

@@ -21,11 +21,11 @@ def shipped_folder() -> Path:
 
 
 def find_config(path: Path) -> Path:
-    """Returns the path itself if it exists, else the shipped file that `configs/…` names, if there is one."""
+    """Returns the path itself if it exists, else what is shipped as `configs/…`, if there is such a thing."""
     if path.exists() or path.parts[:1] != (CONFIGS,):
         return path
     shipped = shipped_folder().joinpath(*path.parts[1:])
-    return shipped if shipped.is_file() else path
+    return shipped if shipped.exists() else path
 
 
 def shipped_commands() -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""`toast plan`: what a run needs on one or many accelerators, told from its configuration alone."""
