@@ -71,7 +71,8 @@ class FeedbackMaps:
     def signal_like(self, shift: Tensor) -> Tensor:
         """Returns an empty signal for the tokens of a value shift, in the dtype of the feedback."""
         weight = next(self.to_signal.parameters())
-        return weight.new_empty((*shift.shape[:-1], self.width))
+        shape = (*shift.shape[:-1], self.width)
+        return torch.empty(shape, dtype=weight.dtype, device=weight.device)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,8 @@ def fused_matrix(maps: Sequence[FeedbackMaps], channel_transform: Tensor) -> tup
         W_V is part of it.
     """
     with_values = all(each.value_weight is not None for each in maps)
-    return torch.cat(value_matrices(maps, channel_transform, with_values), dim=-1), with_values
+    matrices = value_matrices(maps, channel_transform, with_values)
+    return torch.cat([each.to(channel_transform.device) for each in matrices], dim=-1), with_values
 
 
 def signals(maps: Sequence[FeedbackMaps], selected: Tensor) -> list[Tensor]:
@@ -140,17 +141,14 @@ def can_compose(adapter: Adapter) -> bool:
     """Whether the feedback can be composed.
 
     Not where blocks differ in tokens or width, nor with dropout between the LoRA factors, nor if a value
-    projection's weight does not say what it computes (quantised, wrapped, fetched from elsewhere), nor across
-    devices.
+    projection's weight does not say what it computes (quantised, wrapped, sharded, fetched from elsewhere).
     """
     maps = adapter.maps
     if not alike(maps):
         return False
     if adapter.config.lora_dropout > 0 and maps[0].layer.training:
         return False
-    weights = [each.value_weight for each in maps]
-    known = [weight for weight in weights if weight is not None]
-    return len(known) == len(maps) and len({weight.device for weight in known}) == 1
+    return all(each.value_weight is not None for each in maps)
 
 
 def alike(maps: Sequence[FeedbackMaps]) -> bool:

@@ -48,11 +48,13 @@ class Fusion:
             for weight, version in zip(weights, self._versions, strict=True)
         ):
             return True
-        now, then = [], []
+        now: list[Tensor] = []
+        then: list[Tensor] = []
         for weight, sample in zip(weights, self._samples, strict=True):
             if _is_readable(weight) and weight.dtype == sample.dtype:
-                now.append(_sample(weight))
-                then.append(sample.to(weight.device))
+                place = now[0].device if now else weight.device  # blocks may be on several
+                now.append(_sample(weight).to(place))
+                then.append(sample.to(place))
         return bool(now) and not torch.equal(torch.cat(now), torch.cat(then))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Fusion:

@@ -47,7 +47,11 @@ def reconstruction_loss(model: nn.Module, traced: Trace) -> Tensor:
     terms = []
     for maps in adapter.maps:
         entering, leaving = (state.detach() for state in traced.states[maps.unit.number])
-        guess = maps.bring_down(leaving.to(next(maps.to_state.parameters()).dtype))
+        states = leaving.to(next(maps.to_state.parameters()).dtype)
+        if torch.is_grad_enabled() and hasattr(maps.to_state, "reshard"):
+            # A map that FSDP gathers stays whole, with its gradient, until its input has one.
+            states = states.clone().requires_grad_()
+        guess = maps.bring_down(states)
         if guess.ndim == 4:
             guess = fit(guess, *entering.shape[1:3])
         guess = guess.to(torch.promote_types(guess.dtype, torch.float32))

@@ -24,7 +24,7 @@ class Selection:
     features: Tensor
     weights: Tensor
     channel_transform: Tensor
-    _cast: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
+    _cast: dict[tuple[torch.dtype, torch.device], Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def tokens(self) -> Tensor:
@@ -45,15 +45,16 @@ class Selection:
         Args:
             matrix: N, `(width, out)`.
         """
-        return self.weights[..., None].to(matrix.dtype) * (self._features_in(matrix.dtype) @ matrix)
+        return self.weights[..., None].to(matrix) * (self._features_like(matrix) @ matrix)
 
-    def _features_in(self, dtype: torch.dtype) -> Tensor:
-        """Returns the features in a dtype; of frozen ones a copy is made once for all blocks."""
-        if self.features.requires_grad or dtype == self.features.dtype:
-            return self.features.to(dtype)
-        if dtype not in self._cast:
-            self._cast[dtype] = self.features.to(dtype)
-        return self._cast[dtype]
+    def _features_like(self, matrix: Tensor) -> Tensor:
+        """Returns the features like a matrix (dtype, device); of frozen ones a copy is made only once."""
+        wanted = (matrix.dtype, matrix.device)
+        if self.features.requires_grad or wanted == (self.features.dtype, self.features.device):
+            return self.features.to(matrix)
+        if wanted not in self._cast:
+            self._cast[wanted] = self.features.to(matrix)
+        return self._cast[wanted]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,14 @@ OUTSIDE = (
 )
 
 
+class FeedbackMap(nn.Linear):
+    """A feedback map of full TOAST, `A_l` or `B_l`: a linear map without bias.
+
+    By its own class, what shards a model class by class can tell it from the backbone's linear maps: FSDP has
+    to gather each map when it is called, between the two passes and outside of the block that holds it.
+    """
+
+
 class LowRankMap(nn.Module):
     """A feedback map of TOAST-Lite: frozen, plus trained low-rank factors.  y = (W + α/r B A) x.
 
@@ -123,7 +131,7 @@ class ToastValue(ToastLayer):
             (self.toast_to_state, (above, rows), start),
             (self.toast_to_signal, (self.width, self.width), nn.init.zeros_),
         ):
-            linear = nn.Linear(*shape, bias=False, **fresh)
+            linear = (nn.Linear if config.is_lite else FeedbackMap)(*shape, bias=False, **fresh)
             if config.init == "official":
                 nn.init.trunc_normal_(linear.weight, std=0.02)
             else:

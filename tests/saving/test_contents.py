@@ -222,3 +222,20 @@ def test_a_configuration_that_is_written_first_has_the_checksums_too(tmp_path) -
     save_file({name: tensor.contiguous() for name, tensor in held.items()}, tmp_path / FILE)
     torch.manual_seed(1)
     assert torch.equal(output(peft.PeftModel.from_pretrained(vit(), tmp_path)), output(model))
+
+
+def test_what_is_empty_or_in_parts_is_refused(tmp_path) -> None:
+    """ZeRO-3 leaves parameters without elements between calls; PEFT would write files of nothing."""
+    model = toast.wrap(vit())
+    whole = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.data = parameter.new_empty(0)
+    with pytest.raises(ValueError, match=r"an adapter is saved whole; 8 of its 8 tensors are empty .*ZeRO-3"):
+        model.save_pretrained(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"Gather them in all processes"):
+        toast.save_adapter(model, tmp_path / "empty")
+    assert not list(tmp_path.rglob("*.safetensors"))
+    model.save_pretrained(tmp_path / "whole", state_dict=whole)
+    held = load_file(tmp_path / "whole" / "adapter_model.safetensors")
+    assert len(held) == 8
+    assert all(tensor.numel() for tensor in held.values())

@@ -66,8 +66,8 @@ def vision(tmp: Path, **settings: Any) -> RunConfig:
     return make_config(base, [(name.replace("__", "."), value) for name, value in settings.items()])
 
 
-def write_language_model(place: Path) -> Path:
-    """Writes a random Llama of two blocks with a byte-level tokenizer."""
+def write_language_model(place: Path, **sizes: Any) -> Path:
+    """Writes a random Llama of two blocks, or of other sizes, with a byte-level tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -79,11 +79,13 @@ def write_language_model(place: Path) -> Path:
     PreTrainedTokenizerFast(
         tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     ).save_pretrained(place)
+    options = {
+        "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "max_position_embeddings": 64,
+    }  # fmt: skip
     config = LlamaConfig(
-        vocab_size=len(words), hidden_size=24, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=len(words), pad_token_id=0, bos_token_id=1, eos_token_id=2, **(options | sizes)
+    )
     LlamaForCausalLM(config).save_pretrained(place)
     return place
 

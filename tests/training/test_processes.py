@@ -70,7 +70,7 @@ def test_a_sharded_backbone_is_one_process(tmp_path: Path, kind: str) -> None:
     on_two_processes(two, kind)
     assert_same(two, one)
     shards = json.loads((two.folder / "shards.json").read_text())
-    assert shards.keys() == {"frozen sharded", "trained whole"}
+    assert shards.keys() == {"frozen sharded", "trained sharded"}
     for name in ("result.json", "adapter/adapter_model.safetensors"):
         (two.folder / name).unlink()
     on_two_processes(two, kind, resume=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from toast.baselines import adaptformer, attentive, vpt
+from toast.families.layouts import is_plain
 from toast.files.atomic import named, replace_all
 from toast.files.shapes import refuse_misfits
 from toast.files.tensors import checksum, read_json, read_safetensors, refuse_values
@@ -35,7 +37,9 @@ _ENTRIES: dict[str, Any] = {
 _KNOWN_BY, _VALUES = 2, 8
 
 
-def save_trained(model: nn.Module, folder: str | Path, meta: dict[str, Any]) -> Path:
+def save_trained(
+    model: nn.Module, folder: str | Path, meta: dict[str, Any], gathered: Mapping[str, Tensor] | None = None
+) -> Path:
     """Saves every trained tensor that PEFT does not save, with what is needed to load it.
 
     These are the parameters that require gradients, and the running statistics of batch norms, which training
@@ -45,6 +49,7 @@ def save_trained(model: nn.Module, folder: str | Path, meta: dict[str, Any]) -> 
         model: A model, or one that PEFT wrapped; names are those of its base.
         folder: Where `trained.safetensors` and `method.json` go; other files there stay.
         meta: What to keep of the run, as JSON: at least `method`, the method's name.
+        gathered: Of a sharded model, what it holds in parts, whole, by its names.
 
     Returns:
         The folder.
@@ -59,6 +64,9 @@ def save_trained(model: nn.Module, folder: str | Path, meta: dict[str, Any]) -> 
     folder = named(folder)
     base = _base(model)
     tensors = _trained(base, _of_peft(model))
+    if gathered is not None:
+        prefix = next(n for n, m in model.named_modules() if m is base)
+        tensors = {name: gathered[f"{prefix}.{name}".lstrip(".")] for name in tensors}
     if not tensors:
         raise ValueError(
             f"{type(base).__name__} has no trained tensors beside PEFT's; choose them with train_only first."
@@ -228,7 +236,7 @@ def _fingerprint(base: nn.Module, trained: set[str]) -> dict[str, list[float]]:
 
 
 def _has_values(tensor: Tensor) -> bool:
-    return tensor.dtype.is_floating_point and not tensor.is_meta
+    return tensor.dtype.is_floating_point and not tensor.is_meta and is_plain(tensor)
 
 
 def _values(tensor: Tensor) -> list[float]:

@@ -80,7 +80,7 @@ class Layout:
         linear = isinstance(projection, nn.Linear) and type(projection).forward is nn.Linear.forward
         if not (linear or is_transposed(projection)) or "forward" in vars(projection):
             return None
-        if not is_plain(projection.weight):
+        if _is_partitioned(projection) or not is_plain(projection.weight):
             return None
         return self.rows(projection.weight.T if is_transposed(projection) else projection.weight)
 
@@ -131,6 +131,7 @@ class Layout:
     def run_and_shift(self, projection: Any, x: Tensor, shift: Tensor, bias_twice: bool) -> Tensor:
         """Runs a projection on `x` and adds `shift`, `(batch, tokens, value_width)`, to its values."""
         out: Tensor = projection(x)
+        shift = shift.to(out.device)
         bias = getattr(projection, "bias", None)
         if bias_twice and bias is not None:
             shift = shift + self.rows(bias)
@@ -217,6 +218,12 @@ def _of_sum(projection: Any, x: Tensor, signal: Tensor, bias_twice: bool) -> Ten
         return projection(x) + projection(signal)  # type: ignore[no-any-return]
     out: Tensor = projection(x + signal)
     return out + bias.to(out.dtype)  # type: ignore[no-any-return]
+
+
+def _is_partitioned(projection: nn.Module) -> bool:
+    """Whether ZeRO-3 holds the weight sharded now; taking it by its name would gather it for a whole call."""
+    status = getattr(projection._parameters.get("weight"), "ds_status", None)
+    return status is not None and status.name != "AVAILABLE"
 
 
 def is_plain(weight: Tensor) -> bool:

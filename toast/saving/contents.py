@@ -53,10 +53,14 @@ def tensors_to_save(
     """Returns the tensors of one adapter; without the frozen feedback if its source is named.
 
     Their checksums are left with the configuration, which is written beside them.
+
+    Raises:
+        ValueError: If this process does not hold them whole.
     """
     own = {name: tensor for name, tensor in state_dict.items() if CONTAINER.search(name)}
     if not config.save_frozen:
         own = {name: tensor for name, tensor in own.items() if not is_frozen(name)}
+    _refuse_parts(own)
     own = without_initial(config, own)
     config.written = None  # type: ignore[misc]
     if all(is_plain(tensor) and not tensor.is_meta for tensor in own.values()):
@@ -65,6 +69,18 @@ def tensors_to_save(
             for name, tensor in (own | _of_modules_to_save(model, adapter, state_dict)).items()
         }
     return own
+
+
+def _refuse_parts(own: dict[str, Tensor]) -> None:
+    """Refuses tensors of which a process holds nothing or a part, as under ZeRO-3 and FSDP."""
+    parts = [name for name, tensor in own.items() if not tensor.numel() or hasattr(tensor, "full_tensor")]
+    if parts:
+        what = "in parts" if own[parts[0]].numel() else "empty"
+        raise ValueError(
+            f"an adapter is saved whole; {len(parts)} of its {len(own)} tensors are {what} in this process, "
+            f"first {parts[0]}: the model is sharded (FSDP, or DeepSpeed's ZeRO-3). Gather them in all "
+            "processes and pass them on: model.save_pretrained(folder, state_dict=...). toast tune does."
+        )
 
 
 def _of_modules_to_save(model: nn.Module, adapter: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

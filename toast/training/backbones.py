@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from toast.data.vision.channels import channels_of, with_channels
@@ -37,17 +38,28 @@ class Backbone:
     tokenizer: Any = None
 
 
-def open_backbone(config: RunConfig, classes: int | None, tokenizer: bool = True) -> Backbone:
+def open_backbone(
+    config: RunConfig, classes: int | None, empty: bool = False, tokenizer: bool = True
+) -> Backbone:
     """Opens a backbone, in the mode in which its library gives it: timm for training, transformers not.
 
     Args:
         config: The run's configuration.
         classes: Vision: outputs of the head.
+        empty: Leave the parameters on the meta device, for another process sends them.
         tokenizer: Language: whether the tokenizer is opened, too.
 
     Raises:
         ValueError: If the library has no such model, or its weights are not to be had.
     """
+    if empty and config.model.library != "demo" and not _is_quantised(config.model):
+        bare = config.model.model_copy(update={"pretrained": False, "weights": None})
+        with init_empty_weights(include_buffers=False):
+            backbone = open_backbone(config.model_copy(update={"model": bare}), classes)
+        tie: Any = getattr(backbone.model, "tie_weights", None)
+        if tie is not None:  # each was made a parameter of its own
+            tie()
+        return backbone
     model = config.model
     if config.task == "language":
         if model.library != "transformers":
@@ -146,6 +158,15 @@ def _language(config: ModelConfig, with_tokenizer: bool) -> Backbone:
             "Hub name that can be reached."
         ) from error
     return Backbone(model, {}, _tokens, _named_logits, tokenizer)
+
+
+def _is_quantised(config: ModelConfig) -> bool:
+    """Whether a model of transformers is quantised, which is known of its parameters when they are read."""
+    if config.library != "transformers" or not config.pretrained:
+        return False
+    from transformers import AutoConfig
+
+    return getattr(AutoConfig.from_pretrained(config.name), "quantization_config", None) is not None
 
 
 _VISION = {"timm": _timm, "demo": _demo, "transformers": _transformers_vision}

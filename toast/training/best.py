@@ -9,7 +9,7 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from toast.evaluation.choosing import best_of
-from toast.training.checkpoints import put_back, trained_state
+from toast.training.trained_state import put_back, trained_state
 
 
 class Best:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from toast.data.vision.dataset import IGNORED
+from toast.training.accelerating import loads_in_main
 from toast.training.frozen_features import Computer, build, settings_of, weights_of, why_not
 from toast.training.preparing import Prepared, Stage
 from toast.training.run_config import RunConfig
@@ -76,6 +77,15 @@ def stored_first_pass(
         ValueError: If it is wanted and the losses would not be those of a run that computes it.
     """
     if config.first_pass.mode == "computed":
+        return None
+    if loads_in_main(accelerator):
+        what = "fsdp_cpu_ram_efficient_loading leaves the backbone's weights to the main process"
+        if config.first_pass.mode == "cached":
+            raise ValueError(
+                f"first_pass: all processes store it, and {what}. Set it to false in the file for accelerate "
+                "launch, or first_pass.mode=computed."
+            )
+        say(f"first pass: computed in every step, for {what}")
         return None
     reasons = _reasons(config, stage, prepared)
     if reasons and config.first_pass.mode == "cached":

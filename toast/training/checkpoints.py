@@ -18,11 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toast.files.atomic import flush, flush_all
-from toast.files.shapes import refuse_misfits
 from toast.files.tensors import NUMBER, Kinds, checksum_file, read_json, read_safetensors, refuse_values
 from toast.training.run_folder import write_json
+from toast.training.trained_state import SHARDS, TRAINED, load_state, put_back, save_state, trained_state
 
-_TRAINED = "trained.safetensors"
 #: What was trained when the run measured best, if that is kept.
 _BEST = "best.safetensors"
 _PROGRESS = "progress.json"
@@ -33,6 +32,8 @@ _KEYS: dict[str, Kinds] = {
     "step": int, "total": int, "validated": int, "validation": (dict, type(None)), "bad": dict,
     "step_seconds": NUMBER,
 }  # fmt: skip
+#: How DeepSpeed's engine leaves the frozen weights out of its own files.
+_OF_ENGINE = {"save": {"exclude_frozen_parameters": True}, "load": {"load_module_strict": False}}
 logger = logging.getLogger(__name__)
 
 
@@ -69,8 +70,11 @@ def save_checkpoint(
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    with _trained_alone(accelerator):
-        accelerator.save_state(str(unfinished))
+    if accelerator.distributed_type == DistributedType.FSDP:
+        save_state(accelerator, unfinished)
+    else:
+        with _trained_alone(accelerator):
+            accelerator.save_state(str(unfinished), **_OF_ENGINE["save"] if _is_engine(accelerator) else {})
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _complete(unfinished, final, step, progress, best)
@@ -104,7 +108,7 @@ def save_alone(
         return final
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    save_file(trained_state(accelerator, accelerator._models[0]), unfinished / _TRAINED)
+    save_file(trained_state(accelerator, accelerator._models[0]), unfinished / TRAINED)
     torch.save(accelerator._optimizers[0].state_dict(), unfinished / f"{OPTIMIZER_NAME}.bin")
     if accelerator.scaler is not None:
         torch.save(accelerator.scaler.state_dict(), unfinished / SCALER_NAME)
@@ -181,8 +185,13 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> dict[str, Any
     """
     progress = _read_progress(checkpoint)
     try:
-        with _trained_alone(accelerator):
-            accelerator.load_state(str(checkpoint))
+        if accelerator.distributed_type == DistributedType.FSDP or (checkpoint / SHARDS).is_dir():
+            load_state(accelerator, checkpoint)
+        else:
+            with _trained_alone(accelerator):
+                accelerator.load_state(
+                    str(checkpoint), **_OF_ENGINE["load"] if _is_engine(accelerator) else {}
+                )
     except Exception as error:  # Accelerate and torch raise many kinds for files that are foreign or cut off
         raise ValueError(f"{checkpoint} cannot be read into this run: {error}") from error
     return progress
@@ -191,21 +200,6 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> dict[str, Any
 def load_best(checkpoint: Path) -> dict[str, Tensor]:
     """Returns what was trained when the run had measured best; empty if that was not kept."""
     return read_safetensors(checkpoint / _BEST) if (checkpoint / _BEST).is_file() else {}
-
-
-def put_back(accelerator: Accelerator, model: nn.Module, held: Mapping[str, Tensor]) -> None:
-    """Puts what `trained_state` returned into the model.
-
-    Raises:
-        ValueError: If the model trains something else.
-    """
-    trained = trained_state(accelerator, model)
-    refuse_misfits(
-        "what was trained",
-        {name: value.shape for name, value in trained.items()},
-        {name: value.shape for name, value in held.items()},
-    )
-    accelerator.unwrap_model(model).load_state_dict(held, strict=False)
 
 
 def _read_progress(checkpoint: Path) -> dict[str, Any]:
@@ -264,25 +258,25 @@ def _step(checkpoint: Path) -> int | None:
 def _trained_alone(accelerator: Accelerator) -> Iterator[None]:
     """Lets Accelerate leave the frozen weights out, which the backbone's own file holds.
 
-    Sharded models and DeepSpeed's engine have formats of their own, which Accelerate writes.
+    DeepSpeed's engine has a format of its own, which Accelerate writes.
     """
 
     def save(models: list[nn.Module], weights: list[Any], output: str) -> None:
         if weights:
             weights.clear()
             if accelerator.is_main_process:
-                save_file(trained_state(accelerator, models[0]), Path(output) / _TRAINED)
+                save_file(trained_state(accelerator, models[0]), Path(output) / TRAINED)
 
     def load(models: list[nn.Module], source: str) -> None:
-        if not (Path(source) / _TRAINED).is_file():
+        if not (Path(source) / TRAINED).is_file():
             return
         model = models.pop()
-        held = load_file(Path(source) / _TRAINED)
-        refuse_values(str(Path(source) / _TRAINED), held.items(), lambda _: False)
+        held = load_file(Path(source) / TRAINED)
+        refuse_values(str(Path(source) / TRAINED), held.items(), lambda _: False)
         put_back(accelerator, model, held)
 
     hooks = [accelerator.register_save_state_pre_hook(save), accelerator.register_load_state_pre_hook(load)]
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if _is_engine(accelerator):
         hooks.pop().remove()
     try:
         yield
@@ -291,11 +285,5 @@ def _trained_alone(accelerator: Accelerator) -> Iterator[None]:
             hook.remove()
 
 
-def trained_state(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
-    """Returns what training changes: trained parameters, and buffers such as batch statistics."""
-    module = accelerator.unwrap_model(model)
-    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    persistent = module.state_dict()
-    buffers = {name for name, _ in module.named_buffers() if name in persistent}
-    kept = {name: persistent[name] for name in sorted(trained | buffers)}
-    return {name: value.detach().contiguous().clone() for name, value in kept.items()}
+def _is_engine(accelerator: Accelerator) -> bool:
+    return bool(accelerator.distributed_type == DistributedType.DEEPSPEED)

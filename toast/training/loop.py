@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from toast.training.finite import not_finite, over_processes, read
@@ -111,21 +110,20 @@ class Loop:
         set_rates(self.schedule, step)
         share = len(micro_batches) * accelerator.num_processes
         counted = torch.stack([targets(batch["labels"], self.config.task) for batch in micro_batches]).sum()
-        count = accelerator.reduce(counted.float(), "sum").clamp(min=1) / share
+        count = accelerator.reduce(counted, "sum").clamp(min=1)
         parts: dict[str, Tensor] = {}
         for batch in micro_batches:
             # Gradients are exchanged with the last of them.
             with accelerator.accumulate(self.objective):
-                losses = self.objective(self.batches.complete(batch, step), count)
+                losses = self.objective(self.batches.complete(batch, step), count, share)
                 accelerator.backward(losses["loss"])
             for name, value in losses.items():
                 part = value.detach() / len(micro_batches)
                 parts[name] = parts[name] + part if name in parts else part
-        average_replicated(accelerator, self.trained)
         most = math.inf if self.config.optimizer.clip is None else self.config.optimizer.clip
         norm = accelerator.clip_grad_norm_(self.trained, most)
-        if norm is not None:  # DeepSpeed's engine keeps it to itself
-            parts["gradient_norm"] = norm
+        if norm is not None:  # DeepSpeed's engine may keep it to itself; it gives a number
+            parts["gradient_norm"] = torch.as_tensor(norm, device=accelerator.device)
         return over_processes(accelerator, parts)
 
     @property
@@ -140,19 +138,3 @@ class Loop:
     def is_scaled(self) -> bool:
         """Whether a loss scaler is at work, as it is in fp16."""
         return self.accelerator.scaler is not None
-
-
-def average_replicated(accelerator: Accelerator, trained: list[nn.Parameter]) -> None:
-    """Averages the gradients of parameters that a sharded model holds whole in every process.
-
-    FSDP leaves out the modules that it is told to ignore. The top-down module is one of them: all its maps
-    are needed between the two passes, outside of the blocks that hold them.
-    """
-    if accelerator.distributed_type != DistributedType.FSDP:
-        return
-    from torch.distributed.tensor import DTensor
-
-    for parameter in trained:
-        if parameter.grad is not None and not isinstance(parameter, DTensor):
-            torch.distributed.all_reduce(parameter.grad)
-            parameter.grad /= accelerator.num_processes

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 
 from toast.baselines import applying as baselines
 from toast.baselines.heads import head_of
@@ -41,7 +43,9 @@ class Tuned:
     head_name: str | None
 
 
-def apply_method(backbone: Backbone, config: RunConfig, stage: str, folder: Path | None = None) -> Tuned:
+def apply_method(
+    backbone: Backbone, config: RunConfig, stage: str, folder: Path | None = None, empty: bool = False
+) -> Tuned:
     """Makes a backbone one that the configured method trains.
 
     Args:
@@ -49,6 +53,7 @@ def apply_method(backbone: Backbone, config: RunConfig, stage: str, folder: Path
         config: The run's configuration.
         stage: `pretune` or `tune`; the former trains the whole top-down module.
         folder: Where an official checkpoint that is started from is imported to.
+        empty: Whether another process sends all values.
 
     Raises:
         ValueError: If the method does not fit the model or the stage.
@@ -64,15 +69,35 @@ def apply_method(backbone: Backbone, config: RunConfig, stage: str, folder: Path
     trains_head = method.head
     if trains_head is None:
         trains_head = config.task == "vision" or method.row.trains_head_on_text
-    model, named = _PUT_IN[method.row.puts_in](backbone, config, head_name if trains_head else None, folder)
+    with init_empty_weights(include_buffers=False) if empty else nullcontext():
+        model, named = _PUT_IN[method.row.puts_in](
+            backbone, config, head_name if trains_head else None, folder
+        )
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
             parameter.data = parameter.data.float()
+    if empty:
+        _take_values(model)
     by_name = {name: group for group, names in named.items() for name in names}
     groups = trained_groups(model, by_name)
     if not groups:
         raise ValueError(f"method: {method.name} leaves nothing to train in {type(model).__name__}.")
     return Tuned(model, groups, head_name)
+
+
+def _take_values(model: nn.Module) -> None:
+    """Leaves frozen parameters on the meta device, and trained ones memory that nothing is written to yet.
+
+    Accelerate tells the parameters that the optimiser holds apart by where they lie.
+    """
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, old in module._parameters.items():
+            if old is not None and old not in made:
+                empty = torch.empty_like(old, device="cpu" if old.requires_grad else "meta")
+                made[old] = nn.Parameter(empty, old.requires_grad)
+            if old is not None:
+                module._parameters[name] = made[old]
 
 
 def _set_bias(head: nn.Module, value: float) -> None:
@@ -178,15 +203,24 @@ _PUT_IN: dict[str, Callable[[Backbone, RunConfig, str | None, Path | None], _Mad
 }
 
 
-def save_method(model: nn.Module, config: RunConfig, folder: Path) -> None:
-    """Writes what was trained: in PEFT's format where PEFT has the method. Whole or not at all."""
+def save_method(
+    model: nn.Module, config: RunConfig, folder: Path, gathered: dict[str, Tensor] | None = None
+) -> None:
+    """Writes what was trained: in PEFT's format where PEFT has the method. Whole or not at all.
+
+    Args:
+        model: The model.
+        config: The run's configuration.
+        folder: Where it goes.
+        gathered: What the model holds in parts, whole, by name.
+    """
     if isinstance(model, PeftModel):
-        save_adapter(model, folder)
+        save_adapter(model, folder, **({} if gathered is None else {"state_dict": gathered}))
     else:
         from toast.baselines.weights import save_trained
 
         meta = {"method": config.method.name, "settings": config.method.model_dump(mode="json")}
-        save_trained(model, folder, meta)
+        save_trained(model, folder, meta, gathered)
 
 
 def load_method(backbone: Backbone, config: RunConfig, folder: Path) -> nn.Module:

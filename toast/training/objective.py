@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,15 +50,16 @@ class Objective(nn.Module):
         self.__dict__["head"] = head  # a part of the model already: not registered twice
 
     def forward(
-        self, batch: dict[str, Any], count: float | Tensor = 1.0, predict: bool = False
+        self, batch: dict[str, Any], count: float | Tensor = 1.0, share: int = 1, predict: bool = False
     ) -> dict[str, Tensor] | Tensor:
         """Computes the loss, or the logits.
 
         Args:
             batch: What the collator made: `pixels` or `input_ids`, `labels`; with what is stored of the
                 samples under `first_pass` or `features`.
-            count: Targets that the sum of losses is divided by: those of all processes and micro-batches,
-                by process and micro-batch, so that neither changes the gradient.
+            count: Targets that the sum of losses is divided by: those of all processes and micro-batches, so
+                that neither changes the gradient. Whole numbers, which mixed precision leaves as they are.
+            share: Processes times micro-batches, by which the count is divided.
             predict: Return the logits, `(batch, classes)` or `(batch, tokens, vocabulary)`.
 
         Returns:
@@ -68,6 +68,9 @@ class Objective(nn.Module):
         if predict:
             return self._logits(batch)
         labels = batch["labels"]
+        if isinstance(count, Tensor):
+            count = count.float()
+        count = count / share
         if self.stage == "pretune":
             args, kwargs = self.feed(batch)
             loss, parts = pretraining_loss(
@@ -79,6 +82,12 @@ class Objective(nn.Module):
             return {"loss": loss, **parts}
         loss = self._loss(self._logits(batch), labels, count)
         return {"loss": loss}
+
+    def tie_weights(self) -> None:
+        """Ties again what the backbone ties; Accelerate asks for it where it has made parameters anew."""
+        tie: Any = getattr(self.model, "tie_weights", None)
+        if tie is not None:
+            tie()
 
     def _logits(self, batch: dict[str, Any]) -> Tensor:
         if "features" in batch:
@@ -109,4 +118,4 @@ class Objective(nn.Module):
 def targets(labels: Tensor, task: str) -> Tensor:
     """Counts what a batch's loss is summed over, `()`."""
     counted = labels[:, 1:] if task == "language" else labels
-    return (counted != IGNORED).sum().to(torch.float64)
+    return (counted != IGNORED).sum()

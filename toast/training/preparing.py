@@ -42,22 +42,28 @@ class Prepared:
     objective: Objective
 
 
-def prepare(config: RunConfig, stage: Stage) -> Prepared:
+def prepare(config: RunConfig, stage: Stage, empty: bool = False) -> Prepared:
     """Opens data and model, and applies the method.
+
+    Args:
+        config: The run's configuration.
+        stage: `pretune` or `tune`.
+        empty: Leave the weights out, for another process sends them: what is frozen is on the meta device,
+            what is trained has no values yet.
 
     Raises:
         ValueError: If something is missing or does not fit.
     """
     if config.stage not in (None, stage):
         raise ValueError(f"stage: this configuration is for {config.stage}; the command is {stage}.")
-    backbone, splits = open_all(config)
+    backbone, splits = open_all(config, empty)
     if not backbone.model.training:  # of one that is in training mode, what is in evaluation mode stays there
         backbone.model.train()
     set_seed(config.seed)  # what the method draws does not depend on what the data drew
-    method = apply_method(backbone, config, stage, config.folder)
+    method = apply_method(backbone, config, stage, config.folder, empty)
     if config.checkpointing:
         checkpoint_activations(backbone.model)
-    if config.method.is_toast and config.method.start is None and config.method.calibrate:
+    if config.method.is_toast and config.method.start is None and config.method.calibrate and not empty:
         _calibrate(config, method.model, backbone, splits)
     head = None if method.head_name is None else active_module(method.model, method.head_name)
     objective = Objective(method.model, backbone, config.task, stage, head, config.label_smoothing)
@@ -81,24 +87,24 @@ def remarks_on(prepared: Prepared, config: RunConfig) -> list[str]:
     return remarks
 
 
-def open_all(config: RunConfig) -> tuple[Backbone, Splits]:
-    """Opens backbone and data.
+def open_all(config: RunConfig, empty: bool = False) -> tuple[Backbone, Splits]:
+    """Opens backbone and data; the backbone without its weights if they are left out.
 
     Raises:
         ValueError: If something is missing or malformed.
     """
     if config.task == "vision":
         sources = vision_sources(config)
-        backbone = open_seeded(config, len(sources["train"].classes))
+        backbone = open_seeded(config, len(sources["train"].classes), empty)
         return backbone, vision_splits(config, sources, backbone)
-    backbone = open_seeded(config, None)
+    backbone = open_seeded(config, None, empty)
     return backbone, language_splits(config, backbone)
 
 
-def open_seeded(config: RunConfig, classes: int | None) -> Backbone:
+def open_seeded(config: RunConfig, classes: int | None, empty: bool = False) -> Backbone:
     """Opens the backbone; what is drawn (a new head, weights that are not pre-trained) follows the seed."""
     set_seed(config.seed)
-    return open_backbone(config, classes)
+    return open_backbone(config, classes, empty)
 
 
 def _calibrate(config: RunConfig, model: nn.Module, backbone: Backbone, splits: Splits) -> None:

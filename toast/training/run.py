@@ -13,7 +13,7 @@ from tqdm import tqdm
 from toast.data.vision.noting import Notes
 from toast.files.atomic import finite, try_folder
 from toast.training import checkpoints, run_folder
-from toast.training.accelerating import make_accelerator, replicate_trained
+from toast.training.accelerating import loads_in_main, make_accelerator, send_embeddings, shard_by_map
 from toast.training.at_end import beside_test
 from toast.training.cached_passes import stored_first_pass
 from toast.training.finite import Diverged, all_finite, as_words, listed
@@ -30,6 +30,7 @@ from toast.training.preparing import Stage, prepare, remarks_on
 from toast.training.resuming import ended_run, refuse_changed, refuse_other_classes
 from toast.training.run_config import RunConfig
 from toast.training.split_measures import Measured
+from toast.training.trained_state import adapter_state, elements
 from toast.training.training_batches import TrainingBatches, training_loader
 from toast.training.workers import as_messages
 
@@ -86,9 +87,10 @@ class Run:
         self.quiet = quiet
         self.config, self.stage, self.place = config, stage, config.folder
         self.accelerator: Accelerator = accelerator or make_accelerator(config)
-        prepared = prepare(config, stage)
+        prepared = prepare(config, stage, loads_in_main(self.accelerator) and not self.is_main)
+        send_embeddings(self.accelerator, prepared)
         self.splits = prepared.splits
-        for remark in remarks_on(prepared, config):
+        for remark in remarks_on(prepared, config) if self.is_main else ():
             self.say(remark)
         stored = stored_first_pass(config, stage, self.accelerator, prepared, self.say)
         micro_batch = config.batch_size // config.micro_batches
@@ -98,7 +100,7 @@ class Run:
         optimizer = make_optimizer(prepared.method.model, groups, config.optimizer)
         schedule = make_schedule(optimizer, config.optimizer, self.total)
         loader = training_loader(self.splits, self.order, config.workers, self.accelerator.device)
-        replicate_trained(self.accelerator, prepared)
+        shard_by_map(self.accelerator, prepared)
         self.objective, optimizer, loader = self.accelerator.prepare(prepared.objective, optimizer, loader)
         # A sharded model has other parameters under the same names.
         live = dict(self.accelerator.unwrap_model(self.objective).model.named_parameters())
@@ -139,7 +141,7 @@ class Run:
 
     def execute(self, resume: bool) -> dict[str, Any]:
         """Does all of it; see `run`."""
-        sizes = {group: sum(p.numel() for p in held.values()) for group, held in self.groups.items()}
+        sizes = {group: sum(map(elements, held.values())) for group, held in self.groups.items()}
         counts = ", ".join(f"{group} {count:,}" for group, count in sizes.items())
         self.say(f"{self.config.name}: {self.config.method.name}, {counts} trained; {self.place}/")
         with listening(self.accelerator) as self.stop_requested:
@@ -215,7 +217,7 @@ class Run:
             "method": self.config.method.name,
             "trained": trained,
             "trainable_parameters": sum(trained.values()),
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": sum(map(elements, model.parameters())),
             "steps": self.made,
             "samples": self.splits.summary,
             "validation": self.measurements.figures,
@@ -230,8 +232,9 @@ class Run:
             "median_step_seconds": self.pace.median,
             "seconds": round(time.perf_counter() - self.began, 2),
         }
+        gathered = adapter_state(self.accelerator, model)
         if self.is_main:
-            save_method(model, self.config, self.place / run_folder.ADAPTER)
+            save_method(model, self.config, self.place / run_folder.ADAPTER, gathered)
             run_folder.write_json(self.place / run_folder.RESULT, result)
         self.log.end()
         self.accelerator.wait_for_everyone()
