@@ -1,4 +1,4 @@
-"""Writes the tables of docs/scale.md: what the configurations under configs/scale need, as `toast plan` tells it.
+"""Writes the tables of docs/scale.md: what the configurations under configs/scale need, by `toast plan`.
 
     python scripts/scale_tables.py [NAME]...
 
