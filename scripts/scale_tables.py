@@ -1,4 +1,4 @@
-"""Writes docs/scale.md: what the configurations under configs/scale need, as `toast plan` tells it.
+"""Writes the tables of docs/scale.md: what the configurations under configs/scale need, by `toast plan`.
 
     python scripts/scale_tables.py [NAME]...
 
@@ -70,7 +70,8 @@ def main(names: list[str]) -> None:
     if unknown:
         sys.exit(f"needs names of {', '.join(SECTIONS)}; got {', '.join(unknown)}.")
     page = PAGE.read_text()
-    head = page.partition("\n## ")[0].rstrip()
+    starts = [page.find(f"\n## {title}\n") for title in SECTIONS.values()]
+    head = page[: min((start for start in starts if start >= 0), default=len(page))].rstrip()
     made = sections(page)
     for name in names or SECTIONS:
         print(name, flush=True)

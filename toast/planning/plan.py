@@ -239,16 +239,18 @@ class _Planner:
         for other in ("per_token", "composed"):  # of larger or smaller batches, and of a quantised base
             if form and self.run.composes_from is not None and other not in steps:
                 steps[other] = self.run.step(other, *way)
-        found = []
+        found, refused = [], False
         for bits in (None, 8, 4) if self.config.model.library == "transformers" else (None,):
-            quantised = "per_token" if bits and form else form
-            if quantised not in steps:
-                self.remarks.append(f"a quantised base has no feedback_form={form}")
-                break
             weights = weigh(self.run.method.model, self.run.places, step.gathers, self.low, bits)
             for name, sharding in SHARDINGS.items():
-                if bits is None or bits in sharding.bits:
-                    found.append(self._process_row(name, sharding, weights, bits, steps, quantised))
+                split = sharding.splits_weights and self.processes > 1
+                needed = "per_token" if form and (bits or split) else None
+                if needed not in (None, *steps):
+                    refused = True
+                elif bits is None or bits in sharding.bits:
+                    found.append(self._process_row(name, sharding, weights, bits, steps, needed, form))
+        if refused:
+            self.remarks.append(f"quantised and split bases do without feedback_form={form}; left out")
         return found
 
     def _process_row(
@@ -258,13 +260,14 @@ class _Planner:
         weights: Weights,
         bits: int | None,
         steps: dict[str, Step],
+        needed: str | None,
         form: str,
     ) -> ProcessRow:
         split = self.processes, self.config.micro_batches
         held = sharding.holds(weights, self.optimizer.states, self.optimizer.momentary, *split)
         fitting = _Fitting(held, weights, self.config.micro_batches > 1)
-        own = steps[form].timeline
-        composes = None if bits else self.run.composes_from
+        own = steps[needed or form].timeline
+        composes = None if needed else self.run.composes_from
         return ProcessRow(
             base="as configured" if bits is None else f"{bits}-bit",
             sharding=name,
@@ -275,7 +278,7 @@ class _Planner:
             buffers=held.buffers,
             activations=own.peak(self.samples, share=0.0) + weights.dequantised,
             peak=fitting.peak(own, self.samples),
-            largest=fitting.largest(steps, form, composes, self.memory),
+            largest=fitting.largest(steps, needed or form, composes, self.memory),
             sent=sharding.sends(weights, *split),
         )
 

@@ -5,7 +5,8 @@ A row for each way. What is assumed of them, beside their libraries' defaults wi
 - DDP keeps gradients a second time, in the buckets that it exchanges.
 - FSDP2, as Accelerate sets it up: a block is a unit; two are whole at a time, the one that runs and the next.
   What stands outside of the blocks stays whole from the beginning to the end of a step. The feedback maps are
-  units of their own. Between micro-batches gradients are not exchanged, so they are whole in every process.
+  units of their own. Gradients are exchanged after every micro-batch.
+- Where weights are split the feedback runs token by token: composing it needs those of all blocks at once.
 - DeepSpeed in half precision trains on a copy in that precision, and keeps the float32 parameters with the
   optimiser's states. ZeRO-2 splits gradients and states, ZeRO-3 the parameters, too.
 """
@@ -58,12 +59,14 @@ class Sharding:
             processes, and that of micro-batches.
         sends: Bytes that a process sends in a step: of the weights, the processes and the micro-batches.
         bits: Bits of a quantised base that it can be used with.
+        splits_weights: Whether a process holds a share of the weights.
     """
 
     title: str
     holds: Callable[[Weights, float, float, int, int], Held]
     sends: Callable[[Weights, int, int], float]
     bits: tuple[int, ...]
+    splits_weights: bool = False
 
 
 def _whole(w: Weights, states: float, momentary: float, processes: int, micro_batches: int) -> Held:
@@ -74,8 +77,7 @@ def _whole(w: Weights, states: float, momentary: float, processes: int, micro_ba
 def _fsdp2(w: Weights, states: float, momentary: float, processes: int, micro_batches: int) -> Held:
     n = processes
     buffers = 0.0 if n == 1 else w.rest + 2 * w.unit
-    gradients = w.trained if micro_batches > 1 else w.trained / n
-    return Held(w.frozen / n, w.trained / n, gradients, states / n, buffers, momentary / n)
+    return Held(w.frozen / n, w.trained / n, w.trained / n, states / n, buffers, momentary / n)
 
 
 def _zero2(w: Weights, states: float, momentary: float, processes: int, micro_batches: int) -> Held:
@@ -112,8 +114,7 @@ def _gathers_all(w: Weights, trained: float) -> float:
 
 
 def _sends_shards(w: Weights, processes: int, micro_batches: int) -> float:
-    gathered = _gathers_all(w, w.trained) * micro_batches
-    return _reduced(gathered + w.trained, processes)
+    return _reduced((_gathers_all(w, w.trained) + w.trained) * micro_batches, processes)
 
 
 def _sends_low_shards(w: Weights, processes: int, micro_batches: int) -> float:
@@ -124,7 +125,7 @@ def _sends_low_shards(w: Weights, processes: int, micro_batches: int) -> float:
 #: Every way, in the order of the table. bitsandbytes' 8-bit weights cannot be split.
 SHARDINGS = {
     "none": Sharding("none", _whole, _sends_gradients, (8, 4)),
-    "fsdp2": Sharding("FSDP2", _fsdp2, _sends_shards, (4,)),
+    "fsdp2": Sharding("FSDP2", _fsdp2, _sends_shards, (4,), splits_weights=True),
     "zero2": Sharding("ZeRO-2", _zero2, _sends_halves, (8, 4)),
-    "zero3": Sharding("ZeRO-3", _zero3, _sends_low_shards, (4,)),
+    "zero3": Sharding("ZeRO-3", _zero3, _sends_low_shards, (4,), splits_weights=True),
 }
