@@ -98,7 +98,8 @@ def parameter_groups(
 
     Args:
         model: A wrapped model, maybe wrapped again by DDP or `torch.compile`, or any other module.
-        learning_rate: The rate that a new head or LoRA would take, such as 1e-3.
+        learning_rate: The rate that a new head or LoRA would take, such as 1e-3; for language models, whose
+            blocks have smaller inputs, a tenth of it (docs/rates.md).
         weight_decay: Of the parameters that get it.
         rates: Rates of single groups as they are, not scaled: `task_embedding`, `channel_transform`,
             `to_state`, `to_signal`, `lora`, `head` (`modules_to_save`), `adapter` (everything else).
