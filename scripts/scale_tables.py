@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from toast.planning.plan import plan
+from toast.planning.estimating import plan
 from toast.planning.printing import Sheet, generation_line, process_sheets, step_sheet
 from toast.training.config_files import load_config
 

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import toast
-from toast.planning.plan import Plan, plan
+from toast.planning.estimating import Plan, plan
 from toast.training.config_files import make_config
 from toast.training.preparing import checkpoint_activations
 

@@ -22,8 +22,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in the place of tables.")] = False,
 ) -> None:
     """Tell memory, operations and traffic of a run from its configuration alone; no weights, no data."""
+    from toast.planning.estimating import plan as make_plan
     from toast.planning.memory_size import parse_size
-    from toast.planning.plan import plan as make_plan
     from toast.planning.printing import print_plan
     from toast.training.config_files import load_config
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from toast.planning.estimating import Plan, ProcessRow
 from toast.planning.memory_size import unit_of
-from toast.planning.plan import Plan, ProcessRow
 from toast.planning.sharding import SHARDINGS
 from toast.training.trained_table import trained_table
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from toast.planning.weights import Weights
+from toast.planning.weight_sizes import Weights
 
 #: Elements that DeepSpeed holds at a time by default: `reduce_bucket_size`, `stage3_max_live_parameters` and
 #: `stage3_prefetch_bucket_size` (deepspeed.ai/docs/config-json).

@@ -17,7 +17,7 @@ from toast.families.anatomy import find_anatomy
 from toast.feedback import can_compose, composing_pays
 from toast.planning.empty_models import drop_memory, empty_backbone
 from toast.planning.flops import Flops
-from toast.planning.weights import places_of
+from toast.planning.weight_sizes import places_of
 from toast.reusing import first_pass
 from toast.steering import find_steering
 from toast.thread_state import running_pass

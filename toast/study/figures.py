@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from toast.files.atomic import beside
-from toast.study import plan
+from toast.study import design
 from toast.study.lines import pace, read_lines
 from toast.study.tables import Measured, measured
 from toast.training.run_config import RunConfig
 
-Value = Callable[[plan.Cell, Measured], Any]
+Value = Callable[[design.Cell, Measured], Any]
 
 
-def _seconds(cell: plan.Cell, row: Measured) -> float:
+def _seconds(cell: design.Cell, row: Measured) -> float:
     return float(statistics.median(pace(line) * line["steps"] for line in row.lines))
 
 
@@ -51,8 +51,8 @@ def draw(config: RunConfig, results: Path, suffix: str = ".png") -> list[Path]:
     measure = "accuracy" if config.task == "vision" else "perplexity"
     lines = [line for line in read_lines(results / f"{config.name}.jsonl") if line["evaluation"] is None]
     drawn = []
-    for task in dict.fromkeys(cell.task for cell in plan.cells(config)):
-        cells = [cell for cell in plan.cells(config) if cell.task == task]
+    for task in dict.fromkeys(cell.task for cell in design.cells(config)):
+        cells = [cell for cell in design.cells(config) if cell.task == task]
         held = [(cell, measured(config, lines, cell, results)) for cell in cells]
         names = list(dict.fromkeys(row.row for _, rows in held for row in rows))
         if not names:
@@ -70,7 +70,7 @@ def draw(config: RunConfig, results: Path, suffix: str = ".png") -> list[Path]:
                 _line(
                     axis, [(c, r) for c, rows in held for r in rows if r.row == each], value, measure, number
                 )
-            label = plan.curve_name(next(iter(study.curve))) if name == "curve" else name
+            label = design.curve_name(next(iter(study.curve))) if name == "curve" else name
             axis.set(xlabel=label, ylabel=measure)
             _scale(axis)
             axis.grid(alpha=0.3)
@@ -84,7 +84,9 @@ def draw(config: RunConfig, results: Path, suffix: str = ".png") -> list[Path]:
     return drawn
 
 
-def _line(axis: Any, held: list[tuple[plan.Cell, Measured]], value: Value, measure: str, number: int) -> None:
+def _line(
+    axis: Any, held: list[tuple[design.Cell, Measured]], value: Value, measure: str, number: int
+) -> None:
     """Draws a row: its points, joined, with the standard deviation over the seeds."""
     x = [value(cell, row) for cell, row in held]
     seeds = [row.values(measure) for _, row in held]

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 import toast
-from toast.study import plan
+from toast.study import design
 from toast.study.lines import Line, append_line, key_of, pictures_path, read_lines, write_pictures
 from toast.training import run_folder
 from toast.training.measuring import measure
@@ -50,11 +50,11 @@ def run_study(
         Interrupted: If a signal came; call it again to go on.
     """
     console = console or Console(soft_wrap=True)
-    cells = plan.cells(config)
+    cells = design.cells(config)
     cells.sort(
-        key=lambda cell: plan.searched(config, cell) != cell
+        key=lambda cell: design.searched(config, cell) != cell
     )  # what the others' settings come from first
-    pairs = [(row, cell) for cell in cells for row in plan.rows(config, tuple(only))]
+    pairs = [(row, cell) for cell in cells for row in design.rows(config, tuple(only))]
     study = Study(config, results, console)
     for row, cell in pairs:
         study.check(row, cell)
@@ -94,16 +94,16 @@ class Study:
         self.lines = {key_of(line): line for line in read_lines(self.path)}
         self.added = 0
 
-    def check(self, row: Row, cell: plan.Cell) -> None:
+    def check(self, row: Row, cell: design.Cell) -> None:
         """Makes every configuration of a row, and compares the lines that it has.
 
         Raises:
             ValueError: If a setting does not fit, or the lines are of other settings.
         """
-        sweep, inside = plan.sweep_of(self.config, cell), plan.in_cell(row, cell)
+        sweep, inside = design.sweep_of(self.config, cell), design.in_cell(row, cell)
         for point in row.points():
             make_final(sweep, inside, point, 0)
-        wanted = plan.digest(self.config, row, cell)
+        wanted = design.digest(self.config, row, cell)
         for line in self.of(row, cell):
             if line["settings"] != wanted:
                 raise ValueError(
@@ -111,7 +111,7 @@ class Study:
                     "choose another name=…."
                 )
 
-    def of(self, row: Row, cell: plan.Cell) -> list[Line]:
+    def of(self, row: Row, cell: design.Cell) -> list[Line]:
         """Returns the lines of a row in a cell."""
         return [
             line
@@ -119,26 +119,26 @@ class Study:
             if (line["row"], line["task"], line["point"]) == (row.name, cell.task, cell.point)
         ]
 
-    def missing(self, row: Row, cell: plan.Cell) -> list[int]:
+    def missing(self, row: Row, cell: design.Cell) -> list[int]:
         """Returns the seeds that miss a line: that of the run, or of an evaluation."""
         has = {(line["seed"], line["evaluation"]) for line in self.of(row, cell)}
         wanted = (None, *self.study.evaluations)
         return [seed for seed in range(self.sweep.seeds) if any((seed, each) not in has for each in wanted)]
 
-    def do(self, row: Row, cell: plan.Cell) -> None:
+    def do(self, row: Row, cell: design.Cell) -> None:
         """Runs what a row misses in a cell."""
         wanted = self.missing(row, cell)
         if not wanted:
             return
-        if (start := plan.starts(row)) is not None:
-            pretune(plan.sweep_of(self.config, cell), start)
+        if (start := design.starts(row)) is not None:
+            pretune(design.sweep_of(self.config, cell), start)
         chosen = self.chosen(row, cell)
-        sweep, inside = plan.sweep_of(self.config, cell), plan.in_cell(row, cell)
+        sweep, inside = design.sweep_of(self.config, cell), design.in_cell(row, cell)
         for seed in wanted:
             final = make_final(sweep, inside, chosen["chosen"], seed)
             line = chosen | {
                 "study": self.config.name, "task": cell.task, "row": row.name, "point": cell.point,
-                "seed": seed, "evaluation": None, "settings": plan.digest(self.config, row, cell),
+                "seed": seed, "evaluation": None, "settings": design.digest(self.config, row, cell),
             }  # fmt: skip
             if key_of(line) not in self.lines:
                 self.add(
@@ -150,14 +150,14 @@ class Study:
                 if key_of(again) not in self.lines:
                     self.evaluate(again, final, settings)
 
-    def chosen(self, row: Row, cell: plan.Cell) -> Line:
+    def chosen(self, row: Row, cell: design.Cell) -> Line:
         """Returns what the validation split has chosen, from a line or by the grid."""
-        at = plan.searched(self.config, cell)
+        at = design.searched(self.config, cell)
         known = self.of(row, at) + self.of(row, cell)
         if known:
             return {name: known[0][name] for name in ("chosen", "select_by", "validation")}
-        choice = choose(plan.sweep_of(self.config, at), plan.in_cell(row, at))
-        for each in (plan.sweep_of(self.config, at).folder / "search" / row.name).glob(
+        choice = choose(design.sweep_of(self.config, at), design.in_cell(row, at))
+        for each in (design.sweep_of(self.config, at).folder / "search" / row.name).glob(
             f"*/{run_folder.CHECKPOINTS}"
         ):
             shutil.rmtree(each)

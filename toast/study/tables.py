@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from toast.study import plan
+from toast.study import design
 from toast.study.lines import Line, OfPictures, pace, read_lines, read_pictures
 from toast.study.statistics import (
     Array,
@@ -57,10 +57,10 @@ class Measured:
         return np.stack([each.attention for each in self.pictures]).astype(float)
 
 
-def measured(config: RunConfig, lines: Sequence[Line], cell: plan.Cell, results: Path) -> list[Measured]:
+def measured(config: RunConfig, lines: Sequence[Line], cell: design.Cell, results: Path) -> list[Measured]:
     """Returns the rows of a cell that have lines, in the file's order."""
     found = []
-    for row in plan.rows(config):
+    for row in design.rows(config):
         own = [
             line
             for line in lines
@@ -105,7 +105,7 @@ def _spread(name: str, digits: int = 3) -> Callable[[Measured], str]:
 
 def _chosen(row: Measured) -> str:
     chosen = row.lines[0]["chosen"]
-    return ", ".join(f"{plan.curve_name(key)} {value}" for key, value in chosen.items())
+    return ", ".join(f"{design.curve_name(key)} {value}" for key, value in chosen.items())
 
 
 #: Columns of the main table; one that says nothing of any row is left out.
@@ -147,7 +147,7 @@ def _signed(difference: Difference | None) -> str:
     return f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
 
 
-def curve_table(cells: Sequence[plan.Cell], held: Sequence[list[Measured]], measure: str) -> str:
+def curve_table(cells: Sequence[design.Cell], held: Sequence[list[Measured]], measure: str) -> str:
     """Returns a measure of every row at every value of the curve; empty if nothing has it."""
     names = list(dict.fromkeys(row.row for rows in held for row in rows))
     show = _spread(measure)
@@ -206,9 +206,9 @@ def page(config: RunConfig, results: Path) -> str:
     lines = read_lines(path)
     if not lines:
         raise ValueError(f"{path} holds no lines yet; run the study first.")
-    cells = plan.cells(config)
+    cells = design.cells(config)
     assert study is not None
-    reference = study.reference or plan.rows(config)[0].name
+    reference = study.reference or design.rows(config)[0].name
     parts = [f"# {config.name}\n"]
     for evaluation in (None, *study.evaluations):
         own = [line for line in lines if line["evaluation"] == evaluation]
@@ -223,7 +223,7 @@ def page(config: RunConfig, results: Path) -> str:
 
 
 def _curves(
-    curve: dict[str, Any], cells: Sequence[plan.Cell], held: dict[str, list[Measured]], title: str
+    curve: dict[str, Any], cells: Sequence[design.Cell], held: dict[str, list[Measured]], title: str
 ) -> list[str]:
     parts = []
     for setting in curve:
@@ -232,5 +232,5 @@ def _curves(
             for measure in ("accuracy", ATTENTION, "perplexity"):
                 if table := curve_table(along, [held[cell.name] for cell in along], measure):
                     shown = measure.replace("_", " ")
-                    parts += [f"## {task}{title}: {shown} by {plan.curve_name(setting)}\n", table]
+                    parts += [f"## {task}{title}: {shown} by {design.curve_name(setting)}\n", table]
     return parts

@@ -16,11 +16,11 @@ from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from toast.cli import app
+from toast.planning.estimating import Plan, plan
 from toast.planning.memory_size import parse_size
-from toast.planning.plan import Plan, plan
 from toast.planning.sharding import SHARDINGS
 from toast.planning.stepping import EmptyRun
-from toast.planning.weights import Weights
+from toast.planning.weight_sizes import Weights
 from toast.training.config_files import make_config, to_yaml
 from toast.training.run_config import RunConfig
 

@@ -9,7 +9,7 @@ from toast.config import ToastConfig
 from toast.planning.empty_models import CLASSES
 from toast.planning.sharding import SHARDINGS, Held, Sharding
 from toast.planning.stepping import EmptyRun, Step, precision_of
-from toast.planning.weights import Weights, weigh
+from toast.planning.weight_sizes import Weights, weigh
 from toast.training.allocations import Timeline
 from toast.training.memory import optimizer_memory
 from toast.training.method_config import MethodConfig
