@@ -87,6 +87,7 @@ COMMANDS = [
     "tune {places}/stage.yaml method=toast-lite method.start={places}/runs/generic name=run",
     "tune {places}/stage.yaml method=lora name=lora",
     "evaluate {places}/runs/run",
+    "plan {places}/stage.yaml",
     "sweep configs/offline/demo-sweep.yaml --dry-run",
     "report {places}/runs/run --out {places}/report.html --pictures 1",
     "visualize {places}/runs/run {places}/pictures/test/class0/000.png --out {places}/maps",

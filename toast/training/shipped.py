@@ -22,7 +22,7 @@ def shipped_folder() -> Path:
 
 def find_config(path: Path) -> Path:
     """Returns the path itself if it exists, else what is shipped as `configs/…`, if there is such a thing."""
-    if path.exists() or path.parts[:1] != (CONFIGS,):
+    if path.exists() or path.parts[:1] != (CONFIGS,) or len(path.parts) == 1:
         return path
     shipped = shipped_folder().joinpath(*path.parts[1:])
     return shipped if shipped.exists() else path
