@@ -23,8 +23,8 @@ COMMANDS = [
     "pretune", "report", "sweep", "tune", "visualize",
 ]  # fmt: skip
 CORE = [
-    "test_registration.py", "test_starting.py", "test_cli.py", "test_steering.py", "test_generation.py",
-    "test_peft_surface.py", "test_importing.py", "test_compile.py", "visual/test_visualizing.py",
+    "test_registration.py", "test_starting.py", "test_cli.py", "test_steering.py", "generation/test_generate.py",
+    "test_peft_surface.py", "official/test_importing.py", "test_compile.py", "visual/test_visualizing.py",
 ]  # fmt: skip
 
 
