@@ -20,11 +20,12 @@ ROOT = Path(__file__).parent.parent
 EXTRAS = ("train", "visual", "demo", "dev")
 COMMANDS = [
     "", "benchmark", "compare", "configs", "demo", "evaluate", "families", "generate", "import-official",
-    "pretune", "report", "sweep", "tune", "visualize",
+    "plan", "pretune", "report", "sweep", "tune", "visualize",
 ]  # fmt: skip
 CORE = [
-    "test_registration.py", "test_starting.py", "test_cli.py", "test_steering.py", "generation/test_generate.py",
-    "test_peft_surface.py", "official/test_importing.py", "test_compile.py", "visual/test_visualizing.py",
+    "test_registration.py", "test_starting.py", "test_cli.py", "test_steering.py", "test_peft_surface.py",
+    "generation/test_generate.py", "official/test_importing.py", "test_compile.py",
+    "visual/test_visualizing.py",
 ]  # fmt: skip
 
 
