@@ -60,8 +60,8 @@ def _forwards(
 def forward(size: Size, names: list[str], batch: int, rounds: int) -> dict[str, Ratio]:
     """Times a forward pass without gradients, against the plain model."""
     images = size.images(batch)
+    contenders = _forwards(visions(size), names, lambda model: model.eval()(images))
     with torch.inference_mode(), size.place.autocast():
-        contenders = _forwards(visions(size), names, lambda model: model.eval()(images))
         return in_turns(contenders, "plain", rounds, device=size.place.device)
 
 
@@ -193,16 +193,16 @@ def waits(size: Size, names: list[str], batch: int) -> dict[str, Ratio]:
 def decode(size: Size, names: list[str], rounds: int) -> dict[str, Ratio]:
     """Compares tokens per second of greedy decoding, batch 1, after a prompt of as many tokens."""
     prompt = size.text(size.prompt)
+    runs = _forwards(languages(size), names, lambda model: continued(model, prompt, size.prompt))
     with torch.inference_mode(), size.place.autocast():
-        runs = _forwards(languages(size), names, lambda model: continued(model, prompt, size.prompt))
         return in_turns(runs, "plain", rounds, higher_is_better=True, device=size.place.device)
 
 
 def prefill(size: Size, names: list[str], rounds: int) -> dict[str, Ratio]:
     """Times the first step of decoding after a long prompt, against the plain model."""
     prompt = size.text(size.prefill)
+    runs = _forwards(languages(size), names, lambda model: continued(model, prompt, 1))
     with torch.inference_mode(), size.place.autocast():
-        runs = _forwards(languages(size), names, lambda model: continued(model, prompt, 1))
         return in_turns(runs, "plain", rounds, device=size.place.device)
 
 
