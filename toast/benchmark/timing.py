@@ -205,7 +205,7 @@ def counted_flops(run: Callable[[], object]) -> int:
     """
     counter = FlopCounterMode(display=False)
     # Its own hooks the gradients of every module's inputs, which inference mode has none of.
-    counter.mod_tracker = _WholeModel()
+    counter.mod_tracker = _WholeModel()  # type: ignore[assignment]
     with (
         torch.compiler.set_stance("force_eager"),  # what is compiled hides its products
         sdpa_kernel(SDPBackend.MATH),
