@@ -14,6 +14,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from toast.commands.noise import silence
+
 #: Errors of what a user gave or of the machine; any other is a fault of the program and keeps its traceback.
 _OF_THE_USER = (ValueError, OSError, ImportError, EOFError, MemoryError)
 #: Likewise, by name: their libraries take long to import, and a command may not need them.
@@ -79,6 +81,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
+        silence()
         with reported(is_debugging(ctx)):
             return super().invoke(ctx)
 
@@ -88,5 +91,6 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
+        silence()
         with reported(is_debugging(ctx)):
             return super().invoke(ctx)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from toast.visual import measures, targets
-from toast.visual.attention_maps import AttentionMaps, Method
+from toast.visual.attention_maps import AttentionMaps
 from toast.visual.grids import Map, Maps
+from toast.visual.methods import Method
 
 #: Label of a picture whose class is not known.
 UNKNOWN = -100

@@ -8,9 +8,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from toast.visual.attention_maps import METHODS
 from toast.visual.grids import Map, Pair
 from toast.visual.looks import Look
+from toast.visual.methods import METHODS
 
 Kind = Literal["input", "frozen", "selection", "signal", "attention", "difference"]
 #: All panels in order, and the few of a page.
