@@ -25,6 +25,10 @@ ACCURACY, ON_TARGET, POINTING, ENTROPY = "accuracy", "on_target", "pointing", "e
 TOTAL_VARIATION, JENSEN_SHANNON = "total_variation", "jensen_shannon"
 
 
+#: Least share of the attention that has to go elsewhere for a title to say that it did.
+MOVED = 0.05
+
+
 @dataclass(frozen=True)
 class Look:
     """Where a model looks in one picture.
@@ -93,6 +97,11 @@ class Look:
     def moved(self) -> float | None:
         """Share of the attention that went elsewhere, total variation, 0 to 1."""
         return self.measures.get(TOTAL_VARIATION)
+
+    @property
+    def stayed(self) -> bool:
+        """Whether the attention is where the frozen model's is, but for less than `MOVED` of it."""
+        return self.moved is not None and self.moved < MOVED
 
     @property
     def difference(self) -> Map | None:
