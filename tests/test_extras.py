@@ -21,7 +21,7 @@ NAMES = {"PIL": "pillow", "yaml": "pyyaml", "lm_eval": "lm-eval"}
 #: What dependencies bring along.
 BROUGHT = {"huggingface_hub", "tokenizers", "torchvision", "numpy"}
 #: Asked for by their users, or by messages that name the library itself.
-OPTIONAL = {"bitsandbytes", "deepspeed", "pandas", "pyarrow", "scipy", "torchao", "trl"}
+OPTIONAL = {"bitsandbytes", "deepspeed", "pandas", "pyarrow", "scipy", "torchao"}
 
 
 def libraries(extra: str | None = None) -> set[str]:
