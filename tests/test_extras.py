@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 #: Libraries whose modules have another name.
 NAMES = {"PIL": "pillow", "yaml": "pyyaml", "lm_eval": "lm-eval"}
 #: What dependencies bring along.
-BROUGHT = {"huggingface_hub", "tokenizers", "torchvision", "numpy"}
+BROUGHT = {"huggingface_hub", "numpy", "tokenizers", "torchvision", "tqdm"}
 #: Asked for by their users, or by messages that name the library itself.
 OPTIONAL = {"bitsandbytes", "deepspeed", "pandas", "pyarrow", "scipy", "torchao"}
 

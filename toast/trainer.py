@@ -40,7 +40,7 @@ class PretrainingTrainer(Trainer):
     ) -> Any:
         """Returns the loss of a batch; in evaluation mode that of the task alone, with outputs if wanted."""
         inputs, loss_of = dict(inputs), self.task_loss
-        labels = None if loss_of is None else inputs.pop("labels")
+        labels: Any = None if loss_of is None else inputs.pop("labels")
 
         def task_loss(outputs: Any) -> Any:
             return outputs.loss if loss_of is None else loss_of(outputs, labels)

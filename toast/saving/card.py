@@ -31,6 +31,7 @@ backbone = {backbone}
 adapter = "."  # this folder, or the name of its repository on the Hub
 model = PeftModel.from_pretrained(backbone, adapter).eval()
 ```
+
 """
 _TEXT = """---
 {{}}
