@@ -121,4 +121,5 @@ def _base(model: nn.Module) -> _Base:
     name, file = settings.get("hf_hub_id"), settings.get("file")
     place = f"hf-hub:{name}" if name else f"local-dir:{file}" if file else None
     code = f"timm.create_model({place!r}, pretrained=True, num_classes={getattr(model, 'num_classes', None)})"
-    return _Base("timm", "import timm", code if place else _UNKNOWN, name)
+    library = "timm" if type(model).__module__.startswith("timm.") else "torch"
+    return _Base(library, f"import {library}", code if place else _UNKNOWN, name)
