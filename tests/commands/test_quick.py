@@ -27,7 +27,7 @@ MISTAKES = (
     (["visualize", "empty", "--format", "bmp"], "formats: needs some of png"),
     (["compare", "empty", "no"], "empty is neither a run's folder"),
     (["generate", "empty", "hello"], "empty has no config.json"),
-    (["import-official", "no.pth", "out"], "'no.pth' does not exist"),
+    (["import-official", "no.pth", "out"], "no.pth does not exist"),
     (["benchmark", "--only", "no"], "only: needs some of forward"),
     (["demo", "--out", "run.yaml"], "out: run.yaml is a file"),
 )

@@ -11,9 +11,7 @@ import typer
 def import_official(
     source: Annotated[
         Path,
-        typer.Argument(
-            metavar="IN", exists=True, help="Official checkpoint: file, index of shards, or folder."
-        ),
+        typer.Argument(metavar="IN", help="Official checkpoint: file, index of shards, or folder."),
     ],
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder for the adapter; must not hold one yet.")
@@ -27,6 +25,8 @@ def import_official(
     ] = None,
 ) -> None:
     """Write an official TOAST checkpoint as an adapter folder for PEFT. Needs no backbone."""
+    if not source.exists():
+        raise ValueError(f"{source} does not exist.")
     from toast.official.importing import convert
 
     done = convert(source, out, head, kind)
