@@ -17,6 +17,9 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 suppress_warnings = ["myst.header"]  # CHANGELOG.md and notebooks step over levels
 exclude_patterns = ["conf.py"]
 
+smartquotes = False  # messages and options stand as they are typed
+python_maximum_signature_line_length = 90
+
 html_theme = "furo"
 html_title = f"toast {release}"
 html_static_path = ["site.css"]
@@ -29,8 +32,7 @@ myst_heading_anchors = 3
 
 default_role = "code"  # docstrings are written with single backticks
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # as they stand in the signature
-autodoc_default_options: dict[str, Any] = {}
+autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False

@@ -142,7 +142,7 @@ def errors() -> str:
                 found[places[inside[0]]].setdefault(*match.groups())
     parts = []
     for area, messages in found.items():
-        rows = sorted((problem.rstrip("… ;.:"), remedy) for problem, remedy in messages.items())
+        rows = sorted((problem.rstrip(" ;.:"), remedy) for problem, remedy in messages.items())
         if rows:
             parts.append(f"## {area}\n\n" + _table(("message", "what to do"), rows))
     return "\n\n".join(parts)

@@ -69,7 +69,9 @@ def test_blocks_name_commands_and_functions_that_there_are(page: str) -> None:
         elif language == "bash":
             for line in lines(code):
                 if line.startswith("toast "):
-                    check_command(line.replace("|", " ").replace("[", " ").replace("]...", " ").replace("]", " "))
+                    check_command(
+                        line.replace("|", " ").replace("[", " ").replace("]...", " ").replace("]", " ")
+                    )
 
 
 def check_command(line: str) -> None:
@@ -91,7 +93,9 @@ def test_links_lead_to_pages() -> None:
     texts = pages()
     sources = set(texts)
     assert {place(source) for source in sources} >= {"contributing.md", "notebooks/01_wrap_a_vit.md"}
-    adapted = adapt("[a](../notebooks/01_wrap_a_vit.ipynb) [b](../toast/cli.py) [c](rates.md#x)", "docs/a.md", sources)
+    adapted = adapt(
+        "[a](../notebooks/01_wrap_a_vit.ipynb) [b](../toast/cli.py) [c](rates.md#x)", "docs/a.md", sources
+    )
     assert adapted == "[a](notebooks/01_wrap_a_vit.md) b (`toast/cli.py`) [c](rates.md#x)"
     assert adapt("[d](design.md)", "notebooks/README.md", sources) == "[d](design.md)"  # Sphinx complains
 
