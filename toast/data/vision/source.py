@@ -109,6 +109,13 @@ class VisionSource(ABC):
         """Returns a picture's file; None where pictures are none of their own."""
         return None
 
+    def sample_name(self, index: int) -> str:
+        """Returns what a picture is called; it is opened where its source cannot tell otherwise."""
+        try:
+            return self[index].name
+        except BadSample as bad:
+            return bad.name
+
     def subset(self, indices: Iterable[int]) -> VisionSource:
         """Returns some of the pictures, in the given order.
 
@@ -155,3 +162,7 @@ class Subset(VisionSource):
     def file(self, index: int) -> Path | None:
         """See `VisionSource.file`."""
         return self.parent.file(self.indices[index])
+
+    def sample_name(self, index: int) -> str:
+        """See `VisionSource.sample_name`."""
+        return self.parent.sample_name(self.indices[index])
