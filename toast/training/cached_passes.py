@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from toast.data.vision.dataset import IGNORED
 from toast.training.accelerating import loads_in_main
+from toast.training.answer_kinds import IGNORED
 from toast.training.frozen_features import Computer, build, settings_of, weights_of, why_not
 from toast.training.preparing import Prepared, Stage
 from toast.training.run_config import RunConfig
@@ -51,7 +51,9 @@ class Stored:
         view = epoch % self.views
         rows = [view * self.count + index for index in batch["index"].tolist()]
         if self.store.unread:
-            counted = batch["labels"] != IGNORED  # one that is not stands in for a batch without a sample
+            # One that does not count stands in for a batch without a sample; others of a batch do.
+            labels = batch["labels"]
+            counted = ~labels.isnan().any(-1) if labels.is_floating_point() else labels != IGNORED
             late = [row for row, counts in zip(rows, counted.tolist(), strict=True) if counts]
             late = sorted(self.store.unread.intersection(late))
             if late:

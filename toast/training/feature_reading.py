@@ -29,6 +29,7 @@ from toast.training.cached_passes import Stored, place_of, stored_first_pass
 from toast.training.config_files import load_config
 from toast.training.finite import sample_name
 from toast.training.frozen_features import build
+from toast.training.many_heads import Heads
 from toast.training.methods import Tuned, apply_method, load_method
 from toast.training.objective import Objective
 from toast.training.preparing import Prepared, active_module, open_all
@@ -207,8 +208,9 @@ class _Selecting(Observer):
 
 def _open(place: Path, config: RunConfig) -> Prepared:
     """Opens a run's model, or that of a configuration as it starts, and the data."""
-    backbone, splits = open_all(config)
-    trained = place / run_folder.ADAPTER
+    trained, recorded = place / run_folder.ADAPTER, place / run_folder.LABELS
+    record = run_folder.read_labels(recorded, True) if config.heads and recorded.is_file() else None
+    backbone, splits = open_all(config, record=record)
     name, _ = head_of(backbone.model)
     if trained.is_dir():
         model = load_method(backbone, config, trained)
@@ -217,7 +219,7 @@ def _open(place: Path, config: RunConfig) -> Prepared:
     else:
         model = apply_method(backbone, config, "tune").model
     head = active_module(model, name)
-    objective = Objective(model, backbone, config.task, "tune", head)
+    objective = Objective(model, backbone, splits.answers, "tune", head)
     return Prepared(backbone, splits, Tuned(model, {}, name), head, objective)
 
 
@@ -245,8 +247,11 @@ def _labels(
     prepared: Prepared, data: Any, rows: Sequence[int]
 ) -> tuple[dict[str, Sequence[Any]], dict[str, Any]]:
     """Returns the columns of labels of some samples, and what has to be known of them."""
-    source = getattr(data, "source", None)
+    source, answers = getattr(data, "source", None), prepared.splits.answers
+    if isinstance(answers, Heads):
+        columns = {name for head in answers.targets.values() for name in head.config.columns or [head.name]}
+        fields = data.source.fields.subset(rows).columns
+        return {name: fields[name] for name in sorted(columns)}, {"heads": answers.record()}
     if source is None:
         return {}, {}
-    classes = prepared.splits.classes
-    return {"label": [source.labels[row] for row in rows]}, {"classes": list(classes)}
+    return {"label": [source.labels[row] for row in rows]}, {"classes": list(prepared.splits.classes)}

@@ -107,5 +107,5 @@ def listed(names: Sequence[str]) -> str:
 
 def sample_name(data: Any, index: int) -> str:
     """Returns what a sample of a split is called: a picture's name, or the number of a row of text."""
-    source = getattr(data, "source", None)
-    return f"row {index}" if source is None else str(source.sample_name(index))
+    name_of = getattr(getattr(data, "source", None), "sample_name", "row {}".format)
+    return str(name_of(index))

@@ -9,10 +9,12 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from toast.evaluation.choosing import CHOOSING
 from toast.training.format_config import FormatConfig, refuse_unanswered
+from toast.training.head_config import HeadConfig
 from toast.training.method_config import MethodConfig
 from toast.training.method_table import names_of
 from toast.training.setting_types import SECTION, Integer, Name, Number, Positive, Share, as_precision
 from toast.training.sweep_config import StudyConfig, SweepConfig
+from toast.training.target_kinds import measures_of
 
 
 class _Section(BaseModel):
@@ -216,6 +218,8 @@ class RunConfig(_Section):
     Args:
         name: Name of the run; its folder is `out/name`.
         task: `vision` or `language`.
+        heads: Targets by name, instead of one label a picture or of the next token: classes, numbers, several
+            labels. Of text, the model is then a classifier (`AutoModelForSequenceClassification`).
         stage: `pretune` or `tune`, if the file is for one of them only.
         out: Folder of run folders.
         epochs: Passes over the training split; not with `steps`.
@@ -241,6 +245,7 @@ class RunConfig(_Section):
     out: Path = Path("runs")
     model: ModelConfig
     data: DataConfig
+    heads: dict[Name, HeadConfig] = {}
     augment: AugmentConfig = AugmentConfig()
     method: MethodConfig = MethodConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -284,6 +289,7 @@ class RunConfig(_Section):
             raise ValueError("evaluation.corruption, evaluation.corruptions: needs at most one of the two")
         if held_out.format is not None:
             refuse_unanswered(self.task, self.data.source, self.data.packing, self.method.name)
+        self._heads_fit()
         self._chooses_well()
         if self.batch_size % self.micro_batches:
             raise ValueError(
@@ -298,8 +304,24 @@ class RunConfig(_Section):
                 )
         return self
 
+    def _heads_fit(self) -> None:
+        dotted = [name for name in self.heads if "." in name]
+        if dotted:
+            raise ValueError(f"heads: needs names without a dot, which figures have; got {dotted[0]!r}")
+        if self.heads and self.study is not None:
+            raise ValueError("study: compares classifiers and language models, without heads")
+        if self.heads and self.task == "language":
+            if self.evaluation.format is not None:
+                raise ValueError("evaluation.format: a model with heads generates no answers")
+            if self.data.packing != "none":
+                raise ValueError("data.packing: with heads a row is one text; needs none")
+            if not self.method.row.classifies_text:
+                able = names_of(lambda row: row.classifies_text)
+                raise ValueError(f"method: {self.method.name} is not offered for heads on text; needs {able}")
+
     def _chooses_well(self) -> None:
-        best, known = self.checkpoint.best, CHOOSING[self.task]
+        best = self.checkpoint.best
+        known = measures_of(self.heads) if self.heads else CHOOSING[self.task]
         if best is None:
             return
         if best not in known:

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from toast.data.fields import Fields
+
 Box = tuple[float, float, float, float]
 """A place as x0, y0, x1, y1 in pixels of the picture as it is shown, turned upright; the ends exclusive."""
 
@@ -60,7 +62,12 @@ class VisionSource(ABC):
         classes: Names of the classes, in the order of the labels.
         labels: Label of every picture, known without opening any.
         remarks: What is unusual about the data, but does not stop a run.
+
+    Attributes:
+        fields: What else is known of every picture, by name: targets of heads; None if nothing is.
     """
+
+    fields: Fields | None = None
 
     def __init__(
         self, name: str, classes: Sequence[str], labels: Iterable[int], remarks: Sequence[str] = ()
@@ -147,6 +154,7 @@ class Subset(VisionSource):
             )
         labels = (parent.labels[index] for index in self.indices)
         super().__init__(parent.name, parent.classes, labels, parent.remarks)
+        self.fields = None if parent.fields is None else parent.fields.subset(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
         return self.parent[self.indices[index]]
