@@ -268,6 +268,21 @@ class RunConfig(_Section):
     on_nonfinite: Literal["stop", "skip"] = "stop"
     reconstruction_weight: Annotated[Number, Field(ge=0)] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known_heads(cls, given: Any) -> Any:
+        """Names a head that a setting on top spells otherwise: it has that setting alone."""
+        heads = given.get("heads") if isinstance(given, dict) else None
+        if isinstance(heads, dict):
+            known = [name for name, head in heads.items() if isinstance(head, dict) and "kind" in head]
+            unknown = [n for n, head in heads.items() if isinstance(head, dict) and "kind" not in head]
+            if unknown:
+                raise ValueError(
+                    f"heads.{unknown[0]}: there is no head of this name; there are "
+                    f"{', '.join(known) or 'none'}. A new one needs kind: classes, regression or multilabel"
+                )
+        return given
+
     @property
     def folder(self) -> Path:
         """The run's folder."""
