@@ -328,6 +328,8 @@ class RunConfig(_Section):
         if self.heads and self.task == "language":
             if self.evaluation.format is not None:
                 raise ValueError("evaluation.format: a model with heads generates no answers")
+            if self.data.streaming:
+                raise ValueError("data.streaming: with heads all texts are read at once; needs false")
             if self.data.packing != "none":
                 raise ValueError("data.packing: with heads a row is one text; needs none")
             if not self.method.row.classifies_text:
