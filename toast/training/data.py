@@ -69,9 +69,10 @@ def vision_sources(config: RunConfig) -> dict[str, Any]:
     def opened(split: str) -> Any:
         source = vision.open_vision(data.source, root=data.root, name=data.name, split=split, **data.options)
         if not (source.classes or config.heads):
+            columns = ", ".join(() if source.fields is None else source.fields.columns)
             raise ValueError(
-                f"data.source: {source.name} has columns of targets, {', '.join(source.fields.columns)}, and "
-                "no classes; needs heads, such as heads.NAME.kind=regression."
+                f"data.source: {source.name} has columns of targets, {columns}, and no classes; needs heads, "
+                "such as heads.NAME.kind=regression."
             )
         source.remarks = vision.check(source, by_class=not config.heads)
         return source

@@ -107,7 +107,8 @@ class Loop:
         # What is drawn is a function of seed, step and process, so a resumed run draws the same.
         set_seed(hash((self.config.seed, step, accelerator.process_index)) % 2**32)
         set_rates(self.schedule, step)
-        share, answers = len(micro_batches) * accelerator.num_processes, self.batches.splits.answers
+        share = len(micro_batches) * accelerator.num_processes
+        answers = self.batches.splits.answers
         counted = torch.stack([answers.counted(batch["labels"]) for batch in micro_batches]).sum()
         count = accelerator.reduce(counted, "sum").clamp(min=1)
         parts: dict[str, Tensor] = {}
