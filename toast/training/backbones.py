@@ -45,7 +45,7 @@ def open_backbone(
 
     Args:
         config: The run's configuration.
-        classes: Outputs of the head; None for a language model's vocabulary.
+        classes: Outputs of the head; not of a language model without heads.
         empty: Leave the parameters on the meta device, for another process sends them.
         tokenizer: Language: whether the tokenizer is opened, too.
 
@@ -64,7 +64,10 @@ def open_backbone(
     if config.task == "language":
         if model.library != "transformers":
             raise ValueError(f"model.library: language models come from transformers; got {model.library!r}.")
-        return _language(model, tokenizer) if classes is None else _text_classifier(model, classes)
+        if config.heads:
+            assert classes is not None
+            return _text_classifier(model, classes)
+        return _language(model, tokenizer)
     assert classes is not None
     return _VISION[model.library](model, classes)
 
