@@ -44,6 +44,7 @@ _EXPORTS = {
     "run": "toast.training.run",
     "running_pass": "toast.thread_state",
     "save_adapter": "toast.saving.contents",
+    "select_weights": "toast.weight_selection",
     "trace": "toast.tracing",
     "unfuse": "toast.fusing",
     "visualize": "toast.visual.visualizing",
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     from toast.visual.text.looking import TextAttentionMaps as TextAttentionMaps
     from toast.visual.text.looking import look_at_text as look_at_text
     from toast.visual.visualizing import visualize as visualize
+    from toast.weight_selection import select_weights as select_weights
     from toast.wrapping import wrap as wrap
 
 
