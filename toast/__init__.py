@@ -25,6 +25,7 @@ _EXPORTS = {
     "ToastConfig": "toast.config",
     "ToastModel": "toast.model",
     "Trace": "toast.tracing",
+    "attend_to": "toast.attending",
     "calibrate": "toast.calibrating",
     "compare": "toast.visual.comparing",
     "first_pass": "toast.reusing",
@@ -55,6 +56,7 @@ _EXPORTS = {
 __all__ = [*sorted(_EXPORTS), "__version__"]
 
 if TYPE_CHECKING:
+    from toast.attending import attend_to as attend_to
     from toast.calibrating import calibrate as calibrate
     from toast.config import ToastConfig as ToastConfig
     from toast.families.table import register_family as register_family
