@@ -1,4 +1,4 @@
-"""Tests of the accelerator that is there; `TOAST_TEST_DEVICE=cpu pytest tests/accelerator` runs the same code."""
+"""Tests of the accelerator that is there; with `TOAST_TEST_DEVICE=cpu` the same code runs on the CPU."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def test_data_parallel(device: torch.device, kind: str) -> None:
 
 def test_peak_memory_of_a_step(device: torch.device) -> None:
     """TOAST keeps what LoRA does, and of its first pass nothing. On a CPU the models are tiny."""
-    size = SMALL if device.type == "cpu" else FULL
+    size, half = (SMALL, 1.05) if device.type == "cpu" else (FULL, 0.85)
     found = costs.memory(replace(size, place=Place(device)), ["TOAST", "TOAST, top half"], 16)
-    assert found["TOAST"].median < 1.25
-    assert found["TOAST, top half"].median < 1.05
+    assert found["TOAST"].median < 1.25  # `toast plan` says 1.14
+    assert found["TOAST, top half"].median < half  # and 0.71
