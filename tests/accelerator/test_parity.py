@@ -23,7 +23,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"feedback_form": "per_token", "steer_from": 1}),
     ("gpt2", {"lora_rank": 2}),
 ]
-LIMITS = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.01}
+LIMITS = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.005}
 FORMATS = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
