@@ -31,6 +31,7 @@ _EXPORTS = {
     "fuse": "toast.fusing",
     "given_first_pass": "toast.reusing",
     "import_official": "toast.official.importing",
+    "input_sizes": "toast.sizing",
     "load_official": "toast.official.models",
     "load_run": "toast.training.loaded",
     "look": "toast.visual.maps",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from toast.reusing import first_pass as first_pass
     from toast.reusing import given_first_pass as given_first_pass
     from toast.saving.contents import save_adapter as save_adapter
+    from toast.sizing import input_sizes as input_sizes
     from toast.stored_pass import FirstPass as FirstPass
     from toast.thread_state import running_pass as running_pass
     from toast.tracing import Trace as Trace

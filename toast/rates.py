@@ -9,17 +9,24 @@ widths.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 
 from toast.layer import ToastLayer
+from toast.steering import find_steering
+from toast.value import ToastValue
 
 #: Trained parameters by group and name.
 Groups = dict[str, dict[str, nn.Parameter]]
+
+#: All inputs as large as the features.
+NO_SIZES: Mapping[str, float] = MappingProxyType({})
 
 
 def _constant(parameter: Tensor) -> float:
@@ -79,6 +86,7 @@ def parameter_groups(
     weight_decay: float = 0.01,
     rates: Mapping[str, float] | None = None,
     scaled: bool = True,
+    input_sizes: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Returns the groups of an optimiser for all that is trained in a model, each at a rate that suits it.
 
@@ -96,14 +104,19 @@ def parameter_groups(
     the feedback off. `to_signal` and low-rank factors start at zero, where decay pulls towards the frozen
     model, so they get it.
 
+    What makes the signal of a block takes a step in proportion to the block's input, if `input_sizes` says
+    how small that is: full maps, and of low-rank factors the second, which starts at zero. Language models
+    need it, or a tenth of the rate. Rates are lowered by it, never raised.
+
     Args:
         model: A wrapped model, maybe wrapped again by DDP or `torch.compile`, or any other module.
-        learning_rate: The rate that a new head or LoRA would take, such as 1e-3; for language models, whose
-            blocks have smaller inputs, a tenth of it (docs/rates.md).
+        learning_rate: The rate that a new head or LoRA would take, such as 1e-3.
         weight_decay: Of the parameters that get it.
         rates: Rates of single groups as they are, not scaled: `task_embedding`, `channel_transform`,
             `to_state`, `to_signal`, `lora`, `head` (`modules_to_save`), `adapter` (everything else).
         scaled: Whether TOAST's groups are scaled.
+        input_sizes: What `toast.input_sizes` measured; None takes all blocks' inputs to be as large as the
+            features.
 
     Returns:
         Dictionaries with `params`, `lr`, `weight_decay` and `name`, for any optimiser of PyTorch's form. A
@@ -130,9 +143,18 @@ def parameter_groups(
             "parameter_groups needs a model with trained parameters; none of this one's requires a gradient. "
             "Wrap it with toast.wrap, or load its adapter with is_trainable=True."
         )
+    steering = find_steering(model)
+    if scaled and input_sizes is None and steering is not None and steering.family.kind == "decoder":
+        warnings.warn(
+            "parameter_groups: blocks of language models have small inputs, and the rates of a new head "
+            "diverge there. Pass input_sizes=toast.input_sizes(model, **batch), by which they are lowered; "
+            "or input_sizes={}, if the learning rate is low enough.",
+            stacklevel=2,
+        )
     return optimizer_groups(
-        model, groups, learning_rate, weight_decay=weight_decay, rates=rates or {}, scaled=scaled
-    )
+        model, groups, learning_rate, weight_decay=weight_decay, rates=rates or {}, scaled=scaled,
+        input_sizes=input_sizes or NO_SIZES,
+    )  # fmt: skip
 
 
 def trained_groups(model: nn.Module, named: Mapping[str, str] | None = None) -> Groups:
@@ -164,6 +186,7 @@ def optimizer_groups(
     weight_decay: float,
     rates: Mapping[str, float],
     scaled: bool = True,
+    input_sizes: Mapping[str, float] = NO_SIZES,
 ) -> list[dict[str, Any]]:
     """Returns the groups of an optimiser from what is trained by group; see `parameter_groups`.
 
@@ -171,6 +194,7 @@ def optimizer_groups(
         ValueError: If a number is out of its range, or `rates` names a group that is not trained.
     """
     _check(learning_rate, weight_decay, rates, groups)
+    shares = dict(_shares(model, input_sizes)) if scaled else {}
     identities = {id(parameter) for parameter in _identities(model)}
     found: dict[tuple[str, float, float], dict[str, Any]] = {}
     for group, parameters in groups.items():
@@ -178,7 +202,7 @@ def optimizer_groups(
         for parameter in parameters.values():
             rate = rates.get(group)
             if rate is None:
-                rate = learning_rate * scale.factor * scale.by(parameter)
+                rate = learning_rate * scale.factor * scale.by(parameter) * shares.get(id(parameter), 1.0)
             decay = weight_decay if parameter.ndim > 1 and id(parameter) not in identities else 0.0
             part = {"params": [], "lr": float(rate), "weight_decay": decay, "name": group}
             found.setdefault((group, float(rate), decay), part)["params"].append(parameter)
@@ -199,6 +223,29 @@ def _identities(model: nn.Module) -> Iterator[nn.Parameter]:
             for group, parameter in layer.groups(adapter):
                 if group in ("to_state", "channel_transform"):
                     yield parameter
+
+
+def _shares(model: nn.Module, input_sizes: Mapping[str, float]) -> Iterator[tuple[int, float]]:
+    """Yields, by id of a parameter that makes a signal, the share of its rate that the block's input allows.
+
+    Raises:
+        ValueError: If a size is no positive number, or of no block of the model.
+    """
+    units = {layer.unit.name for layer, _ in _adapters(model) if isinstance(layer, ToastValue)}
+    for name, size in input_sizes.items():
+        if name not in units:
+            raise ValueError(
+                f"input_sizes: {name!r} is no steered value projection of this model. Needs what "
+                "toast.input_sizes(model, inputs) returns for it."
+            )
+        if not _is_number(size) or not 0 < size < math.inf:
+            raise ValueError(f"input_sizes[{name!r}]: needs a number above 0; got {size!r}.")
+    for layer, adapter in _adapters(model):
+        if isinstance(layer, ToastValue):
+            share = min(1.0, input_sizes.get(layer.unit.name, 1.0))
+            for name, parameter in layer.toast_to_signal[adapter].named_parameters():
+                # The first factor starts at random: its step is one relative to itself.
+                yield id(parameter), 1.0 if "lora_A" in name else share
 
 
 def _check(

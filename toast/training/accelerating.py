@@ -14,6 +14,7 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     ProjectConfiguration,
     broadcast,
+    broadcast_object_list,
 )
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -77,14 +78,15 @@ def loads_in_main(accelerator: Accelerator) -> bool:
     return bool(plugin.cpu_ram_efficient_loading)
 
 
-def send_embeddings(accelerator: Accelerator, prepared: Prepared) -> None:
-    """Gives all processes the main one's task embeddings, whose length their rates follow from.
+def send_start(accelerator: Accelerator, prepared: Prepared) -> None:
+    """Gives all processes the main one's task embeddings and input sizes, which their rates follow from.
 
     Where the main process alone has read the weights, all others come with those of the backbone.
     """
     if loads_in_main(accelerator):
         for parameter in prepared.method.groups.get("task_embedding", {}).values():
             parameter.data.copy_(broadcast(parameter.data.to(accelerator.device)))
+        (prepared.input_sizes,) = broadcast_object_list([prepared.input_sizes])
 
 
 def shard_by_map(accelerator: Accelerator, prepared: Prepared) -> None:

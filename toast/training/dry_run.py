@@ -55,7 +55,9 @@ def dry_run(config: RunConfig, stage: Stage, console: Console | None = None) -> 
         for name, parameters in prepared.method.groups.items()
     }
     rates: dict[str, list[float]] = {name: [] for name in groups}
-    for part in rated_groups(prepared.method.model, prepared.method.groups, config.optimizer):
+    for part in rated_groups(
+        prepared.method.model, prepared.method.groups, config.optimizer, prepared.input_sizes
+    ):
         if part["lr"] not in rates[part["name"]]:  # its parts may differ in decay alone
             rates[part["name"]].append(part["lr"])
     total = config.steps or (config.epochs or 1) * order.steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
-from toast.rates import Groups, optimizer_groups
+from toast.rates import NO_SIZES, Groups, optimizer_groups
 from toast.training.run_config import OptimizerConfig
 
 #: In the names of optimisers whose steps do not have the size of the rate in every entry: they follow the
@@ -17,41 +18,51 @@ from toast.training.run_config import OptimizerConfig
 _OTHER_STEPS = ("sgd", "momentum", "nesterov", "lars", "larc", "lamb", "novograd", "muon")
 
 
-def rated_groups(model: nn.Module, groups: Groups, config: OptimizerConfig) -> list[dict[str, Any]]:
+def scales_rates(config: OptimizerConfig) -> bool:
+    """Returns whether rates follow from group, width and inputs, or all groups have the same one."""
+    if config.scaled is not None:
+        return config.scaled
+    return not any(kind in config.name.lower() for kind in _OTHER_STEPS)
+
+
+def rated_groups(
+    model: nn.Module, groups: Groups, config: OptimizerConfig, input_sizes: Mapping[str, float] = NO_SIZES
+) -> list[dict[str, Any]]:
     """Returns the optimiser's groups, each with `params`, `lr`, `weight_decay` and `name`.
 
     Args:
         model: What is trained.
         groups: What of it is trained.
         config: Optimiser, rates and decay.
+        input_sizes: What `toast.input_sizes` measured.
 
     Raises:
         ValueError: If a rate is given for a group that is not trained.
     """
-    scaled = config.scaled
-    if scaled is None:
-        scaled = not any(kind in config.name.lower() for kind in _OTHER_STEPS)
     try:
         return optimizer_groups(
             model, groups, config.learning_rate, weight_decay=config.weight_decay, rates=config.rates,
-            scaled=scaled,
+            scaled=scales_rates(config), input_sizes=input_sizes,
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"optimizer.{error}") from error
 
 
-def make_optimizer(model: nn.Module, groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, groups: Groups, config: OptimizerConfig, input_sizes: Mapping[str, float] = NO_SIZES
+) -> torch.optim.Optimizer:
     """Returns the optimiser, with rates by `toast.parameter_groups`.
 
     Args:
         model: What is trained.
         groups: What of it is trained.
         config: Optimiser, rates and decay.
+        input_sizes: What `toast.input_sizes` measured.
 
     Raises:
         ValueError: If a rate is given for a group that is not trained, or timm has no such optimiser.
     """
-    parts = rated_groups(model, groups, config)
+    parts = rated_groups(model, groups, config, input_sizes)
     try:
         return create_optimizer_v2(  # type: ignore[no-any-return]
             parts, opt=config.name, lr=config.learning_rate, momentum=config.momentum, weight_decay=0.0,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -10,10 +11,12 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from toast.calibrating import calibrate
+from toast.sizing import input_sizes
 from toast.training.backbones import Backbone, open_backbone
 from toast.training.data import Splits, language_splits, vision_sources, vision_splits
 from toast.training.methods import Tuned, apply_method
 from toast.training.objective import Objective
+from toast.training.optimizers import scales_rates
 from toast.training.run_config import RunConfig
 from toast.visual.modes import evaluating
 
@@ -21,6 +24,8 @@ Stage = Literal["pretune", "tune"]
 
 #: Samples that the task embedding is pointed by; a row of text has many tokens.
 _CALIBRATION = {"vision": 64, "language": 8}
+#: Samples that the sizes of the blocks' inputs are measured on, which differ little between samples.
+_SIZING = {"vision": 8, "language": 2}
 
 
 @dataclass
@@ -33,6 +38,7 @@ class Prepared:
         method: What is trained.
         head: The module that gives the logits; None if it is not known.
         objective: The loss.
+        input_sizes: What `toast.input_sizes` measured, which rates follow from; empty if none do.
     """
 
     backbone: Backbone
@@ -40,6 +46,7 @@ class Prepared:
     method: Tuned
     head: nn.Module | None
     objective: Objective
+    input_sizes: dict[str, float] = field(default_factory=dict)
 
 
 def prepare(config: RunConfig, stage: Stage, empty: bool = False) -> Prepared:
@@ -63,11 +70,15 @@ def prepare(config: RunConfig, stage: Stage, empty: bool = False) -> Prepared:
     method = apply_method(backbone, config, stage, config.folder, empty)
     if config.checkpointing:
         checkpoint_activations(backbone.model)
-    if config.method.is_toast and config.method.start is None and config.method.calibrate and not empty:
-        _calibrate(config, method.model, backbone, splits)
+    sizes: dict[str, float] = {}
+    if config.method.is_toast and not empty:
+        if config.method.start is None and config.method.calibrate:
+            _on_samples(calibrate, _CALIBRATION[config.task], config, method.model, backbone, splits)
+        if scales_rates(config.optimizer):
+            sizes = _on_samples(input_sizes, _SIZING[config.task], config, method.model, backbone, splits)
     head = None if method.head_name is None else active_module(method.model, method.head_name)
     objective = Objective(method.model, backbone, config.task, stage, head, config.label_smoothing)
-    return Prepared(backbone, splits, method, head, objective)
+    return Prepared(backbone, splits, method, head, objective, sizes)
 
 
 def remarks_on(prepared: Prepared, config: RunConfig) -> list[str]:
@@ -107,14 +118,17 @@ def open_seeded(config: RunConfig, classes: int | None, empty: bool = False) -> 
     return open_backbone(config, classes, empty)
 
 
-def _calibrate(config: RunConfig, model: nn.Module, backbone: Backbone, splits: Splits) -> None:
+def _on_samples(
+    call: Callable[..., Any], wanted: int, config: RunConfig, model: nn.Module, backbone: Backbone,
+    splits: Splits,
+) -> Any:  # fmt: skip
+    """Returns what a function of a model and its inputs gives for a few training samples."""
     count = len(splits.train)
-    wanted = _CALIBRATION[config.task]
     rows = sorted({index * count // wanted for index in range(wanted)})
     args, kwargs = backbone.feed(splits.collate([splits.train[0, row] for row in rows]))
     dtype = getattr(torch, config.model.dtype)
     with evaluating(model), torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-        calibrate(model, *args, **kwargs)
+        return call(model, *args, **kwargs)
 
 
 def checkpoint_activations(model: nn.Module) -> None:

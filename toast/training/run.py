@@ -13,7 +13,7 @@ from tqdm import tqdm
 from toast.data.vision.noting import Notes
 from toast.files.atomic import finite, try_folder
 from toast.training import checkpoints, run_folder
-from toast.training.accelerating import loads_in_main, make_accelerator, send_embeddings, shard_by_map
+from toast.training.accelerating import loads_in_main, make_accelerator, send_start, shard_by_map
 from toast.training.at_end import beside_test
 from toast.training.cached_passes import stored_first_pass
 from toast.training.finite import Diverged, all_finite, as_words, listed
@@ -88,7 +88,7 @@ class Run:
         self.config, self.stage, self.place = config, stage, config.folder
         self.accelerator: Accelerator = accelerator or make_accelerator(config)
         prepared = prepare(config, stage, loads_in_main(self.accelerator) and not self.is_main)
-        send_embeddings(self.accelerator, prepared)
+        send_start(self.accelerator, prepared)
         self.splits = prepared.splits
         for remark in remarks_on(prepared, config) if self.is_main else ():
             self.say(remark)
@@ -97,7 +97,7 @@ class Run:
         self.order = EpochBatches(len(self.splits.train), micro_batch, config.micro_batches, config.seed)
         self.total = config.steps or (config.epochs or 1) * self.order.steps
         groups = prepared.method.groups
-        optimizer = make_optimizer(prepared.method.model, groups, config.optimizer)
+        optimizer = make_optimizer(prepared.method.model, groups, config.optimizer, prepared.input_sizes)
         schedule = make_schedule(optimizer, config.optimizer, self.total)
         loader = training_loader(self.splits, self.order, config.workers, self.accelerator.device)
         shard_by_map(self.accelerator, prepared)
