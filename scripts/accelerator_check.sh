@@ -56,7 +56,7 @@ measures=(--device "$device" --dtype bfloat16 --compile --out "$out/benchmark")
 demo=(--out "$out/demo")
 if [ -n "$small" ]; then
     tests+=(-k "not compil and not memory")
-    measures+=(--small --rounds 1 --only forward --only step-16)
+    measures+=(--small --rounds 1 --only forward)
     demo+=(--train 64 --test 20 --generic 64 --share 0.01)
 else
     # The most wanted first: a compiled contender takes up to a minute until it runs.
