@@ -47,7 +47,7 @@ part() { # NAME SECONDS COMMAND...: runs a part, notes its exit status and its t
     local name=$1 limit=$2 began=$SECONDS status=0
     shift 2
     echo "+ $*"
-    timeout --kill-after 10 $((limit * factor)) "$@" || status=$?
+    timeout --kill-after 10 "$limit" "$@" || status=$?
     parts+=("$name=$status:$((SECONDS - began))")
 }
 
@@ -65,8 +65,8 @@ else
     demo+=(--share 0.34)
 fi
 rm -rf "$out/tests.xml" "$out/benchmark" "$out/demo" # of an earlier call
-part tests 210 python "${tests[@]}"
-part demo 120 python -m toast.cli demo "${demo[@]}"
-left=$((580 - SECONDS))
+part tests $((210 * factor)) python "${tests[@]}"
+part demo $((120 * factor)) python -m toast.cli demo "${demo[@]}"
+left=$((580 * factor - SECONDS))
 part benchmark $((left > 60 ? left : 60)) python -m toast.cli benchmark "${measures[@]}"
 python scripts/accelerator_results.py "$out" "$device" "${parts[@]}"
