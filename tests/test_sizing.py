@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import toast
 from tests.models import DEPTH, decoder, images, tokens, vit
@@ -16,16 +16,18 @@ from toast.steering import find_steering
 RATE = 1e-3
 
 
+def size(x: Tensor) -> float:
+    return float(x.pow(2).mean(-1).sqrt().flatten().median())
+
+
 def by_hand(bare: nn.Module, projections: list[str], norm: str, *inputs: Any, **kwargs: Any) -> list[float]:
     """The same ratios, from a model that was never wrapped."""
     seen: dict[str, float] = {}
     for name in projections:
         bare.get_submodule(name).register_forward_pre_hook(
-            lambda _, args, name=name: seen.__setitem__(name, float(args[0].pow(2).mean().sqrt()))
+            lambda _, args, name=name: seen.__setitem__(name, size(args[0]))
         )
-    bare.get_submodule(norm).register_forward_hook(
-        lambda _, args, out: seen.__setitem__(norm, float(out.pow(2).mean().sqrt()))
-    )
+    bare.get_submodule(norm).register_forward_hook(lambda _, args, out: seen.__setitem__(norm, size(out)))
     with torch.no_grad():
         bare(*inputs, **kwargs)
     return [seen[name] / seen[norm] for name in projections]
@@ -75,7 +77,7 @@ def test_a_signal_takes_steps_in_proportion_to_the_input_it_is_added_to() -> Non
         whole = {
             id(p): g["lr"] for g in toast.parameter_groups(model, RATE, input_sizes={}) for p in g["params"]
         }
-        for layer, share in zip(find_steering(model).values, (0.02, 0.2, 1.0), strict=True):  # never raised
+        for layer, share in zip(find_steering(model).values, (0.04, 0.4, 1.0), strict=True):  # never raised
             for name, parameter in layer.toast_to_signal["default"].named_parameters():
                 if parameter.requires_grad:
                     expected = 1.0 if "lora_A" in name else share

@@ -17,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 import toast
 from tests.models import DECODERS, DEPTH, VITS, VOCABULARY, WIDTH, awaken, decoder, images, tokens, vit
-from toast.config import GROUPS, OFFICIAL, ToastConfig
+from toast.config import GROUPS, ToastConfig
 from toast.layer import ToastLayer
+from toast.presets import OFFICIAL
 from toast.steering import find_steering
 
 MODELS = [

@@ -19,6 +19,7 @@ _EXPORTS = {
     "Comparison": "toast.visual.comparing",
     "FirstPass": "toast.stored_pass",
     "LoadedRun": "toast.training.loaded",
+    "PretrainingTrainer": "toast.trainer",
     "Probe": "toast.probing",
     "RunConfig": "toast.training.run_config",
     "TextAttentionMaps": "toast.visual.text.looking",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from toast.thread_state import running_pass as running_pass
     from toast.tracing import Trace as Trace
     from toast.tracing import trace as trace
+    from toast.trainer import PretrainingTrainer as PretrainingTrainer
     from toast.training.config_files import make_config as make_config
     from toast.training.loaded import LoadedRun as LoadedRun
     from toast.training.loaded import load_run as load_run

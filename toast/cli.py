@@ -27,7 +27,6 @@ app = typer.Typer(
     help="Top-down attention steering of frozen transformers (TOAST, arXiv 2305.15542).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 

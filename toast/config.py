@@ -16,7 +16,8 @@ from peft.utils import CONFIG_NAME
 
 from toast import registration
 from toast.files.adapter_folder import checksums_for, weights_of
-from toast.files.tensors import read_json
+from toast.files.json_files import read_json
+from toast.presets import OFFICIAL
 
 Features = Literal["normed", "unnormed", "mixed"]
 Initialisation = Literal["identity", "official"]
@@ -27,47 +28,6 @@ SteeredTokens = Literal["all", "prompt"]
 
 #: Names of the parameter groups that can be trained. `lora` are the low-rank factors of TOAST-Lite.
 GROUPS = ("task_embedding", "channel_transform", "to_state", "to_signal", "lora")
-
-#: What the official implementation trains in the tuning stage; the head is `modules_to_save`.
-OFFICIAL: dict[str, dict[str, Any]] = {
-    "vision": {
-        "train": ["task_embedding", "to_state", "to_signal"],
-        "select_features": "normed",
-        "value_bias": "twice",
-        "reconstruction_form": "official",
-        "reconstruction_weight": 0.1,
-    },
-    "language": {
-        "train": ["task_embedding", "to_signal"],
-        "select_features": "unnormed",
-        "reconstruction_form": "official",
-        "reconstruction_weight": 1.0,
-        "reconstruction_scale": 0.1,
-    },
-    "convnext": {
-        "train": ["task_embedding", "to_state", "to_signal"],
-        "select_features": "mixed",
-        "value_bias": "once",
-        "reconstruction_form": "official",
-        "reconstruction_weight": 0.01,
-    },
-}
-OFFICIAL["vision-lite"] = OFFICIAL["vision"] | {
-    "train": ["task_embedding", "channel_transform", "lora"],
-    "lora_rank": 4,
-    "lora_alpha": 1.0,
-}
-OFFICIAL["language-lite"] = OFFICIAL["language"] | {
-    "train": ["task_embedding", "lora"],
-    "lora_rank": 4,
-    "lora_alpha": 1.0,
-}
-# No official TOAST-Lite of ConvNeXt is known: trained is what the vision variant trains.
-OFFICIAL["convnext-lite"] = OFFICIAL["convnext"] | {
-    "train": ["task_embedding", "channel_transform", "lora"],
-    "lora_rank": 4,
-    "lora_alpha": 1.0,
-}
 
 
 @dataclass

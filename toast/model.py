@@ -17,7 +17,7 @@ from toast import registration
 from toast.config import ToastConfig
 from toast.families.anatomy import Anatomy, find_anatomy, unwrapped
 from toast.families.layouts import fresh_weight_like
-from toast.files.tensors import few
+from toast.files.json_files import few
 from toast.injection import filling, fitting, following, loading, pretrained
 from toast.injection.refusing import (
     HEADS,

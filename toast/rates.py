@@ -78,6 +78,9 @@ SCALES: dict[str, Scale] = {
 }
 _OTHERS = Scale(1, _constant)
 
+#: Size of a block's input, relative to the features', from which on its signal takes whole steps.
+_WHOLE = 0.5
+
 
 def parameter_groups(
     model: nn.Module,
@@ -104,9 +107,9 @@ def parameter_groups(
     the feedback off. `to_signal` and low-rank factors start at zero, where decay pulls towards the frozen
     model, so they get it.
 
-    What makes the signal of a block takes a step in proportion to the block's input, if `input_sizes` says
-    how small that is: full maps, and of low-rank factors the second, which starts at zero. Language models
-    need it, or a tenth of the rate. Rates are lowered by it, never raised.
+    What makes the signal of a block takes steps in proportion to the block's input, if `input_sizes` says
+    that this is less than half as large as the features: full maps, and of low-rank factors the second, which
+    starts at zero. Language models need it, or a tenth of the rate.
 
     Args:
         model: A wrapped model, maybe wrapped again by DDP or `torch.compile`, or any other module.
@@ -242,7 +245,7 @@ def _shares(model: nn.Module, input_sizes: Mapping[str, float]) -> Iterator[tupl
             raise ValueError(f"input_sizes[{name!r}]: needs a number above 0; got {size!r}.")
     for layer, adapter in _adapters(model):
         if isinstance(layer, ToastValue):
-            share = min(1.0, input_sizes.get(layer.unit.name, 1.0))
+            share = min(1.0, input_sizes.get(layer.unit.name, _WHOLE) / _WHOLE)
             for name, parameter in layer.toast_to_signal[adapter].named_parameters():
                 # The first factor starts at random: its step is one relative to itself.
                 yield id(parameter), 1.0 if "lora_A" in name else share

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from toast.compiled import eagerly
+from toast.families.tokens import channels_last
 from toast.reusing import first_pass
 from toast.steering import steering_of
+from toast.value import ToastValue
 
 
 @torch.no_grad()
@@ -30,9 +32,10 @@ def input_sizes(model: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, floa
         **kwargs: The same.
 
     Returns:
-        By name of the value projection, the root mean square of its inputs in the plain model over that of
-        the features, all tokens together. Projections are left out whose attention takes their weight and
-        does not call them (BEiT, EVA, Swin V2).
+        By name of the value projection, the size of its inputs in the plain model over that of the features;
+        the size is the median over tokens of their root mean square, which a few massive activations do not
+        move. Projections are left out whose attention takes their weight and does not call them (BEiT, EVA,
+        Swin V2).
 
     Raises:
         ValueError: If the model has no active TOAST adapter, or a size is 0 or not finite.
@@ -53,7 +56,7 @@ def input_sizes(model: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, floa
         assert sent_down is not None
         measured: dict[str, float] = {}
         for layer in steering.values:
-            hook = layer.base_layer.register_forward_pre_hook(_measure(measured, layer.unit.name))
+            hook = layer.base_layer.register_forward_pre_hook(_measure(measured, layer))
             stack.callback(hook.remove)
         with steering.holding(None):
             model(*inputs, **kwargs)
@@ -68,13 +71,13 @@ def input_sizes(model: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, floa
     return sizes
 
 
-def _measure(measured: dict[str, float], name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def _measure(measured: dict[str, float], layer: ToastValue) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        measured[name] = _size(args[0])
+        measured[layer.unit.name] = _size(channels_last(args[0], layer.tokens))
 
     return hook
 
 
 def _size(x: Tensor) -> float:
-    """Returns the root mean square of a tensor's entries."""
-    return float(x.detach().float().square().mean().sqrt())
+    """Returns the median over tokens of their root mean square; channels last."""
+    return float(x.detach().float().square().mean(-1).sqrt().median())

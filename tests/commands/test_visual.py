@@ -280,7 +280,7 @@ def test_what_cannot_be_shown_is_refused(runs: Path, language_run: Path, tmp_pat
         (["visualize", run_, tmp_path / "none.png"], "there is no file or folder"),
         (["visualize", run_, "--head", "all"], "--head: needs a number or mean; got 'all'"),
         (["visualize", run_, "--block", "7"], "has blocks 0 to 2; got 7"),
-        (["visualize", run_, "--method", "gaze"], "needs one of attention, rollout"),
+        (["visualize", run_, "--method", "gaze"], "'gaze' is not one of 'attention', 'rollout'"),
         (["visualize", run_, "--format", "bmp"], "needs some of png, svg, pdf"),
         (["visualize", language_run], "needs prompts, or @FILE"),
         (["visualize", language_run, "a", "--query", "mean", "--smooth"], "--query, --smooth: for pictures"),

@@ -231,7 +231,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert held == json.loads(json.dumps(plan(_vit(), classes=10).as_dict()))
     for given, message in (
         (("--memory", "much"), "needs a size above 0"),
-        (("--stage", "third"), "needs pretune or tune; got 'third'"),
+        (("--stage", "third"), "'third' is not one of 'pretune'"),
         (("optimizer.lr=1",), "there is no such setting"),
     ):
         code, _, error = _call("plan", place, *given)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 import toast
@@ -49,6 +50,10 @@ GROUPS = {
 
 
 def _measured_again(config: RunConfig, result: dict[str, Any]) -> None:
+    if (card := config.folder / "adapter" / "README.md").is_file():
+        found = ModelCard.load(card).data.eval_results
+        figures = {each.metric_type: each.metric_value for each in found if each.dataset_split == "test"}
+        assert figures["loss"] == pytest.approx(result["test"]["loss"], abs=1e-4)
     again = measure(config.folder)
     for name, value in result["test"].items():
         assert again[name] == pytest.approx(value, abs=1e-6) if isinstance(value, float) else True

@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     )
     refused(r"adapter is an adapter of method toast; lora needs one of its own kind", toast_run.folder)
     refused(r"is an adapter of method lora; toast needs", name="toast", rank=None)
-    refused(r"nowhere is no folder of a LoRA adapter", tmp_path / "nowhere")
+    refused(r"nowhere does not exist", tmp_path / "nowhere")
     with pytest.raises(
         ValueError, match=r"start: belongs to lora, toast and toast-lite; the method is adapter"
     ):

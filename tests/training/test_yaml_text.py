@@ -138,6 +138,7 @@ def test_the_home_folder_is_filled_in_everywhere(tmp_path: Path, monkeypatch: py
         return Path(__file__)
 
     monkeypatch.setattr("toast.report.writing.write_report", write_report)
+    monkeypatch.setattr("toast.training.run_folder.refuse_no_run", lambda _: None)
     assert CliRunner().invoke(app, ["report", "x", "--out=~/page.html"]).exit_code == 0
     assert given == [Path("/home/somebody/page.html")]
 

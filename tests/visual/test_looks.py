@@ -41,6 +41,13 @@ def test_what_is_wrong_or_not_known_is_not_right() -> None:
     assert not Look(0, map_).is_right
 
 
+@pytest.mark.parametrize(("moved", "title"), [(0.04, "attention, not moved"), (0.06, "refocused attention")])
+def test_attention_is_called_refocused_only_if_it_moved(moved: float, title: str) -> None:
+    even = Map(torch.full((1, 2), 0.5), (4.0, 2.0))
+    seen = Look(0, even, even, even, measures={"total_variation": moved})
+    assert [panel.title for panel in row_of(seen, torch.zeros(4, 4, 3), kinds=FEW).panels][-1] == title
+
+
 def test_without_colour_bars_the_selection_spans_its_own_range() -> None:
     weights = Map(torch.tensor([[0.25, 0.75]]), (4.0, 2.0))
     even = Map(torch.full((1, 2), 0.5), (4.0, 2.0))
@@ -52,7 +59,7 @@ def test_without_colour_bars_the_selection_spans_its_own_range() -> None:
     whole = row_of(seen, picture)
     assert [panel.title for panel in whole.panels] == [
         "input", "frozen attention", "selection weights", "top-down signal, block 0", "refocused attention",
-        "difference: refocused - frozen",
+        "difference to the frozen model",
     ]  # fmt: skip
     assert (whole.panels[2].low, whole.panels[2].high, whole.panels[2].note) == (0.0, 0.75, "")
     assert whole.strengths == {0: 0.5}

@@ -69,11 +69,11 @@ def test_both_attentions_have_one_scale_and_the_difference_its_own() -> None:
     made = {panel.caption: panel for panel in row_of(looks_of(views, box)[0], x[0]).panels}
     share = float(views.frozen.values[0, :2, :2].sum())
     frozen = made[f"frozen attention: {share:.2f} in the box"]
-    (refocused,) = [panel for caption, panel in made.items() if caption.startswith("refocused")]
+    (refocused,) = [panel for panel in made.values() if panel.short in ("refocused", "not moved")]
     top = max(views.frozen.values[0].max(), views.attention.values[0].max())
     assert frozen.high == refocused.high == pytest.approx(float(top))
     assert frozen.unit == f"share on patches ({float(views.frozen_on_patches[0]):.2f} of all)"
-    difference = made["difference: refocused - frozen"]
+    difference = made["difference to the frozen model"]
     assert difference.low == -difference.high
     assert difference.high == pytest.approx(float(views.difference.values[0].abs().max()))
     assert len(made) == 6

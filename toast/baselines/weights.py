@@ -19,8 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from toast.baselines import adaptformer, attentive, vpt
 from toast.families.layouts import is_plain
 from toast.files.atomic import named, replace_all
+from toast.files.json_files import read_json
 from toast.files.shapes import refuse_misfits
-from toast.files.tensors import checksum, read_json, read_safetensors, refuse_values
+from toast.files.tensors import checksum, read_safetensors, refuse_values
 
 WEIGHTS = "trained.safetensors"
 METHOD = "method.json"

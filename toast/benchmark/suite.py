@@ -12,6 +12,7 @@ import torch
 
 from toast.benchmark import costs
 from toast.benchmark.contenders import FULL, SMALL, Place, Size
+from toast.benchmark.names import check_names
 from toast.benchmark.picture import draw
 from toast.benchmark.timing import Ratio
 from toast.files.atomic import beside, strict_json, try_folder
@@ -113,9 +114,7 @@ def run(
     Raises:
         ValueError: If a measure or precision is unknown, or the device is not there.
     """
-    unknown = sorted(set(only) - MEASURES.keys())
-    if unknown:
-        raise ValueError(f"only: needs some of {', '.join(MEASURES)}; got {', '.join(unknown)}.")
+    check_names(only)
     size = replace(SMALL if small else FULL, place=place_of(device, dtype, compiled))
     try_folder(out, "out")
     if threads is not None:

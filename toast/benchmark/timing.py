@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 #: Half of the interval, as a share of the median, at which a ratio is known well enough.
 WITHIN = 0.03
@@ -146,7 +147,8 @@ def in_turns(
     costs: dict[str, list[Cost]] = {name: [] for name in contenders}
     shown = [name for name, contender in contenders.items() if contender.shown and name != reference]
     found: dict[str, Ratio] = {}
-    for number in range(PATIENCE * rounds if rounds > 1 else 1):
+    most = PATIENCE * rounds if rounds > 1 else 1
+    for number in tqdm(range(most), "rounds, at most", unit="round", leave=False, disable=None):
         for name in list(contenders) if number % 2 else list(contenders)[::-1]:
             costs[name].append(_cost(contenders[name].run, device))
         if number + 1 < rounds:

@@ -56,12 +56,17 @@ def compare(
 
     Where targets are known, attention and selection on them are measured as well.
     """
+    from toast.training.run_folder import holds_run
+
+    try_folder(out, "--out")
+    attending = read_head(head)
+    for place in places:
+        holds_run(place)
     from toast.report.opening import check_same_backbone, frozen_model, open_model
     from toast.report.samples import TargetCounts, batches
     from toast.visual import comparing
 
     counted = TargetCounts()
-    try_folder(out, "--out")
     opened = [open_model(place, base, weights, demo) for place in places]
     check_same_backbone(opened)
     models = {name: each.model for name, each in zip(_names(places), opened, strict=True)}
@@ -74,7 +79,7 @@ def compare(
         batches(samples, batch_size, counted),
         classifiers=_classifiers(models, opened),
         block=block,
-        head=read_head(head),
+        head=attending,
         query=query,
         method=method,
     )

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from toast.files.atomic import try_folder
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("toast-demo"),
@@ -23,6 +25,7 @@ def demo(
 
     If it is interrupted, the same command continues. toast report, visualize and compare read its runs.
     """
+    try_folder(out, "out")
     try:
         from toast.demo.demonstration import run
         from toast.demo.runs import Size

@@ -8,11 +8,14 @@ import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from toast.commands.noise import silence
 
 #: Errors of what a user gave or of the machine; any other is a fault of the program and keeps its traceback.
 _OF_THE_USER = (ValueError, OSError, ImportError, EOFError, MemoryError)
@@ -20,6 +23,8 @@ _OF_THE_USER = (ValueError, OSError, ImportError, EOFError, MemoryError)
 _BY_NAME = ("OutOfMemoryError", "SafetensorError")
 _PACKAGE = str(Path(__file__).parents[1])
 _HOME = re.compile(r"^(--[\w-]+=)(~[\w.-]*(?:/.*)?)$", re.DOTALL)
+#: Libraries whose modules have another name.
+_LIBRARIES = {"PIL": "pillow", "yaml": "pyyaml"}
 #: Set to any text, it shows tracebacks as `--debug` does.
 DEBUG = "TOAST_DEBUG"
 
@@ -53,12 +58,21 @@ def reported(debug: bool = False) -> Iterator[None]:
 def message(error: BaseException) -> str:
     """Returns what an error says; of one that another library raised, how to see where, too."""
     text = str(error).strip() or type(error).__name__
+    if isinstance(error, ModuleNotFoundError) and (extras := extras_with(error.name or "")):
+        return f"this needs {error.name}: pip install 'toast-steering[{extras[0]}]'"
     frames = traceback.extract_tb(error.__traceback__)
     if frames and frames[-1].filename.startswith(_PACKAGE):
         return text
     plain = isinstance(error, (ValueError, OSError, ImportError)) or text == type(error).__name__
     kind = "" if plain else f"{type(error).__name__}: "
     return f"{kind}{text}\n(toast --debug COMMAND shows where this arose.)"
+
+
+def extras_with(module: str) -> list[str]:
+    """Returns the extras of this package that hold a module's library, as its metadata list them."""
+    library = _LIBRARIES.get(root := module.partition(".")[0], root.replace("_", "-"))
+    needed = [re.match(r"([\w.-]+).*extra == \W(\S+)\W", line) for line in requires("toast-steering") or ()]
+    return [found[2] for found in needed if found is not None and found[1] == library]
 
 
 def _filled(option: re.Match[str]) -> str:
@@ -79,6 +93,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
+        silence()
         with reported(is_debugging(ctx)):
             return super().invoke(ctx)
 
@@ -88,5 +103,6 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
+        silence()
         with reported(is_debugging(ctx)):
             return super().invoke(ctx)

@@ -27,6 +27,9 @@ def evaluate(
 ) -> None:
     """Measure a finished run, or the untrained model of a configuration."""
     from toast.files.atomic import strict_json
+    from toast.training.config_files import load_config
+
+    load_config(config, overrides or ()).check_split(split)
     from toast.training.measuring import measure
 
     figures = measure(config, overrides or (), split, predictions, lm_eval or (), tasks_at)

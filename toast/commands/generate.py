@@ -26,6 +26,9 @@ def generate(
 
     A new adapter gives exactly the text of the frozen model.
     """
+    for folder, file in ((model, "config.json"), (adapter, "adapter_config.json")):
+        if folder is not None and not (folder / file).is_file():
+            raise ValueError(f"{folder} has no {file}, which save_pretrained writes.")
     from toast.generation.prompting import continue_prompt
 
     typer.echo(continue_prompt(model, prompt, adapter, tokens, seed))

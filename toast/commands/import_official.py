@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 
 def import_official(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="Official checkpoint: file, index of shards, or folder.")
+        Path,
+        typer.Argument(metavar="IN", help="Official checkpoint: file, index of shards, or folder."),
     ],
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder for the adapter; must not hold one yet.")
@@ -19,10 +20,13 @@ def import_official(
         bool | None, typer.Option("--head/--no-head", help="Keep the trained head. Default: if there is one.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help="vision, language or convnext, if the checkpoint does not show it.")
+        Literal["vision", "language", "convnext"] | None,
+        typer.Option(help="If the checkpoint does not show it."),
     ] = None,
 ) -> None:
     """Write an official TOAST checkpoint as an adapter folder for PEFT. Needs no backbone."""
+    if not source.exists():
+        raise ValueError(f"{source} does not exist.")
     from toast.official.importing import convert
 
     done = convert(source, out, head, kind)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from toast.files.atomic import try_file
+
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, finished or not.")],
@@ -16,6 +18,10 @@ def report(
     ] = 8,
 ) -> None:
     """Write a run as one HTML page: what was trained, results, attention maps, and how to load it."""
+    from toast.training.run_folder import refuse_no_run
+
+    refuse_no_run(run)
+    try_file(out, "out")
     from toast.report.writing import write_report
 
     page = write_report(run, out, pictures=pictures)

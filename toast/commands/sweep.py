@@ -19,6 +19,9 @@ def sweep(
     Finished runs are not repeated: call it again to continue.
     """
     from toast.training.config_files import load_config
+
+    loaded = load_config(config, overrides or ())
+    loaded.checked_sweep()
     from toast.training.sweeping import sweep as run_sweep
 
-    run_sweep(load_config(config, overrides or ()), dry_run)
+    run_sweep(loaded, dry_run)

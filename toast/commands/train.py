@@ -28,10 +28,12 @@ def tune(
 
 def _train(stage: Stage, config: Path, overrides: list[str] | None, dry_run: bool, resume: bool) -> None:
     from toast.training.config_files import load_config
+
+    loaded = load_config(config, overrides or ())
+    loaded.check_stage(stage)
     from toast.training.dry_run import dry_run as show
     from toast.training.run import run
 
-    loaded = load_config(config, overrides or ())
     if dry_run:
         show(loaded, stage)
         return

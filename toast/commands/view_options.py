@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from toast.visual import methods
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -28,13 +30,9 @@ Split = Annotated[str, typer.Option(help="Of a run: test or validation.")]
 Block = Annotated[int, typer.Option(help="Block from 0, or from the top if negative.")]
 Head = Annotated[str, typer.Option(help="A head from 0, or mean.", metavar="mean|N")]
 Query = Annotated[
-    str | None,
-    typer.Option(help="What attends: the class token, or the patches on average.", metavar="class|mean"),
+    methods.Query | None, typer.Option(help="What attends: the class token, or the patches on average.")
 ]
-Method = Annotated[
-    str | None,
-    typer.Option(help="How maps are computed.", metavar="attention|rollout|relevance|grad-cam|energy"),
-]
+Method = Annotated[methods.Method | None, typer.Option(help="How maps are computed.")]
 
 
 def read_head(text: str) -> int | str:

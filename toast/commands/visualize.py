@@ -21,6 +21,7 @@ from toast.commands.view_options import (
     show,
 )
 from toast.files.atomic import try_folder
+from toast.visual.methods import check_formats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,11 +65,15 @@ def visualize(
 
     Boxes from boxes.json or boxes.csv beside the pictures are drawn in.
     """
-    from toast.report.opening import open_model
+    from toast.training.run_folder import holds_run
 
     try_folder(out, "--out")
-    opened = open_model(place, base, weights, demo)
     options: dict[str, Any] = {"block": block, "head": read_head(head)}
+    check_formats(formats or ["png"])
+    holds_run(place)
+    from toast.report.opening import open_model
+
+    opened = open_model(place, base, weights, demo)
     if opened.is_language:
         for_pictures = {"--query": query, "--method": method, "--format": formats, "--smooth": smooth}
         given = [name for name, value in for_pictures.items() if value]

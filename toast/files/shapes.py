@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from toast.files.tensors import few
+from toast.files.json_files import few
 
 Shapes = Mapping[str, Sequence[int]]
 

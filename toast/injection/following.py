@@ -1,4 +1,4 @@
-"""Follows the methods of PEFT and transformers that load adapters, see `toast.injection.loading`.
+"""Follows the methods of PEFT and transformers that load adapters, and PEFT's that writes model cards.
 
 Neither library offers a place that knows where an adapter comes from and that its loading has failed.
 """
@@ -22,6 +22,7 @@ from torch import nn
 from toast.config import ToastConfig
 from toast.files.adapter_folder import PICKLED, WEIGHTS
 from toast.injection.loading import METHOD, Loading, followed, method_of
+from toast.saving.card import completed
 
 
 def follow() -> None:
@@ -33,6 +34,9 @@ def follow() -> None:
     from_pretrained = PeftModel.from_pretrained.__func__  # type: ignore[attr-defined]
     PeftModel.from_pretrained = classmethod(_from_pretrained(from_pretrained))  # type: ignore[assignment]
     PeftModel.load_adapter = _load_adapter(PeftModel.load_adapter)  # type: ignore[method-assign]
+    PeftModel.create_or_update_model_card = _write_card(  # type: ignore[method-assign]
+        PeftModel.create_or_update_model_card
+    )
     PeftAdapterMixin.load_adapter = _load_adapter_of_transformers(PeftAdapterMixin.load_adapter)
 
 
@@ -79,6 +83,18 @@ def _load_adapter_of_transformers(original: Callable[..., Any]) -> Callable[...,
             return original(self, **kwargs)
 
     return load_adapter
+
+
+def _write_card(original: Callable[..., Any]) -> Callable[..., Any]:
+    @_follows(original)
+    def create_or_update_model_card(self: PeftModel, output_dir: str) -> None:
+        if any(isinstance(config, ToastConfig) for config in self.peft_config.values()):
+            with completed(self, Path(output_dir)):
+                original(self, output_dir)
+        else:
+            original(self, output_dir)
+
+    return create_or_update_model_card
 
 
 def _arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from toast.config import ToastConfig
 from toast.families.anatomy import Anatomy
 from toast.files.adapter_folder import weights_of
-from toast.files.tensors import TensorFile, read_json, refuse_values
+from toast.files.json_files import read_json
+from toast.files.tensors import TensorFile, refuse_values
 from toast.injection.fitting import check_file, check_live, floating, saved_checksums
 from toast.saving.initial import with_initial
 

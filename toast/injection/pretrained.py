@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from toast.config import ToastConfig
 from toast.families.anatomy import Anatomy, unwrapped
 from toast.files.adapter_folder import PREFIX, weights_of
+from toast.files.json_files import read_json
 from toast.files.shapes import refuse_misfits
-from toast.files.tensors import TensorFile, read_json, refuse_values
+from toast.files.tensors import TensorFile, refuse_values
 from toast.injection.fitting import check_backbone, saved_checksums, shapes_of_adapter
 from toast.layer import ToastLayer
 from toast.saving.initial import whole_shapes, with_initial

@@ -126,7 +126,7 @@ def official_shape(name: str, tensor: Tensor, anatomy: Anatomy) -> Shape:
 
 
 def variant(anatomy: Anatomy, rank: int) -> str:
-    """Returns the official variant, a key of `toast.config.OFFICIAL`."""
+    """Returns the official variant, a key of `toast.presets.OFFICIAL`."""
     return anatomy.family.official + ("-lite" if rank else "")
 
 

@@ -13,9 +13,9 @@ from toast.planning.weight_sizes import Weights, weigh
 from toast.training.allocations import Timeline
 from toast.training.memory import optimizer_memory
 from toast.training.method_config import MethodConfig
-from toast.training.methods import ADAPTER_CONFIG
 from toast.training.preparing import Stage
 from toast.training.run_config import RunConfig
+from toast.training.run_folder import ADAPTER_CONFIG
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def pictures(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], attentio
             f"{_scales(looks)}{frame}."
         ),
         pictures=shown,
-        numbers=_numbers(looks, attention),
+        numbers=_numbers(looks),
     )
 
 
@@ -105,7 +105,7 @@ def on_target(looks: HeldOutLooks) -> tuple[float | None, float, float, int] | N
     )
 
 
-def _numbers(looks: HeldOutLooks, after: str) -> dict[str, Any] | None:
+def _numbers(looks: HeldOutLooks) -> dict[str, Any] | None:
     """Returns how far the attention moved, for pictures classified correctly and not, and picture by picture.
 
     None if nothing was measured.
@@ -117,7 +117,7 @@ def _numbers(looks: HeldOutLooks, after: str) -> dict[str, Any] | None:
     }
     columns = {
         "frozen, on target": [[look.frozen_on_target for look in group] for group in groups.values()],
-        f"{after}, on target": [[look.on_target for look in group] for group in groups.values()],
+        "now, on target": [[look.on_target for look in group] for group in groups.values()],
         "selected inside": [[_selected(look, 0) for look in group] for group in groups.values()],
         "outside": [[_selected(look, 1) for look in group] for group in groups.values()],
         "gain": [[_gain(look) for look in group] for group in groups.values()],
@@ -148,7 +148,7 @@ def _numbers(looks: HeldOutLooks, after: str) -> dict[str, Any] | None:
         "note": " ".join(notes),
         "head": ["pictures", "", *columns],
         "rows": rows,
-        "scatter": _scatter(looks, after),
+        "scatter": _scatter(looks),
     }
 
 
@@ -170,7 +170,7 @@ def _mean(values: Sequence[float | None]) -> str:
     return f"{statistics.mean(known):.3f} ± {error:.3f}"
 
 
-def _scatter(looks: HeldOutLooks, after: str) -> Markup:
+def _scatter(looks: HeldOutLooks) -> Markup:
     """Returns each picture's share on target, before against after."""
     known = [look for look in looks.seen if None not in (look.frozen_on_target, look.on_target)]
     if not known:
@@ -184,5 +184,5 @@ def _scatter(looks: HeldOutLooks, after: str) -> Markup:
     return chart(
         "Attention on target, picture by picture",
         [series("classified correctly", True, "a"), series("misclassified", False, "b")],
-        Axis("frozen", 0, 1), Axis(after, 0, 1), diagonal=True,
+        Axis("frozen", 0, 1), Axis("now", 0, 1), diagonal=True,
     )  # fmt: skip

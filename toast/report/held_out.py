@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from toast.baselines.attentive import find_probe
 from toast.baselines.vpt import find_prompts
@@ -68,7 +69,7 @@ def look_at_split(
     count = min(most, len(data))
     seen: list[Look] = []
     shows = ""
-    for start in range(0, count, BATCH):
+    for start in tqdm(range(0, count, BATCH), f"{name}, looking", unit="batch", leave=False, disable=None):
         rows = [i * len(data) // count for i in range(start, min(start + BATCH, count))]
         items = [item for item in (data[0, row] for row in rows) if "bad" not in item]
         if not items:

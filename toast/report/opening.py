@@ -14,12 +14,13 @@ from torch import nn
 
 from toast.families.table import FAMILIES
 from toast.files.adapter_folder import weights_of
-from toast.files.tensors import TensorFile, read_json
+from toast.files.json_files import read_json
+from toast.files.tensors import TensorFile
 from toast.training import run_folder
 from toast.training.backbones import Backbone, open_backbone
 from toast.training.config_files import make_config
 from toast.training.loaded import load_run
-from toast.training.methods import ADAPTER_CONFIG, load_method
+from toast.training.methods import load_method
 from toast.training.preparing import open_seeded
 from toast.training.run_config import RunConfig
 
@@ -70,7 +71,7 @@ def open_model(
     Raises:
         ValueError: If it is neither, the backbone is not known, or the two do not fit.
     """
-    if (place / run_folder.CONFIG).is_file():
+    if run_folder.holds_run(place):
         if base is not None or weights is not None or demo:
             raise ValueError(
                 f"{place} is a run, whose configuration names its backbone; --model, --weights and --demo "
@@ -79,16 +80,11 @@ def open_model(
         run = load_run(place)
         model = run.model.to(PartialState().device)
         return OpenedModel(place.resolve().name, model, run.backbone, run.config, run.classes)
-    if (place / ADAPTER_CONFIG).is_file():
-        return _open_adapter(place, base, weights, demo)
-    raise ValueError(
-        f"{place} is neither a run's folder, with {run_folder.CONFIG}, nor an adapter's, with "
-        f"{ADAPTER_CONFIG}."
-    )
+    return _open_adapter(place, base, weights, demo)
 
 
 def _open_adapter(place: Path, base: str | None, weights: Path | None, demo: bool) -> OpenedModel:
-    settings = read_json(place / ADAPTER_CONFIG)
+    settings = read_json(place / run_folder.ADAPTER_CONFIG)
     if demo and (base is not None or weights is not None):
         raise ValueError("--demo is a backbone of its own; pass it without --model and --weights.")
     base = base or settings.get("base_model_name_or_path")

@@ -124,13 +124,7 @@ def read_run(place: Path) -> RunFiles:
     Raises:
         ValueError: If it is no run's folder, or a file in it is damaged.
     """
-    if not (place / run_folder.CONFIG).is_file():
-        if (place / run_folder.SWEEP).is_file() or (place / "final").is_dir():
-            raise ValueError(
-                f"{place} is a sweep; needs one of its runs, such as "
-                f"{place / 'final' / 'ROW' / 'POINT,seed-0'}."
-            )
-        raise ValueError(f"{place} is not a run: it has no {run_folder.CONFIG}.")
+    run_folder.refuse_no_run(place)
 
     def read_if_there(name: str, otherwise: Any) -> Any:
         return run_folder.read_json(place / name) if (place / name).is_file() else otherwise

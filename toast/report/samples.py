@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from toast.data.vision import BadSample, Transform, VisionSource, open_vision
 from toast.data.vision.boxes import read_boxes
@@ -85,7 +86,8 @@ def of_split(
     """
     count = len(source)
     some = count if most is None else min(most, count)
-    for index in (place * count // some for place in range(some)):
+    bar = tqdm(range(some), "pictures", unit="picture", leave=False, disable=None)  # on terminals alone
+    for index in (place * count // some for place in bar):
         try:
             found = source[index]
         except BadSample as bad:
@@ -159,7 +161,7 @@ def of_files(
         ValueError: If a file of boxes or a mask is malformed, or a mask has another size than its picture.
     """
     boxes_in = cache(_boxes_in)
-    for each in found:
+    for each in tqdm(found, "pictures", unit="picture", leave=False, disable=None):
         box = next((b for at in each.folders if (b := boxes_in(at).get(each.path)) is not None), None)
         mask = next((m for at in each.folders if (m := _mask_in(at, each.path)).is_file()), None)
         try:

@@ -12,11 +12,12 @@ import torch
 
 from toast.report.opening import OpenedModel
 from toast.report.samples import Sample
-from toast.visual.figure import draw
+from toast.visual.figure import draw, require_matplotlib
 from toast.visual.looks import Look
+from toast.visual.methods import check_formats
 from toast.visual.panels import Row
 from toast.visual.pixels import Preparation
-from toast.visual.visualizing import Picture, check_formats, draw_pictures, prediction, row_of_picture
+from toast.visual.visualizing import Picture, draw_pictures, prediction, row_of_picture
 
 _OF_A_CLASS = ("relevance", "grad-cam")
 
@@ -47,6 +48,7 @@ def show_samples(
         ImportError: If what draws is not installed.
         ValueError: If a format or an option is not there, or explaining a class needs a trained head.
     """
+    require_matplotlib()
     check_formats(formats)
     if options.get("method") in _OF_A_CLASS and not opened.classifies:
         raise ValueError(

@@ -10,7 +10,6 @@ from markupsafe import Markup
 from toast.files.templates import render
 from toast.report.run_data import RunFiles
 from toast.training import run_folder
-from toast.training.methods import ADAPTER_CONFIG
 from toast.training.run_config import ModelConfig
 
 #: Longest line of code.
@@ -36,7 +35,7 @@ def loading(files: RunFiles, data: dict[str, Any]) -> Markup:
 def with_libraries(files: RunFiles, data: dict[str, Any]) -> str:
     """Returns code that opens the backbone by its library, and the adapter by PEFT if it is one of PEFT's."""
     config = files.config
-    peft = (files.place / run_folder.ADAPTER / ADAPTER_CONFIG).is_file()
+    peft = (files.place / run_folder.ADAPTER / run_folder.ADAPTER_CONFIG).is_file()
     imports = {"import torch"}
     lines: list[str] = []
     if config.task == "language":

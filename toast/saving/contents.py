@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from toast.families.layouts import is_plain
 from toast.files.adapter_folder import PREFIX
 from toast.files.atomic import named, replace_all
 from toast.files.tensors import checksum
+from toast.saving.card import CARD
 from toast.saving.initial import without_initial
 from toast.saving.names import CONTAINER, is_frozen, without_adapter_name
 
@@ -39,6 +41,8 @@ def save_adapter(model: PeftModel, folder: str | Path, **options: Any) -> Path:
     folder = named(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
+        if (folder / CARD).is_file():  # what others wrote there stays
+            shutil.copy(folder / CARD, beside)
         model.save_pretrained(beside, **options)
         written = [path for path in Path(beside).rglob("*") if path.is_file()]
         # The configuration comes last: until it is there, nothing loads what is not complete.

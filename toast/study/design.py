@@ -12,7 +12,7 @@ from typing import Any
 
 from toast.training.config_files import read_yaml
 from toast.training.run_config import RunConfig
-from toast.training.sweeping import Row, Settings, checked, make_row, pretunings
+from toast.training.sweeping import Row, Settings, make_row, pretunings
 
 #: Settings of a run that its figures do not depend on, beside those that make the runs of a sweep differ.
 _NO_MATTER = {"name", "out", "sweep", "study", "stage", "checkpoint", "first_pass", "log_every", "trackers"}
@@ -79,7 +79,7 @@ def rows(config: RunConfig, only: tuple[str, ...] = ()) -> list[Row]:
     Raises:
         ValueError: If a pattern matches none, the reference is no row, or a grid searches what makes a cell.
     """
-    spec, study = checked(config), config.study
+    spec, study = config.checked_sweep(), config.study
     assert study is not None
     made = [make_row(name, settings, spec) for name, settings in spec.rows.items()]
     names = [row.name for row in made]
@@ -102,7 +102,7 @@ def in_cell(row: Row, cell: Cell) -> Row:
 
 def sweep_of(config: RunConfig, cell: Cell) -> RunConfig:
     """Returns the sweep of a cell; all of a study share pre-tunings and stored first passes."""
-    spec = checked(config)
+    spec = config.checked_sweep()
     name = "all" if cell.point is None else f"{cell.point}"
     evaluation = config.evaluation.model_copy(update={"predictions": config.task == "vision"})
     return config.model_copy(
@@ -128,7 +128,7 @@ def digest(config: RunConfig, row: Row, cell: Cell) -> str:
 
     Seeds, folders and further evaluations are not in it.
     """
-    spec, start = checked(config), starts(row)
+    spec, start = config.checked_sweep(), starts(row)
     held = {
         "shared": config.model_dump(mode="json", exclude=_NO_MATTER, exclude_defaults=True),
         "row": row.settings,

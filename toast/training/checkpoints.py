@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toast.files.atomic import flush, flush_all
-from toast.files.tensors import NUMBER, Kinds, checksum_file, read_json, read_safetensors, refuse_values
+from toast.files.json_files import NUMBER, Kinds, read_json
+from toast.files.tensors import checksum_file, read_safetensors, refuse_values
 from toast.training.run_folder import write_json
 from toast.training.trained_state import (
     SHARDS,

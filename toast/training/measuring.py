@@ -49,12 +49,7 @@ def measure(
     if predictions is not None:
         try_file(predictions, "predictions")
     config = load_config(place, overrides)
-    names = ("validation", "test", *config.evaluation.splits)
-    if split not in names:
-        raise ValueError(
-            f"split: needs one of {', '.join(names)}; got {split!r}. Other splits are named by "
-            "evaluation.splits=[…]."
-        )
+    config.check_split(split)
     accelerator = make_accelerator(config)
     backbone, splits = open_all(config)
     trained = place / run_folder.ADAPTER

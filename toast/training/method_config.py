@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from toast.config import OFFICIAL
+from toast.presets import OFFICIAL
 from toast.training.method_table import METHODS, Method, names_of
 from toast.training.setting_types import SECTION, Integer, Number
 
@@ -16,6 +16,18 @@ def _known_method(name: str) -> str:
     if name not in METHODS:
         raise ValueError(f"needs one of {', '.join(METHODS)}; got {name!r}")
     return name
+
+
+def refuse_missing(start: Path) -> None:
+    """Refuses to start from what is not there.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not start.exists():
+        raise ValueError(
+            f"method.start: {start} does not exist; needs an adapter's folder or an official file."
+        )
 
 
 class MethodConfig(BaseModel):

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from toast.baselines import applying as baselines
 from toast.baselines.heads import head_of
-from toast.config import OFFICIAL, ToastConfig
+from toast.config import ToastConfig
+from toast.presets import OFFICIAL
 from toast.rates import Groups, trained_groups
 from toast.saving.contents import save_adapter
 from toast.training.backbones import Backbone
 from toast.training.method_config import MethodConfig
 from toast.training.method_table import names_of
 from toast.training.run_config import RunConfig
+from toast.training.run_folder import ADAPTER_CONFIG
 from toast.training.starting import as_adapter, start_lora
 from toast.wrapping import wrap
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass

@@ -61,8 +61,7 @@ def prepare(config: RunConfig, stage: Stage, empty: bool = False) -> Prepared:
     Raises:
         ValueError: If something is missing or does not fit.
     """
-    if config.stage not in (None, stage):
-        raise ValueError(f"stage: this configuration is for {config.stage}; the command is {stage}.")
+    config.check_stage(stage)
     backbone, splits = open_all(config, empty)
     if not backbone.model.training:  # of one that is in training mode, what is in evaluation mode stays there
         backbone.model.train()

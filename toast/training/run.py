@@ -28,6 +28,7 @@ from toast.training.order import EpochBatches
 from toast.training.pace import Pace
 from toast.training.preparing import Stage, prepare, remarks_on
 from toast.training.resuming import ended_run, refuse_changed, refuse_other_classes
+from toast.training.run_card import add_run_to_card
 from toast.training.run_config import RunConfig
 from toast.training.split_measures import Measured
 from toast.training.trained_state import adapter_state, elements
@@ -235,6 +236,7 @@ class Run:
         gathered = adapter_state(self.accelerator, model)
         if self.is_main:
             save_method(model, self.config, self.place / run_folder.ADAPTER, gathered)
+            add_run_to_card(self.place / run_folder.ADAPTER, self.config, result)
             run_folder.write_json(self.place / run_folder.RESULT, result)
         self.log.end()
         self.accelerator.wait_for_everyone()

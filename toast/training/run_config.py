@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from toast.evaluation.choosing import CHOOSING
 from toast.training.format_config import FormatConfig, refuse_unanswered
-from toast.training.method_config import MethodConfig
+from toast.training.method_config import MethodConfig, refuse_missing
 from toast.training.method_table import names_of
 from toast.training.setting_types import SECTION, Integer, Name, Number, Positive, Share, as_precision
 from toast.training.sweep_config import StudyConfig, SweepConfig
@@ -267,6 +267,44 @@ class RunConfig(_Section):
     def folder(self) -> Path:
         """The run's folder."""
         return self.out / self.name
+
+    def checked_sweep(self) -> SweepConfig:
+        """Returns the section of a sweep.
+
+        Raises:
+            ValueError: If there is none, no row, or nothing to select on.
+        """
+        if self.sweep is None or not self.sweep.rows:
+            raise ValueError("sweep: needs a section with rows, such as rows: {lora: {method: lora}}.")
+        if self.data.validation is None and not self.data.validation_share:
+            raise ValueError(
+                "sweep: needs a validation split to select on; set data.validation, or data.validation_share."
+            )
+        return self.sweep
+
+    def check_stage(self, stage: Literal["pretune", "tune"]) -> None:
+        """Checks what a stage needs before model and data are opened.
+
+        Raises:
+            ValueError: If the configuration is for the other one, or what it starts from is not there.
+        """
+        if self.stage not in (None, stage):
+            raise ValueError(f"stage: this configuration is for {self.stage}; the command is {stage}.")
+        if self.method.start is not None:
+            refuse_missing(self.method.start)
+
+    def check_split(self, name: str) -> None:
+        """Checks that a split can be measured by a name.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        names = ("validation", "test", *self.evaluation.splits)
+        if name not in names:
+            raise ValueError(
+                f"split: needs one of {', '.join(names)}; got {name!r}. Other splits are named by "
+                "evaluation.splits=[…]."
+            )
 
     @model_validator(mode="after")
     def _goes_together(self) -> RunConfig:

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from toast.files import tensors
+from toast.files import json_files
 from toast.files.atomic import beside, finite, strict_json
-from toast.files.tensors import NUMBER, OTHERS, Kinds, read_json_lines, read_json_list
+from toast.files.json_files import NUMBER, OTHERS, Kinds, read_json_lines, read_json_list
 from toast.version import __version__
 
 CONFIG = "config.yaml"
@@ -33,7 +33,38 @@ ADAPTER = "adapter"
 PREDICTIONS = "predictions.jsonl"
 RESULT = "result.json"
 LABELS = "labels.json"
+#: Of an adapter in PEFT's format.
+ADAPTER_CONFIG = "adapter_config.json"
 SWEEP = "sweep.json"
+
+
+def refuse_no_run(place: Path) -> None:
+    """Checks that a folder is that of a run.
+
+    Raises:
+        ValueError: If it is not; of a sweep it says where its runs are.
+    """
+    if (place / CONFIG).is_file():
+        return
+    if (place / SWEEP).is_file() or (place / "final").is_dir():
+        runs = place / "final" / "ROW" / "POINT,seed-0"
+        raise ValueError(f"{place} is a sweep; needs one of its runs, such as {runs}.")
+    raise ValueError(f"{place} is not a run: it has no {CONFIG}.")
+
+
+def holds_run(place: Path) -> bool:
+    """Whether a folder is that of a run, and not of an adapter.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if (place / CONFIG).is_file():
+        return True
+    if (place / ADAPTER_CONFIG).is_file():
+        return False
+    raise ValueError(
+        f"{place} is neither a run's folder, with {CONFIG}, nor an adapter's, with {ADAPTER_CONFIG}."
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,7 +97,9 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: If it is not there or damaged: names the file, the line and what is wrong.
     """
-    return read_json_list(path, str) if path.name == LABELS else tensors.read_json(path, _KEYS.get(path.name))
+    if path.name == LABELS:
+        return read_json_list(path, str)
+    return json_files.read_json(path, _KEYS.get(path.name))
 
 
 def read_predictions(folder: Path) -> list[dict[str, Any]]:

@@ -11,8 +11,10 @@ from peft.utils import CONFIG_NAME
 from torch import Tensor
 
 from toast.files.adapter_folder import weights_of
+from toast.files.json_files import read_json
 from toast.files.shapes import refuse_misfits
-from toast.files.tensors import TensorFile, read_json, refuse_values
+from toast.files.tensors import TensorFile, refuse_values
+from toast.training.method_config import refuse_missing
 
 #: What decides how factors of given shapes act.
 _SCALING = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
@@ -32,10 +34,7 @@ def as_adapter(start: Path, folder: Path | None) -> Path:
     if found is not None:
         _check_method(found, "TOAST", "toast")
         return found
-    if not start.exists():
-        raise ValueError(
-            f"method.start: {start} does not exist; needs an adapter's folder or an official file."
-        )
+    refuse_missing(start)
     if folder is None:
         raise ValueError(
             f"method.start: {start} is not an adapter's folder; import it with toast import-official."

@@ -97,7 +97,7 @@ def sweep(config: RunConfig, dry_run: bool = False, console: Console | None = No
         ValueError: If there is no such section, or a run's settings do not fit; before the first run.
         Interrupted: If a signal came; call it again to go on.
     """
-    spec, console = checked(config), console or Console(soft_wrap=True)
+    spec, console = config.checked_sweep(), console or Console(soft_wrap=True)
     place = config.folder
     rows = [make_row(name, settings, spec) for name, settings in spec.rows.items()]
     searches = {row.name: [_search(config, row, point) for point in row.points()] for row in rows}
@@ -144,21 +144,6 @@ def _search_and_measure(
     console.print(as_markdown(table), highlight=False, markup=False)
     console.print(f"{place}/table.md, {place}/sweep.json", highlight=False)
     return {"name": config.name, "seeds": spec.seeds, "rows": table}
-
-
-def checked(config: RunConfig) -> SweepConfig:
-    """Returns the section of a sweep.
-
-    Raises:
-        ValueError: If there is none, no row, or nothing to select on.
-    """
-    if config.sweep is None or not config.sweep.rows:
-        raise ValueError("sweep: needs a section with rows, such as rows: {lora: {method: lora}}.")
-    if config.data.validation is None and not config.data.validation_share:
-        raise ValueError(
-            "sweep: needs a validation split to select on; set data.validation, or data.validation_share."
-        )
-    return config.sweep
 
 
 def choose(config: RunConfig, row: Row) -> Choice:

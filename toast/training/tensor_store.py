@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toast.files.tensors import Kinds, read_json
+from toast.files.json_files import Kinds, read_json
 from toast.training.run_folder import write_json
 from toast.training.store_records import Records
 

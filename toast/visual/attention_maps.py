@@ -9,21 +9,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from toast.visual.grids import Maps
+from toast.visual.methods import METHODS, Method
 from toast.visual.patch_attention import AnyQuery
 from toast.visual.relevance import class_scores
 
-Query = Literal["class", "mean"]
-Method = Literal["attention", "rollout", "relevance", "grad-cam", "energy"]
 Target = int | Tensor | Callable[[Any], Tensor]
-
-#: Ways to say where a model looks, and what they are called in a title.
-METHODS: dict[str, str] = {
-    "attention": "attention",
-    "rollout": "attention rollout",
-    "relevance": "relevance",
-    "grad-cam": "Grad-CAM",
-    "energy": "activation energy",
-}
 
 
 @dataclass(frozen=True)

@@ -171,9 +171,9 @@ class _Drawing:
         bar = self.figure.colorbar(
             colours, cax=axes, orientation="horizontal", ticks=ends, format=lambda value, _: f"{value:.2g}"
         )
-        bar.ax.tick_params(labelsize=6, length=2, pad=1)
+        bar.ax.tick_params(labelsize=7, length=2, pad=1)
         bar.outline.set_linewidth(0.4)
-        bar.set_label(panel.unit, fontsize=6.5, labelpad=1)
+        bar.set_label(panel.unit, fontsize=7, labelpad=1)
 
 
 class _Shape:

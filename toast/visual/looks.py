@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from toast.visual import measures, targets
-from toast.visual.attention_maps import AttentionMaps, Method
+from toast.visual.attention_maps import AttentionMaps
 from toast.visual.grids import Map, Maps
+from toast.visual.methods import Method
 
 #: Label of a picture whose class is not known.
 UNKNOWN = -100
@@ -22,6 +23,10 @@ UNKNOWN = -100
 ACCURACY, ON_TARGET, POINTING, ENTROPY = "accuracy", "on_target", "pointing", "entropy"
 #: How far its attention is from that of the reference.
 TOTAL_VARIATION, JENSEN_SHANNON = "total_variation", "jensen_shannon"
+
+
+#: Least share of the attention that has to go elsewhere for a title to say that it did.
+MOVED = 0.05
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,11 @@ class Look:
     def moved(self) -> float | None:
         """Share of the attention that went elsewhere, total variation, 0 to 1."""
         return self.measures.get(TOTAL_VARIATION)
+
+    @property
+    def stayed(self) -> bool:
+        """Whether the attention is where the frozen model's is, but for less than `MOVED` of it."""
+        return self.moved is not None and self.moved < MOVED
 
     @property
     def difference(self) -> Map | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from toast.families.tokens import channels_last
 from toast.thread_state import running
 from toast.visual import relevance
-from toast.visual.attention_maps import METHODS, AttentionMaps, Method, Query, Target
+from toast.visual.attention_maps import AttentionMaps, Target
 from toast.visual.grids import (
     Grid,
     Maps,
@@ -22,6 +22,7 @@ from toast.visual.grids import (
     real_tokens,
     sequence_grid,
 )
+from toast.visual.methods import METHODS, Method, Query
 from toast.visual.patch_attention import (
     AnyQuery,
     PatchAttention,

@@ -8,9 +8,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from toast.visual.attention_maps import METHODS
 from toast.visual.grids import Map, Pair
 from toast.visual.looks import Look
+from toast.visual.methods import METHODS
 
 Kind = Literal["input", "frozen", "selection", "signal", "attention", "difference"]
 #: All panels in order, and the few of a page.
@@ -91,7 +91,8 @@ def row_of(
         picture: `(height, width, 3)`, 0 to 1.
         caption: Of the picture itself.
         wrong: Whether the caption says something wrong.
-        after: What became of the attention; None is "refocused" if the model is steered, and else "adapted".
+        after: What became of the attention if it moved (`Look.stayed`); None is "refocused" if the model is
+            steered, and else "adapted".
         kinds: The panels that are wanted, of those that there are.
         box_name: What the drawn box is called in notes.
         colour_bars: Whether colour bars are drawn.
@@ -114,14 +115,13 @@ def row_of(
         panels.append(_panel(signal, f"top-down signal, block {look.block}", "", strongest, "norm"))
     if "attention" in kinds:
         unit = _unit(look, look.attention, look.on_patches)
-        title = f"{after} {name}".strip()
-        panels.append(
-            _panel(look.attention, title, _share(look.on_target, box_name), top, unit, short=after or name)
-        )
+        title = f"{name}, not moved" if look.stayed else f"{after} {name}".strip()
+        short = "not moved" if look.stayed else after or name
+        panels.append(_panel(look.attention, title, _share(look.on_target, box_name), top, unit, short=short))
     difference = look.difference
     if difference is not None and "difference" in kinds:
         most = float(difference.values.abs().max()) or 1.0
-        title = f"difference: {after} - frozen"
+        title = "difference to the frozen model"
         panels.append(_panel(difference, title, "", most, "gained or lost share", -most))
     return Row(picture, panels, look.box, look.strengths, look.block)
 

@@ -16,12 +16,11 @@ from toast.visual.attention_maps import AttentionMaps
 from toast.visual.figure import draw, require_matplotlib
 from toast.visual.looks import Look, looks_of
 from toast.visual.maps import look
+from toast.visual.methods import check_formats
 from toast.visual.modes import evaluating
 from toast.visual.panels import Row, row_of
 from toast.visual.pixels import Preparation, Statistics, find_preparation, open_picture
 
-#: What a drawing can be written as.
-FORMATS = ("png", "svg", "pdf")
 #: Longest name of a file, without its suffix.
 LONGEST = 80
 
@@ -70,6 +69,7 @@ def visualize(
         ImportError: If what draws is not installed.
         ValueError: If there are no pictures, one cannot be read, or what is asked is not there.
     """
+    require_matplotlib()
     check_formats(formats)
     drawings = draw_pictures(
         model,
@@ -127,7 +127,7 @@ def draw_pictures(
         pictures: The pictures.
         out: Folder for `NAME.png` and the like, and `NAME.npz`.
         caption: Of the picture itself.
-        formats: Some of `FORMATS`.
+        formats: Some of `toast.visual.methods.FORMATS`.
         smooth: Whether values between the centres of patches are interpolated.
         **options: Of `toast.visual.maps.look`.
 
@@ -153,19 +153,6 @@ def row_of_picture(
     (seen,) = looks_of(maps, box, label)
     text, wrong = caption(seen)
     return maps, row_of(seen, picture.shown, caption=text, wrong=wrong)
-
-
-def check_formats(formats: Sequence[str]) -> None:
-    """Checks that drawings can be written in some formats.
-
-    Raises:
-        ImportError: If what draws is not installed.
-        ValueError: If there is no format, or one is not known.
-    """
-    require_matplotlib()
-    wrong = [name for name in formats if name not in FORMATS]
-    if wrong or not formats:
-        raise ValueError(f"formats: needs some of {', '.join(FORMATS)}; got {list(formats)}.")
 
 
 def prediction(look: Look, labels: Sequence[str] | None = None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from toast.files.tensors import NUMBER, read_json, read_json_lines, read_json_list
+from toast.files.json_files import NUMBER, read_json, read_json_lines, read_json_list
 
 KEYS = {"a": int, "b": (str, type(None)), "c": NUMBER}
 GOOD = {"a": 1, "b": None, "c": 0.5}
