@@ -1,8 +1,8 @@
 """Builds the documentation: `pip install -e ".[docs]"`, then `python scripts/build_site.py [FOLDER]`.
 
 The pages are docs/*.md, the notebooks, CONTRIBUTING.md and CHANGELOG.md. This script writes a copy of them
-under build/, with the tables of `scripts/site_tables.py`, and with links that lead to pages. Sphinx then builds
-that; a warning is an error. The site opens from a folder, without a network.
+under build/, with the tables of `scripts/site_tables.py`, and with links that lead to pages. Sphinx then
+builds that; a warning is an error. The site opens from a folder, without a network.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every block of code on the pages of the site runs, in order, in an empty folder; older pages' are checked."""
+"""The code on the pages of the site runs, in an empty folder; that of older pages is checked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from toast.cli import app
 PAGES = ROOT / "docs"
 #: Pages whose blocks run as they stand; the others have names for what a reader puts in.
 RUN = (
-    "from-lora", "own-pictures", "own-text", "quick-start-language", "quick-start-vision", "seeing", "serving",
+    "from-lora", "own-pictures", "own-text", "quick-start-language", "quick-start-vision", "seeing",
+    "serving",
 )  # fmt: skip
 #: What a page tells a reader to have before: run here in another way, or not at all.
 PREPARED = ("pip install", "python3 -m venv", "hf download")
