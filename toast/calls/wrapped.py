@@ -61,6 +61,10 @@ class WrappedModel(ABC):
         """Takes the active adapter for all calls of the model within, unless that is done already."""
 
     @abstractmethod
+    def holding(self, adapter: Adapter | None) -> AbstractContextManager[None]:
+        """Makes the calls of the model use an adapter that was taken, or none, with its heads."""
+
+    @abstractmethod
     def blocks_run_once(self, method: Any, adapter: Adapter, inputs: dict[str, Any]) -> int:
         """Returns how many of the lowest blocks give the same in both passes and need not run again."""
 
@@ -70,7 +74,12 @@ class WrappedModel(ABC):
         held = held_adapter(self)
         if held is not None:
             return held.adapter
-        return _take(self.selector, [layer for layer, _, _ in self.places])
+        name = self.selector.adapter
+        return None if name is None else self.adapter_named(name)
+
+    def adapter_named(self, name: str) -> Adapter:
+        """Returns the parts of an adapter, active or not."""
+        return _take(name, self.selector, [layer for layer, _, _ in self.places])
 
     @property
     def values(self) -> list[ToastValue]:
@@ -144,16 +153,14 @@ OFFLOADED = (
 )
 
 
-def _take(selector: ToastSelector, layers: list[ToastValue]) -> Adapter | None:
-    """Returns the parts of the adapter that is active now; None if none is.
+def _take(name: str, selector: ToastSelector, layers: list[ToastValue]) -> Adapter:
+    """Returns the parts of an adapter.
 
     Args:
-        selector: The selector, whose active adapter counts for the whole model.
+        name: Its name.
+        selector: The selector.
         layers: The value layers, bottom block first. Those that the adapter does not steer are left out.
     """
-    name = selector.adapter
-    if name is None:
-        return None
     maps = [
         FeedbackMaps(layer, layer.unit, layer.tokens, layer.toast_to_state[name], layer.toast_to_signal[name])
         for layer in layers
