@@ -145,7 +145,7 @@ def stepper(size: Size, name: str, images: Tensor) -> Callable[[], object]:
 
 
 def tasks(size: Size, count: int, batch: int, rounds: int) -> dict[str, Ratio]:
-    """Times several adapters in one call against a call for each: all on every sample, or one for each sample.
+    """Times several adapters in one call against a call for each: all on every sample, or one a sample.
 
     Args:
         size: Sizes of the model and inputs.
