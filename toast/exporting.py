@@ -93,7 +93,7 @@ class _Pictures(_Exportable):
         if channels != 3:
             pictures = pictures.mean(1, keepdim=True).expand(-1, channels, -1, -1)
         mean, std = (torch.tensor(self.data[each]).view(-1, 1, 1) for each in ("mean", "std"))
-        found = []
+        found: list[tuple[Tensor, ...]] = []
         for some, size in ((pictures[:2], (height, width)), (pictures[2:5], others), (pictures[5:], others)):
             found.append(((nn.functional.interpolate(some, size) - mean) / std,))
         return found
