@@ -15,6 +15,7 @@ from toast.commands.errors import DEBUG, Commands
 from toast.commands.evaluate import evaluate
 from toast.commands.export import export
 from toast.commands.families import families
+from toast.commands.features import features
 from toast.commands.generate import generate
 from toast.commands.import_official import import_official
 from toast.commands.plan import plan
@@ -52,7 +53,7 @@ def _root(
 # In the order in which the help lists them.
 for command in (
     demo, generate, benchmark, families, import_official, configs, plan, pretune, tune, evaluate, sweep,
-    visualize, compare, report, export,
+    features, visualize, compare, report, export,
 ):  # fmt: skip
     app.command()(command)
 

@@ -6,6 +6,7 @@ that every way to call the model (`model(x)`, `generate`, `forward_features`) is
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ from toast.selector import ToastSelector
 from toast.thread_state import (
     collected_passes,
     current_observer,
+    given_embedding,
     held_adapter,
     holding,
     running,
@@ -96,7 +98,7 @@ class Steering(WrappedModel):
             signals = adapter.signals(self.selector, *first.features)
         else:
             # 2. Selection: tokens that resemble the task embedding, then channels.
-            if observer is None or not observer.replaces_signals:
+            if not adapter.attends and (observer is None or not observer.replaces_signals):
                 self.selector.start_from(adapter, *first.features)
             selection = self.selector.select(adapter, *first.features)
 
@@ -143,6 +145,8 @@ class Steering(WrappedModel):
         adapter = self.adapter
         if adapter is not None:
             adapter.refuse_stale_fusion()
+            if generates and adapter.attends:
+                adapter = dataclasses.replace(adapter, generates=True)
         with self.holding(adapter):
             yield adapter
 
@@ -164,6 +168,10 @@ class Steering(WrappedModel):
             ValueError: If one is not there, or its fused matrix is stale.
         """
         self.fetch_parameters(needs_gradients=torch.is_grad_enabled())
+        if given_embedding(self) is not None:
+            raise ValueError(
+                "several adapters in one call have embeddings of their own; leave toast.attend_to."
+            )
         known = self.selector.configs
         if missing := [name for name in names if name not in known]:
             raise ValueError(f"adapter {missing[0]!r} is none of the model's: {', '.join(known)}.")

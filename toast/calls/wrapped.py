@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,7 +17,7 @@ from toast.families.anatomy import Anatomy
 from toast.fusion import FUSED
 from toast.saving.names import is_of_adapter
 from toast.selector import ToastSelector
-from toast.thread_state import held_adapter
+from toast.thread_state import given_embedding, held_adapter
 from toast.value import ToastValue
 
 
@@ -75,7 +76,12 @@ class WrappedModel(ABC):
         if held is not None:
             return held.adapter
         name = self.selector.adapter
-        return None if name is None else self.adapter_named(name)
+        if name is None:
+            return None
+        adapter, given = self.adapter_named(name), given_embedding(self)
+        if given is None:
+            return adapter
+        return dataclasses.replace(adapter, task_embedding=given.to(adapter.task_embedding), attends=True)
 
     def adapter_named(self, name: str) -> Adapter:
         """Returns the parts of an adapter, active or not."""
