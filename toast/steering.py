@@ -169,9 +169,7 @@ class Steering(WrappedModel):
         """
         self.fetch_parameters(needs_gradients=torch.is_grad_enabled())
         if given_embedding(self) is not None:
-            raise ValueError(
-                "several adapters have embeddings of their own: leave toast.attend_to first."
-            )
+            raise ValueError("several adapters have embeddings of their own: leave toast.attend_to first.")
         known = self.selector.configs
         if missing := [name for name in names if name not in known]:
             raise ValueError(f"adapter {missing[0]!r} is none of the model's: {', '.join(known)}.")
