@@ -20,7 +20,6 @@ PAGES = ROOT / "docs"
 #: Pages whose blocks run as they stand; the others have names for what a reader puts in.
 RUN = (
     "from-lora", "own-pictures", "own-text", "quick-start-language", "quick-start-vision", "seeing",
-    "serving",
 )  # fmt: skip
 #: What a page tells a reader to have before: run here in another way, or not at all.
 PREPARED = ("pip install", "python3 -m venv", "hf download")
