@@ -7,13 +7,16 @@ from collections.abc import Sequence
 
 #: Of these the least is the best, of others the greatest.
 LESS_IS_BETTER = ("loss", "perplexity", "calibration_error", "mae")
-#: By task: what is measured on a split and can choose.
+#: By task, and by kind of a head's targets: what is measured on a split and can choose.
 CHOOSING = {
     "vision": (
         "accuracy", "mean_class_accuracy", "top5_accuracy", "loss", "calibration_error",
         "attention_on_target", "selection_ratio",
     ),
     "language": ("loss", "perplexity", "token_accuracy"),
+    "classes": ("accuracy", "mean_class_accuracy", "top5_accuracy", "loss", "calibration_error"),
+    "regression": ("r2", "mae", "loss"),
+    "multilabel": ("mean_average_precision", "loss"),
 }  # fmt: skip
 
 

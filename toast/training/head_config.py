@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from toast.evaluation.choosing import CHOOSING
 from toast.training.setting_types import SECTION, Positive
 
 
@@ -13,7 +15,7 @@ class HeadConfig(BaseModel):
     """A head, under the name that its figures have.
 
     Args:
-        kind: A key of `toast.training.answer_kinds.KINDS`.
+        kind: A key of `toast.training.target_kinds.KINDS`.
         columns: Where its targets stand in the data: columns of a list, fields of a row. None is the column
             of the head's name. Of `regression` several make a vector.
         weight: Factor of its loss.
@@ -26,3 +28,11 @@ class HeadConfig(BaseModel):
     columns: Annotated[list[str], Field(min_length=1)] | None = None
     weight: Positive = 1.0
     loss: Literal["mse", "huber"] | None = None
+
+
+def measures_of(heads: Mapping[str, HeadConfig]) -> tuple[str, ...]:
+    """Returns the figures of configured heads that can choose the best of several measurements."""
+    own = {name: CHOOSING[head.kind] for name, head in heads.items()}
+    if len(own) == 1:
+        return next(iter(own.values()))
+    return ("loss", *(f"{name}.{measure}" for name, known in own.items() for measure in known))

@@ -9,12 +9,11 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from toast.evaluation.choosing import CHOOSING
 from toast.training.format_config import FormatConfig, refuse_unanswered
-from toast.training.head_config import HeadConfig
+from toast.training.head_config import HeadConfig, measures_of
 from toast.training.method_config import MethodConfig, refuse_missing
 from toast.training.method_table import names_of
 from toast.training.setting_types import SECTION, Integer, Name, Number, Positive, Share, as_precision
 from toast.training.sweep_config import StudyConfig, SweepConfig
-from toast.training.target_kinds import measures_of
 
 
 class _Section(BaseModel):

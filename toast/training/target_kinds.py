@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from toast.evaluation.choosing import CHOOSING
 from toast.training.answer_kinds import IGNORED, TOP, Answers, ClassAnswers, Converted
 from toast.training.head_config import HeadConfig
 
@@ -117,7 +118,7 @@ class Target(Answers):
 class ClassTarget(Target):
     """One of several classes, by name; the classes are those of the training split."""
 
-    measures = ClassAnswers.measures[:5]
+    measures = CHOOSING["classes"]
     chooses = ClassAnswers.chooses
     columns = 1
     smoothing = 0.0
@@ -166,7 +167,7 @@ class ClassTarget(Target):
 class RegressionTarget(Target):
     """Numbers; the head predicts them in standard deviations from the training split's mean."""
 
-    measures = ("r2", "mae", "loss")
+    measures = CHOOSING["regression"]
     chooses = "r2"
 
     def __init__(self, name: str, config: HeadConfig, record: dict[str, Any]) -> None:
@@ -223,7 +224,7 @@ class RegressionTarget(Target):
 class MultilabelTarget(Target):
     """Any number of several labels; they are those of the training split."""
 
-    measures = ("mean_average_precision", "loss")
+    measures = CHOOSING["multilabel"]
     chooses = "mean_average_precision"
 
     @classmethod
@@ -283,14 +284,6 @@ KINDS: dict[str, type[Target]] = {
     "regression": RegressionTarget,
     "multilabel": MultilabelTarget,
 }
-
-
-def measures_of(heads: Mapping[str, HeadConfig]) -> tuple[str, ...]:
-    """Returns the figures of configured heads that can choose the best of several measurements."""
-    own = {name: KINDS[head.kind].measures for name, head in heads.items()}
-    if len(own) == 1:
-        return next(iter(own.values()))
-    return ("loss", *(f"{name}.{measure}" for name, known in own.items() for measure in known))
 
 
 def _whole(labels: Tensor) -> Tensor:
