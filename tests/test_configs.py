@@ -60,7 +60,8 @@ def test_a_launch_is_read_by_accelerate(path: Path) -> None:
 
 
 def _smaller(config: RunConfig) -> RunConfig:
-    options = {name: min(count, 40) for name, count in config.data.options.items()} | {"val": 8}
+    given = config.data.options.items()
+    options = {n: min(v, 40) if isinstance(v, int) else v for n, v in given} | {"val": 8}
     data = config.data.model_copy(update={"options": options})
     return config.model_copy(update={"data": data, "batch_size": 4})
 
@@ -68,5 +69,8 @@ def _smaller(config: RunConfig) -> RunConfig:
 def test_the_embedded_ones_run(tmp_path: Path) -> None:
     pretune = _smaller(load_config(ROOT / "configs/offline/demo-pretune.yaml"))
     assert dry_run(pretune, "pretune")["steps"] == 20
+    for name, columns in (("regression", 2), ("multilabel", 19), ("multitask", 2)):
+        heads = _smaller(load_config(ROOT / f"configs/offline/demo-{name}.yaml"))
+        assert dry_run(heads, "tune")["batch"]["labels"] == (4, columns)
     config = load_config(ROOT / "configs/offline/demo-sweep.yaml", [f"out={tmp_path}"])
     assert sweep(config, dry_run=True) == {}

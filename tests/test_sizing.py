@@ -77,7 +77,7 @@ def test_a_signal_takes_steps_in_proportion_to_the_input_it_is_added_to() -> Non
         whole = {
             id(p): g["lr"] for g in toast.parameter_groups(model, RATE, input_sizes={}) for p in g["params"]
         }
-        for layer, share in zip(find_steering(model).values, (0.04, 0.4, 1.0), strict=True):  # never raised
+        for layer, share in zip(find_steering(model).values, (0.02, 0.2, 1.0), strict=True):  # never raised
             for name, parameter in layer.toast_to_signal["default"].named_parameters():
                 if parameter.requires_grad:
                     expected = 1.0 if "lora_A" in name else share

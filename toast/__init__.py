@@ -26,6 +26,7 @@ _EXPORTS = {
     "ToastConfig": "toast.config",
     "ToastModel": "toast.model",
     "Trace": "toast.tracing",
+    "attend_to": "toast.attending",
     "calibrate": "toast.calibrating",
     "compare": "toast.visual.comparing",
     "first_pass": "toast.reusing",
@@ -46,6 +47,7 @@ _EXPORTS = {
     "run": "toast.training.run",
     "running_pass": "toast.thread_state",
     "save_adapter": "toast.saving.contents",
+    "select_weights": "toast.weight_selection",
     "trace": "toast.tracing",
     "unfuse": "toast.fusing",
     "visualize": "toast.visual.visualizing",
@@ -56,6 +58,7 @@ _EXPORTS = {
 __all__ = [*sorted(_EXPORTS), "__version__"]
 
 if TYPE_CHECKING:
+    from toast.attending import attend_to as attend_to
     from toast.calibrating import calibrate as calibrate
     from toast.config import ToastConfig as ToastConfig
     from toast.families.table import register_family as register_family
@@ -91,6 +94,7 @@ if TYPE_CHECKING:
     from toast.visual.text.looking import TextAttentionMaps as TextAttentionMaps
     from toast.visual.text.looking import look_at_text as look_at_text
     from toast.visual.visualizing import visualize as visualize
+    from toast.weight_selection import select_weights as select_weights
     from toast.wrapping import wrap as wrap
 
 

@@ -82,11 +82,13 @@ class Adapter:
     Args:
         name: Its name.
         config: Its configuration.
-        task_embedding: ξ, `(width,)`.
+        task_embedding: ξ, `(width,)`; one for each sample, `(batch, width)`, where the caller gave them.
         channel_transform: P, `(width, width)`.
         maps: Of every steered value projection, bottom block first.
         fused: See `toast.feedback.fused_matrix`; None if it is not fused.
         fusion: What is known of `fused`.
+        attends: Whether the task embedding is the caller's (`toast.attend_to`), and not the adapter's own.
+        generates: Whether the call is of `generate`, which may run several sequences of a sample.
     """
 
     name: str
@@ -96,6 +98,26 @@ class Adapter:
     maps: list[FeedbackMaps]
     fused: Tensor | None = None
     fusion: Fusion | None = None
+    attends: bool = False
+    generates: bool = False
+
+    def embedding_for(self, features: Tensor) -> Tensor:
+        """Returns ξ in a shape that goes with features, `(batch, …, width)`.
+
+        Raises:
+            ValueError: If there is one for each sample, but of another number of samples.
+        """
+        if self.task_embedding.ndim == 1:
+            return self.task_embedding
+        samples, count = features.shape[0], self.task_embedding.shape[0]
+        times = samples // count if self.generates else 1
+        if times * count != samples:
+            raise ValueError(
+                f"attend_to was given {count} task embeddings, one for each sample; the call has {samples} "
+                "samples. Pass as many, or one of shape (width,) for all."
+            )
+        each = self.task_embedding.repeat_interleave(times, 0)
+        return each.view(samples, *[1] * (features.ndim - 2), -1)
 
     def mapped(self) -> Iterator[Tensor]:
         """Yields what of the adapter a fused matrix is made of: all but the task embedding."""

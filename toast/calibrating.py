@@ -65,7 +65,8 @@ def calibrate(model: nn.Module, *inputs: Any, **kwargs: Any) -> None:
             f"calibrate needs samples with finite features; these give {what}. Pass samples that hold more "
             "than padding, in a precision that the model can compute with."
         )
-    adapter.task_embedding.copy_(F.normalize(direction, dim=0))
+    own = steering.selector.toast_task_embedding[adapter.name]  # toast.attend_to may have replaced the call's
+    own.copy_(F.normalize(direction, dim=0))
     steering.selector.start.forget(adapter.name)  # it is no draw any more, which might be turned round
 
 

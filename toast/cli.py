@@ -14,6 +14,7 @@ from toast.commands.demo import demo
 from toast.commands.errors import DEBUG, Commands
 from toast.commands.evaluate import evaluate
 from toast.commands.families import families
+from toast.commands.features import features
 from toast.commands.generate import generate
 from toast.commands.import_official import import_official
 from toast.commands.plan import plan
@@ -51,7 +52,7 @@ def _root(
 # In the order in which the help lists them.
 for command in (
     demo, generate, benchmark, families, import_official, configs, plan, pretune, tune, evaluate, sweep,
-    visualize, compare, report,
+    features, visualize, compare, report,
 ):  # fmt: skip
     app.command()(command)
 

@@ -78,8 +78,9 @@ SCALES: dict[str, Scale] = {
 }
 _OTHERS = Scale(1, _constant)
 
-#: Size of a block's input, relative to the features', from which on its signal takes whole steps.
-_WHOLE = 0.5
+#: Inputs from half the features' size on, as in vision models, count as being of that size: the best rate is
+#: not known more finely, and recipes that were found there stay as they are.
+_SMALL = 0.5
 
 
 def parameter_groups(
@@ -245,7 +246,8 @@ def _shares(model: nn.Module, input_sizes: Mapping[str, float]) -> Iterator[tupl
             raise ValueError(f"input_sizes[{name!r}]: needs a number above 0; got {size!r}.")
     for layer, adapter in _adapters(model):
         if isinstance(layer, ToastValue):
-            share = min(1.0, input_sizes.get(layer.unit.name, _WHOLE) / _WHOLE)
+            size = input_sizes.get(layer.unit.name, 1.0)
+            share = size if size < _SMALL else 1.0
             for name, parameter in layer.toast_to_signal[adapter].named_parameters():
                 # The first factor starts at random: its step is one relative to itself.
                 yield id(parameter), 1.0 if "lora_A" in name else share

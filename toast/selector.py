@@ -128,8 +128,8 @@ class ToastSelector(ToastLayer):
             normed: Features after it.
         """
         compared, features = self._read_by(adapter, unnormed, normed)
-        weights = F.cosine_similarity(compared, adapter.task_embedding, dim=-1).clamp(0, 1)
-        if self.training:
+        weights = F.cosine_similarity(compared, adapter.embedding_for(compared), dim=-1).clamp(0, 1)
+        if self.training and not adapter.attends:
             self.start.watch(adapter.name, adapter.task_embedding, weights)
         return Selection(features, weights, adapter.channel_transform)
 

@@ -6,6 +6,7 @@ that every way to call the model (`model(x)`, `generate`, `forward_features`) is
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -90,7 +91,7 @@ class Steering(WrappedModel):
 
         # 2. Selection: tokens that resemble the task embedding, then channels.
         assert first.features is not None
-        if observer is None or not observer.replaces_signals:
+        if not adapter.attends and (observer is None or not observer.replaces_signals):
             self.selector.start_from(adapter, *first.features)
         selection = self.selector.select(adapter, *first.features)
 
@@ -137,6 +138,8 @@ class Steering(WrappedModel):
         adapter = self.adapter
         if adapter is not None:
             adapter.refuse_stale_fusion()
+            if generates and adapter.attends:
+                adapter = dataclasses.replace(adapter, generates=True)
         with self.holding(adapter):
             yield adapter
 

@@ -12,15 +12,18 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from toast.adapter import Adapter
 from toast.passes import Observer, Pass
 from toast.signals import Signal
 from toast.stored_pass import FirstPass
 from toast.suspending import is_running, suspendable_frame
+
+_Kind = TypeVar("_Kind", FirstPass, Tensor)
 
 
 class _Thread(threading.local):
@@ -60,16 +63,16 @@ class Held:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """A model whose first pass is stored.
+    """What the calls of a model are given: a stored first pass, or a task embedding.
 
     Args:
         model: The model, known by its `Steering`.
-        stored: What its calls are to use.
+        what: What its calls are to use.
         holder: The generator's or coroutine's frame whose `with` block it is; None of a function's.
     """
 
     model: object
-    stored: FirstPass
+    what: FirstPass | Tensor
     holder: FrameType | None
 
 
@@ -136,9 +139,20 @@ def held_adapter(model: object) -> Held | None:
 
 def stored_first_pass(model: object) -> FirstPass | None:
     """Returns what this model's call is to use instead of its first pass."""
+    return _given(model, FirstPass)
+
+
+def given_embedding(model: object) -> Tensor | None:
+    """Returns what this model's call is to use instead of its task embedding."""
+    return _given(model, Tensor)
+
+
+def _given(model: object, kind: type[_Kind]) -> _Kind | None:
+    """Returns what was given last of one kind, by code that runs."""
     for given in reversed(_thread.given):
-        if given.model is model and (given.holder is None or is_running(given.holder)):
-            return given.stored
+        of_kind = given.model is model and isinstance(given.what, kind)
+        if of_kind and (given.holder is None or is_running(given.holder)):
+            return given.what  # type: ignore[return-value]
     return None
 
 
@@ -194,12 +208,12 @@ def holding(
 
 
 @contextmanager
-def giving(model: object, stored: FirstPass) -> Iterator[None]:
-    """Makes one model use a stored first pass, in calls of the code that holds the `with` block."""
-    given = Given(model, stored, suspendable_frame())
-    held = _thread.given
-    held.append(given)
+def giving(model: object, what: FirstPass | Tensor) -> Iterator[None]:
+    """Makes one model use what it is given, in calls of the code that holds the `with` block."""
+    # What is compiled is not suspended half way.
+    given = Given(model, what, None if torch.compiler.is_compiling() else suspendable_frame())
+    _thread.given = [*_thread.given, given]
     try:
         yield
-    finally:
-        held.remove(given)  # coroutines may leave their blocks in another order than they entered them
+    finally:  # coroutines may leave their blocks in another order than they entered them
+        _thread.given = [each for each in _thread.given if each is not given]

@@ -13,6 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from toast.weight_selection import positions
+
 
 def ridge(inputs: Tensor, targets: Tensor, strength: float = 1e-3) -> tuple[Tensor, Tensor]:
     """Fit targets = inputs @ weight.T + bias; return (weight, bias)."""
@@ -119,14 +121,14 @@ def initialise(student: VisionTransformer, teacher: VisionTransformer, images: T
         best: tuple[float, Tensor, Tensor, Tensor] | None = None
         sample = torch.randperm(len(outs))[:6000]
         for chosen in itertools.combinations(range(big.attn.num_heads), heads):
-            columns = torch.cat([torch.arange(h * size, (h + 1) * size) for h in chosen])
+            columns = positions([(big.attn.num_heads, torch.tensor(chosen)), (size, torch.arange(size))])
             w, b = ridge(outs[sample][:, columns], wanted[sample])
             error = float((outs[sample][:, columns] @ w.T + b - wanted[sample]).square().mean())
             if best is None or error < best[0]:
                 best = (error, columns, w, b)
         columns = best[1]
         w, b = ridge(outs[:, columns], wanted)
-        rows = torch.cat([columns + part * big.attn.qkv.in_features for part in range(3)])
+        rows = positions([(3, torch.arange(3)), (big.attn.qkv.in_features, columns)])
         small.attn.qkv.weight.copy_(weight[rows])
         small.attn.qkv.bias.copy_(bias[rows])
         write_out(small.attn.proj, small.ls1.gamma, w, b)

@@ -63,7 +63,8 @@ def test_data_parallel_on_rows_of_different_lengths(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
 def test_a_sharded_backbone_is_one_process(tmp_path: Path, kind: str) -> None:
-    settings = {**SETTINGS, "method.options": {"steer_from": 1}}
+    """It saves the best measurement, which is the first of two equal ones, also when it goes on."""
+    settings = {**SETTINGS, "method.options": {"steer_from": 1}, "checkpoint.best": "accuracy"}
     one = vision(tmp_path, **settings, name="one")
     run(one, "tune")
     two = vision(tmp_path, **settings, name="two")
@@ -75,6 +76,9 @@ def test_a_sharded_backbone_is_one_process(tmp_path: Path, kind: str) -> None:
         (two.folder / name).unlink()
     on_two_processes(two, kind, resume=True)
     assert_same(two, one)
+    best, wanted = (json.loads((c.folder / "result.json").read_text())["best"] for c in (two, one))
+    assert best == wanted | {"value": pytest.approx(wanted["value"])}
+    assert best["step"] == 2
 
 
 @pytest.mark.parametrize("rank", [0, 1])

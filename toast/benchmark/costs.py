@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import resource
 import subprocess
 import sys
@@ -160,6 +161,7 @@ def _peak_of_process(size: Size, name: str, batch: int) -> float:
 
 
 def _peak_of_device(size: Size, name: str, batch: int) -> float:
+    gc.collect()  # a wrapped model and its parts refer to each other
     torch.accelerator.empty_cache()
     torch.accelerator.reset_peak_memory_stats()
     run = stepper(size, name, size.images(batch))

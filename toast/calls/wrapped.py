@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,7 +17,7 @@ from toast.families.anatomy import Anatomy
 from toast.fusion import FUSED
 from toast.saving.names import is_of_adapter
 from toast.selector import ToastSelector
-from toast.thread_state import held_adapter
+from toast.thread_state import given_embedding, held_adapter
 from toast.value import ToastValue
 
 
@@ -70,7 +71,11 @@ class WrappedModel(ABC):
         held = held_adapter(self)
         if held is not None:
             return held.adapter
-        return _take(self.selector, [layer for layer, _, _ in self.places])
+        adapter = _take(self.selector, [layer for layer, _, _ in self.places])
+        given = given_embedding(self)
+        if adapter is None or given is None:
+            return adapter
+        return dataclasses.replace(adapter, task_embedding=given.to(adapter.task_embedding), attends=True)
 
     @property
     def values(self) -> list[ToastValue]:

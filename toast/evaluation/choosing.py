@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 #: Of these the least is the best, of others the greatest.
-LESS_IS_BETTER = ("loss", "perplexity", "calibration_error")
+LESS_IS_BETTER = ("loss", "perplexity", "calibration_error", "mae")
 #: By task: what is measured on a split and can choose.
 CHOOSING = {
     "vision": (
@@ -17,9 +17,14 @@ CHOOSING = {
 }  # fmt: skip
 
 
+def less_is_better(name: str) -> bool:
+    """Whether the least of a measure is the best; one of several heads has the head's name before a dot."""
+    return name.rpartition(".")[2] in LESS_IS_BETTER
+
+
 def best_of(values: Sequence[float], by: str) -> int | None:
     """Returns the place of the best finite value, of equals the first; None if none is finite."""
     places = [place for place, value in enumerate(values) if math.isfinite(value)]
     if not places:
         return None
-    return (min if by in LESS_IS_BETTER else max)(places, key=values.__getitem__)
+    return (min if less_is_better(by) else max)(places, key=values.__getitem__)

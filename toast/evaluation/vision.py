@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from toast.evaluation.aggregation import IGNORED, Average, joining
-from toast.visual.targets import ATTENTION, INSIDE, OUTSIDE, RATIO, ratio
+from toast.evaluation.target_means import TargetMeans
 
 #: Bins of confidence of the calibration error.
 BINS = 15
@@ -51,8 +51,7 @@ class VisionMetrics:
             measures["top5_accuracy"] = MulticlassAccuracy(top_k=5, average="micro", **options)
         self.measures = MetricCollection(measures).to(device)
         self.loss = Average(device)
-        self.on_target = {name: Average(device) for name in (ATTENTION, INSIDE, OUTSIDE)}
-        self.sight = Average(device)
+        self.targets = TargetMeans(device)
 
     def update(
         self,
@@ -79,11 +78,8 @@ class VisionMetrics:
                 f"logits, labels: need shapes (batch, {self.classes}) and (batch,); "
                 f"got {tuple(logits.shape)} and {tuple(labels.shape)}."
             )
-        on_target = on_target or {}
-        for name, values in on_target.items():
-            if values.shape != labels.shape:
-                raise ValueError(f"{name}: needs shape {tuple(labels.shape)}; got {tuple(values.shape)}.")
         counted = labels != IGNORED
+        self.targets.update(on_target or {}, has_target, counted)
         if not counted.any():
             return
         logits, labels = logits.detach()[counted], labels[counted]
@@ -91,13 +87,6 @@ class VisionMetrics:
         # As probabilities: logits that happen to lie between 0 and 1 would be taken for such.
         self.measures.update(logits.softmax(-1), labels)
         self.loss.update(cross_entropy(logits, labels, reduction="none"))
-        for name, values in on_target.items():
-            held = values.detach().to(labels.device)[counted]
-            self.on_target[name].update(held[~held.isnan()])
-        if ATTENTION in on_target:
-            seen = ~on_target[ATTENTION].to(labels.device).isnan()[counted]
-            known = seen if has_target is None else has_target.to(labels.device)[counted]
-            self.sight.update(seen[known].float())
 
     def compute(self) -> dict[str, Any]:
         """Returns the measures of all samples of all processes.
@@ -125,8 +114,7 @@ class VisionMetrics:
         """
         with joining():
             loss, samples = self.loss.compute()
-            means = {name: metric.compute() for name, metric in self.on_target.items()}
-            sight, targets = self.sight.compute()
+            on_target = self.targets.compute()
             if not samples:
                 raise ValueError("no sample with a label was measured; needs at least one.")
             found = {name: value.cpu() for name, value in self.measures.compute().items()}
@@ -142,18 +130,10 @@ class VisionMetrics:
             "mean_class_accuracy": float((confusion.diagonal() / confusion.sum(1))[seen].mean()),
             "confusion": confusion.tolist(),
         }
-        return measures | (_of_targets(means, round(float(sight * targets)), int(targets)) if targets else {})
+        return measures | on_target
 
     def reset(self) -> None:
         """Forgets all samples."""
         self.measures.reset()
-        for average in (self.loss, self.sight, *self.on_target.values()):
-            average.reset()
-
-
-def _of_targets(means: Mapping[str, tuple[Tensor, Tensor]], seen: int, targets: int) -> dict[str, Any]:
-    """Returns the figures on targets: means of what has values, and how many targets there were."""
-    held = {name: float(mean) for name, (mean, count) in means.items() if count}
-    found = ratio(held)
-    counts = {"targets_in_sight": seen, "targets_out_of_sight": targets - seen}
-    return counts | held | ({} if found is None else {RATIO: found})
+        self.loss.reset()
+        self.targets.reset()

@@ -282,6 +282,11 @@ def _pages_of_call(steering: WrappedModel, adapter: Adapter) -> Pages:
         ValueError: If it cannot.
     """
     check_call(steering, adapter)
+    if adapter.attends:
+        raise ValueError(
+            "continuous batching: its loop runs in a thread of its own, for which toast.attend_to does not "
+            "hold. Use generate()."
+        )
     if adapter.config.steer_tokens == "prompt":
         raise ValueError(
             "continuous batching: with steer_tokens='prompt' a prompt takes two passes, a later token one; "

@@ -160,6 +160,9 @@ class _Planner:
     ) -> None:
         if config.stage not in (None, stage):
             raise ValueError(f"stage: this configuration is for {config.stage}; asked for is {stage}.")
+        if config.heads and config.task == "language":
+            raise ValueError("heads: text classifiers are not planned; needs a configuration without heads.")
+        config = config.model_copy(update={"heads": {}})  # several linear heads are one with all outputs
         parts = processes * config.micro_batches
         if config.batch_size % parts:
             raise ValueError(

@@ -24,6 +24,7 @@ from toast.thread_state import running_pass
 from toast.training.accelerating import PRECISIONS
 from toast.training.allocations import Allocations, Part, Timeline
 from toast.training.backbones import Backbone
+from toast.training.many_heads import answers_of
 from toast.training.methods import Tuned, apply_method
 from toast.training.objective import Objective
 from toast.training.preparing import Stage, active_module, checkpoint_activations
@@ -95,8 +96,8 @@ class EmptyRun:
         self.mode = FakeTensorMode()
         drop_memory(self.method.model, self.mode)
         self.objective = Objective(
-            self.method.model, self.backbone, config.task, stage,
-            None if head is None else active_module(self.method.model, head), config.label_smoothing,
+            self.method.model, self.backbone, answers_of(config, ["class"] * classes), stage,
+            None if head is None else active_module(self.method.model, head),
         )  # fmt: skip
         self.checkpoints = False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -14,6 +14,8 @@ from toast.report.run_data import RunFiles
 #: Measures of the validation split that have a chart of their own, and what they are called.
 _MEASURES = {
     "accuracy": "Accuracy",
+    "r2": "R²",
+    "mean_average_precision": "Mean average precision",
     "token_accuracy": "Accuracy of the next token",
     "attention_on_target": "Attention on target",
     "selection_ratio": "Selection, inside the target over outside",
@@ -38,7 +40,7 @@ def curves(files: RunFiles) -> Markup:
         chart("Reconstruction loss", _lines(train, "reconstruction", ""), steps, log),
         *(
             chart(name, _marked(validation, key, ""), steps, Axis("validation split"))
-            for key, name in _MEASURES.items()
+            for key, name in _measures(validation)
             if len(_points(validation, key)) > 1
         ),
         chart("Learning rate", rate, steps, Axis("of the first group", low=0)),
@@ -46,6 +48,16 @@ def curves(files: RunFiles) -> Markup:
     ]
     drawn = [each for each in made if each]
     return render("report/templates/curves.html.jinja", charts=drawn) if drawn else Markup("")
+
+
+def _measures(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yields the measures that are drawn, with what they are called; of several heads, each head's."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    for name, called in _MEASURES.items():
+        for key in keys:
+            head, _, last = key.rpartition(".")
+            if last == name:
+                yield key, f"{head}: {called}" if head else called
 
 
 def _lines(rows: Sequence[dict[str, Any]], key: str, name: str, colour: Any = "a") -> list[Series]:

@@ -14,7 +14,9 @@ from toast.files.templates import render
 from toast.report.charts import Axis, Series, chart
 from toast.report.held_out import HeldOutLooks
 from toast.report.images import as_uri, drawn
+from toast.training.answer_kinds import Answers, ClassAnswers
 from toast.training.data import Splits
+from toast.training.many_heads import Heads
 from toast.visual.looks import Look
 from toast.visual.measures import share_of_area
 from toast.visual.panels import FEW, Panel, Row, row_of
@@ -35,10 +37,12 @@ def pictures(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], attentio
     dataset = getattr(splits, looks.split)
     chosen = looks.chosen(count)
     shown = [
-        _picture(look, preparation.shown(dataset[0, look.index]["pixels"]), splits.classes, attention)
-        for look in chosen
+        _picture(look, preparation.shown(item["pixels"]), splits.answers, item["label"], attention)
+        for look, item in ((look, dataset[0, look.index]) for look in chosen)
     ]
+    classifies = not isinstance(splits.answers, Heads)
     right = sum(look.is_right for look in chosen)
+    kinds = f": {right} that the model classifies correctly and {len(chosen) - right} that it does not"
     of = f"pictures of the {looks.split} split" + (
         ", since there is no other" if looks.split == "train" else ""
     )
@@ -46,12 +50,12 @@ def pictures(looks: HeldOutLooks, splits: Splits, data: dict[str, Any], attentio
     return render(
         "report/templates/pictures.html.jinja",
         introduction=(
-            f"{len(chosen)} {of}: {right} that the model classifies correctly and {len(chosen) - right} that "
-            f"it does not, spread over the split and not selected by appearance. Maps show {looks.shows}; "
+            f"{len(chosen)} {of}{kinds if classifies else ''}, spread over the split and not selected by "
+            f"appearance. Maps show {looks.shows}; "
             f"{_scales(looks)}{frame}."
         ),
         pictures=shown,
-        numbers=_numbers(looks),
+        numbers=_numbers(looks, classifies),
     )
 
 
@@ -63,17 +67,23 @@ def _scales(looks: HeldOutLooks) -> str:
     return scale if first.selection is None else f"{scale}, that of the selection weights covers their range"
 
 
-def _picture(look: Look, picture: Tensor, classes: Sequence[str], after: str) -> dict[str, Any]:
-    """Returns one picture and its maps."""
+def _picture(look: Look, picture: Tensor, answers: Answers, labels: Any, after: str) -> dict[str, Any]:
+    """Returns one picture, what the model says of it, and its maps."""
+    row = row_of(look, picture, after=after, kinds=FEW, box_name="frame", colour_bars=False)
+    panels = [_panel(row, panel) for panel in row.panels]
+    if isinstance(answers, Heads):
+        assert look.scores is not None
+        return {"captions": answers.captions(look.scores, labels), "panels": panels}
+    assert isinstance(answers, ClassAnswers)
     assert look.predicted is not None
     assert look.label is not None
-    row = row_of(look, picture, after=after, kinds=FEW, box_name="frame", colour_bars=False)
+    classes = answers.names
     return {
         "is_right": look.is_right,
         "predicted": classes[look.predicted],
         "confidence": look.confidence,
         "label": classes[look.label],
-        "panels": [_panel(row, panel) for panel in row.panels],
+        "panels": panels,
     }
 
 
@@ -105,16 +115,15 @@ def on_target(looks: HeldOutLooks) -> tuple[float | None, float, float, int] | N
     )
 
 
-def _numbers(looks: HeldOutLooks) -> dict[str, Any] | None:
+def _numbers(looks: HeldOutLooks, classifies: bool) -> dict[str, Any] | None:
     """Returns how far the attention moved, for pictures classified correctly and not, and picture by picture.
 
     None if nothing was measured.
     """
-    groups = {
-        "all": looks.seen,
-        "classified correctly": [look for look in looks.seen if look.is_right],
-        "misclassified": [look for look in looks.seen if not look.is_right],
-    }
+    groups = {"all": looks.seen}
+    if classifies:
+        groups["classified correctly"] = [look for look in looks.seen if look.is_right]
+        groups["misclassified"] = [look for look in looks.seen if not look.is_right]
     columns = {
         "frozen, on target": [[look.frozen_on_target for look in group] for group in groups.values()],
         "now, on target": [[look.on_target for look in group] for group in groups.values()],
@@ -148,7 +157,7 @@ def _numbers(looks: HeldOutLooks) -> dict[str, Any] | None:
         "note": " ".join(notes),
         "head": ["pictures", "", *columns],
         "rows": rows,
-        "scatter": _scatter(looks),
+        "scatter": _scatter(looks, classifies),
     }
 
 
@@ -170,7 +179,7 @@ def _mean(values: Sequence[float | None]) -> str:
     return f"{statistics.mean(known):.3f} ± {error:.3f}"
 
 
-def _scatter(looks: HeldOutLooks) -> Markup:
+def _scatter(looks: HeldOutLooks, classifies: bool) -> Markup:
     """Returns each picture's share on target, before against after."""
     known = [look for look in looks.seen if None not in (look.frozen_on_target, look.on_target)]
     if not known:
@@ -181,8 +190,9 @@ def _scatter(looks: HeldOutLooks) -> Markup:
         points = [(look.frozen_on_target or 0.0, look.on_target or 0.0) for look in chosen]
         return Series(name, points, "dots", colour, [f"picture {look.index}" for look in chosen])
 
+    shown = [series("classified correctly", True, "a"), series("misclassified", False, "b")]
     return chart(
         "Attention on target, picture by picture",
-        [series("classified correctly", True, "a"), series("misclassified", False, "b")],
+        shown if classifies else [series("", False, "a")],
         Axis("frozen", 0, 1), Axis("now", 0, 1), diagonal=True,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from toast.baselines.attentive import find_probe
 from toast.baselines.vpt import find_prompts
 from toast.training.data import Splits
+from toast.training.many_heads import Heads
 from toast.training.on_target import LastBlockWatcher
 from toast.visual.attention_maps import AttentionMaps
 from toast.visual.looks import Look, looks_of
@@ -81,7 +82,8 @@ def look_at_split(
         seen += looks_of(
             maps,
             torch.stack([item.get("target", unknown) for item in items]),
-            torch.tensor([int(item["label"]) for item in items]),
+            # Labels of heads are no classes.
+            None if isinstance(splits.answers, Heads) else torch.tensor([int(i["label"]) for i in items]),
             reference=None if frozen is None else _maps(frozen, pixels).attention,
             indices=[int(item["index"]) for item in items],
         )

@@ -40,7 +40,8 @@ class OpenedModel:
         backbone: How it is fed; for language, its tokenizer.
         config: The run's configuration; of an adapter, one that names its backbone.
         classes: Vision: names of the labels; empty if they are not known.
-        classifies: Vision: whether its head is one that was trained.
+        classifies: Vision: whether its head is one that was trained, and says one of some classes.
+        outputs: Of a run: outputs of its head.
     """
 
     name: str
@@ -49,6 +50,8 @@ class OpenedModel:
     config: RunConfig
     classes: tuple[str, ...] = ()
     classifies: bool = True
+
+    outputs: int | None = None
 
     @property
     def is_language(self) -> bool:
@@ -79,7 +82,10 @@ def open_model(
             )
         run = load_run(place)
         model = run.model.to(PartialState().device)
-        return OpenedModel(place.resolve().name, model, run.backbone, run.config, run.classes)
+        return OpenedModel(
+            place.resolve().name, model, run.backbone, run.config, run.classes,
+            classifies=not run.config.heads, outputs=run.answers.outputs,
+        )  # fmt: skip
     return _open_adapter(place, base, weights, demo)
 
 
@@ -189,5 +195,5 @@ def frozen_model(opened: Sequence[OpenedModel]) -> nn.Module | None:
     if any(isinstance(each.model, PeftModel) for each in opened):
         return None
     first = opened[0]
-    model = open_seeded(first.config, len(first.classes) or None).model
+    model = open_seeded(first.config, first.outputs).model
     return model.to(PartialState().device).eval()

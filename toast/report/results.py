@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
-from toast.evaluation.choosing import LESS_IS_BETTER
+from toast.evaluation.choosing import less_is_better
 from toast.evaluation.intervals import wilson
 from toast.evaluation.vision import BINS
 from toast.files.templates import render
@@ -21,6 +22,10 @@ _CALLED = {
     "accuracy": ("Accuracy", ""),
     "perplexity": ("Perplexity", ""),
     "top5_accuracy": ("Top 5", "the label is among the five likeliest"),
+    "r2": ("R²", ""),
+    "token_accuracy": ("Token accuracy", ""),
+    "mae": ("Mean absolute error", "in the units of the targets"),
+    "mean_average_precision": ("Mean average precision", ""),
     "loss": ("Loss", "nats"),
     "mean_class_accuracy": ("Mean of classes", "each class counts the same"),
     "calibration_error": ("Calibration error", "confidence against accuracy"),
@@ -31,8 +36,8 @@ _CALLED = {
 }
 #: Of a sweep's table.
 _COLUMNS = (
-    "accuracy", "perplexity", "exact_format", "line_f1", "attention_on_target", "selection_ratio",
-    "calibration_error", "loss",
+    "accuracy", "r2", "mae", "mean_average_precision", "perplexity", "exact_format", "line_f1",
+    "attention_on_target", "selection_ratio", "calibration_error", "loss",
 )  # fmt: skip
 #: Most classes whose confusion is shown whole, and that have a bar each.
 _MATRIX, _BARS = 20, 40
@@ -44,11 +49,10 @@ def results(files: RunFiles, looks: HeldOutLooks | None) -> Markup:
     parts = {
         "figures": _figures(files, measured),
         "sweep": _beside(files),
-        "classes": None,
+        "by_class": [_by_class(*each) for each in _classified(files, measured)],
+        "labels": [_by_label(*each) for each in _labelled(files, measured)],
         "calibration": _calibration(files, looks),
     }
-    if "class_accuracy" in measured and len(files.classes) == len(measured["class_accuracy"]):
-        parts |= {"classes": _classes(files, measured), **_confusion(files, measured)}
     if not any(parts.values()):
         return Markup("")
     return render("report/templates/results.html.jinja", split=split, **parts)
@@ -65,11 +69,26 @@ def interval(measured: dict[str, Any]) -> tuple[float, float] | None:
 def _figures(files: RunFiles, measured: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Returns names, values and notes."""
     figures = []
-    for key, (name, note) in _CALLED.items():
+    for key in named(measured, _CALLED):
+        note = _CALLED[key.rpartition(".")[2]][1]
+        if key.endswith("loss") and files.heads:
+            note = "weighted sum of the heads'" if key == "loss" else "of this head"
         # The others stand at the head of the page.
-        if key in measured and note and not (key == "loss" and files.config.task == "language"):
-            figures.append((name, files.from_before(key), note.format(**_of_targets(measured))))
+        if note and not (key == "loss" and files.config.task == "language" and not files.heads):
+            figures.append((called(key), files.from_before(key), note.format(**_of_targets(measured))))
     return figures
+
+
+def named(measured: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """Returns which of some figures were measured; those of several heads have the head's name before."""
+    own = list(measured)
+    return [key for name in wanted for key in own if key.rpartition(".")[2] == name]
+
+
+def called(key: str) -> str:
+    """Returns what a figure is called."""
+    head, _, name = key.rpartition(".")
+    return f"{head}: {_CALLED[name][0]}" if head else _CALLED[name][0]
 
 
 def _of_targets(measured: dict[str, Any]) -> dict[str, Any]:
@@ -86,9 +105,9 @@ def _beside(files: RunFiles) -> dict[str, Any] | None:
     if files.sweep is None or not files.sweep.rows:
         return None
     rows, seeds = files.sweep.rows, files.sweep.seeds
-    shown = [key for key in _COLUMNS if any(key in line["test"] for line in rows.values())]
+    shown = named(dict.fromkeys(key for line in rows.values() for key in line["test"]), _COLUMNS)
     best = {
-        key: (min if key in LESS_IS_BETTER else max)(
+        key: (min if less_is_better(key) else max)(
             line["test"][key]["mean"] for line in rows.values() if key in line["test"]
         )
         for key in shown
@@ -108,7 +127,7 @@ def _beside(files: RunFiles) -> dict[str, Any] | None:
         "name": files.sweep.name,
         "spread": spread,
         "missing": files.sweep.row if here is None else "",
-        "head": ["", *(_CALLED[key][0].lower() for key in shown), "trained", "s"],
+        "head": ["", *(called(key).lower() for key in shown), "trained", "s"],
         "rows": lines,
         "marked": here,
     }
@@ -120,17 +139,61 @@ def _of_seeds(entry: dict[str, Any] | None, key: str, best: float, seeds: int) -
     return Cell(
         f"{entry['mean']:.3f}",
         note=f"± {entry['deviation']:.3f}" if seeds > 1 else "",
-        share=max(0.0, entry["mean"]) if key in ("accuracy", "attention_on_target") else None,
+        share=max(0.0, entry["mean"])
+        if key.rpartition(".")[2] in ("accuracy", "attention_on_target")
+        else None,
         is_best=entry["mean"] == best,
     )
 
 
-def _classes(files: RunFiles, measured: dict[str, Any]) -> dict[str, Any]:
+def _classified(files: RunFiles, measured: dict[str, Any]) -> Iterator[tuple[str, Sequence[str], Any]]:
+    """Yields, of the classes and of each head that has some: its name, theirs, and the figures."""
+    for head, names, found in _of_heads(files, measured, "classes"):
+        if "class_accuracy" in found and len(names) == len(found["class_accuracy"]):
+            yield head, names, found
+
+
+def _labelled(files: RunFiles, measured: dict[str, Any]) -> Iterator[tuple[str, Sequence[str], Any]]:
+    """Yields the same of each head with several labels."""
+    for head, names, found in _of_heads(files, measured, "multilabel"):
+        if "label_average_precision" in found:
+            yield head, names, found
+
+
+def _of_heads(
+    files: RunFiles, measured: dict[str, Any], kind: str
+) -> Iterator[tuple[str, Sequence[str], dict[str, Any]]]:
+    if files.heads is None:
+        yield "", files.classes, measured
+    for head, record in (files.heads or {}).items():
+        if record["kind"] == kind:
+            before = f"{head}." if len(files.heads or ()) > 1 else ""
+            found = {k.removeprefix(before): value for k, value in measured.items() if k.startswith(before)}
+            yield head if before else "", record["outputs"], found
+
+
+def _by_label(head: str, names: Sequence[str], measured: dict[str, Any]) -> dict[str, Any]:
+    """Returns a bar for each label."""
+    title = f"{head}: by label" if head else "By label"
+    shares = zip(names, measured["label_average_precision"], strict=True)
+    rows = [(name, "–" if held is None else Cell(f"{held:.3f}", share=held)) for name, held in shares]
+    return {"title": title, "head": ["", "average precision"], "rows": rows}
+
+
+def _by_class(head: str, names: Sequence[str], measured: dict[str, Any]) -> dict[str, Any]:
+    """Returns accuracy and confusion of classes."""
+    classes = _classes(names, measured)
+    if head:
+        classes["title"] = f"{head}: {classes['title'][0].lower()}{classes['title'][1:]}"
+    return {"classes": classes, **_confusion(names, measured)}
+
+
+def _classes(names: Sequence[str], measured: dict[str, Any]) -> dict[str, Any]:
     """Returns a bar for each class; of many the best and the worst first, all to unfold."""
     counts = [sum(row) for row in measured["confusion"]]
     rows = [
         (name, Cell(f"{share:.3f}", share=share), "{:.2f}–{:.2f}".format(*wilson(share, count)), f"{count:,}")
-        for name, share, count in zip(files.classes, measured["class_accuracy"], counts, strict=True)
+        for name, share, count in zip(names, measured["class_accuracy"], counts, strict=True)
         if share is not None
     ]
     head = ["", "accuracy", "95%", "samples"]
@@ -142,21 +205,23 @@ def _classes(files: RunFiles, measured: dict[str, Any]) -> dict[str, Any]:
     return {"title": "By class: the ten worst, the ten best", "head": head, "shown": ends, "folded": rows}
 
 
-def _confusion(files: RunFiles, measured: dict[str, Any]) -> dict[str, Any]:
+def _confusion(names: Sequence[str], measured: dict[str, Any]) -> dict[str, Any]:
     """Returns the confusion as a matrix, or of many classes the most frequent mistakes."""
     counts: list[list[int]] = measured["confusion"]
     if len(counts) <= _MATRIX:
-        return {"confusion": {"names": files.classes, "counts": counts}, "mistakes": None}
+        return {"confusion": {"names": names, "counts": counts}, "mistakes": None}
     mistakes = sorted(
         ((n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j),
         reverse=True,
     )[:15]
-    rows = [(files.classes[i], files.classes[j], f"{n:,} of {sum(counts[i]):,}") for n, i, j in mistakes]
+    rows = [(names[i], names[j], f"{n:,} of {sum(counts[i]):,}") for n, i, j in mistakes]
     return {"mistakes": rows}
 
 
 def _calibration(files: RunFiles, looks: HeldOutLooks | None) -> dict[str, Any] | None:
     """Returns accuracy against confidence, of all predictions if they were written, else of the looks."""
+    if files.heads is not None:
+        return None
     if files.predictions:
         predictions = [
             (max(row["probabilities"].values()), row["label"] == row["predicted"])

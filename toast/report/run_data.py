@@ -40,10 +40,11 @@ class RunFiles:
         config: Its configuration.
         environment: Machine, versions and command; empty if it was not written.
         metrics: The lines of `metrics.jsonl`.
-        classes: Vision: names of the labels.
+        classes: Vision: names of the labels; empty where heads are configured.
         result: What `result.json` holds; None if the run has not ended.
         predictions: The lines of `predictions.jsonl`; none if they were not wanted.
         sweep: The sweep that it lies in, if it does.
+        heads: What was recorded of each head; None of a run without.
     """
 
     place: Path
@@ -54,6 +55,7 @@ class RunFiles:
     result: dict[str, Any] | None
     predictions: list[dict[str, Any]]
     sweep: Sweep | None
+    heads: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -129,12 +131,15 @@ def read_run(place: Path) -> RunFiles:
     def read_if_there(name: str, otherwise: Any) -> Any:
         return run_folder.read_json(place / name) if (place / name).is_file() else otherwise
 
+    config, recorded = load_config(place), place / run_folder.LABELS
+    labels = run_folder.read_labels(recorded, bool(config.heads)) if recorded.is_file() else None
     return RunFiles(
         place=place.resolve(),
-        config=load_config(place),
+        config=config,
         environment=read_if_there(run_folder.ENVIRONMENT, {}),
         metrics=run_folder.read_metrics(place),
-        classes=tuple(read_if_there(run_folder.LABELS, ())),
+        classes=() if config.heads or labels is None else tuple(labels),
+        heads=labels if config.heads else None,
         result=read_if_there(run_folder.RESULT, None),
         predictions=run_folder.read_predictions(place),
         sweep=_sweep(place.resolve()),

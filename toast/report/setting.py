@@ -81,6 +81,13 @@ def _recipe(files: RunFiles) -> list[tuple[str, Any]]:
         ("options", options),
         ("backbone", f"{backbone_name(config)} ({config.model.library}, {config.model.dtype})"),
         ("data", _data(files)),
+        (
+            "heads",
+            "; ".join(
+                f"{name}: {head.kind}" + (f", weight {head.weight:g}" if head.weight != 1 else "")
+                for name, head in config.heads.items()
+            ),
+        ),
         ("augmentation", augment if config.task == "vision" else ""),
         (
             "length",

@@ -26,7 +26,7 @@ def loading(files: RunFiles, data: dict[str, Any]) -> Markup:
     return render(
         "report/templates/loading.html.jinja",
         start=str(files.place) if files.stage == "pretune" else None,
-        has_labels=files.config.task != "language",
+        has_labels=files.config.task != "language" or bool(files.heads),
         with_libraries=with_libraries(files, data),
         with_toast=with_toast(files),
     )
@@ -38,10 +38,11 @@ def with_libraries(files: RunFiles, data: dict[str, Any]) -> str:
     peft = (files.place / run_folder.ADAPTER / run_folder.ADAPTER_CONFIG).is_file()
     imports = {"import torch"}
     lines: list[str] = []
+    outputs = sum(len(head["outputs"]) for head in (files.heads or {}).values()) or len(files.classes)
     if config.task == "language":
-        lines += _language(config.model, imports)
+        lines += _language(config.model, imports, outputs)
     else:
-        lines += _VISION[config.model.library](config.model, len(files.classes), imports)
+        lines += _VISION[config.model.library](config.model, outputs, imports)
     if config.model.library != "demo" and not config.model.pretrained and config.model.weights is None:
         imports.add("from accelerate.utils import set_seed")
         lines.insert(0, f"set_seed({config.seed})  # the backbone's weights are random: the same ones again")
@@ -56,9 +57,10 @@ def with_libraries(files: RunFiles, data: dict[str, Any]) -> str:
         imports.add("from toast.baselines.weights import load_trained")
         lines += ['load_trained(backbone, run / "adapter")', "model = backbone.eval()"]
     lines.append("")
-    lines += (
-        _continued(files, imports) if config.task == "language" else _classified(config.model, data, imports)
-    )
+    if config.task == "language":
+        lines += _read(imports) if files.heads else _continued(files, imports)
+    else:
+        lines += _classified(config.model, data, imports, bool(files.heads))
     return "\n".join([*_sorted(imports), "", *lines])
 
 
@@ -105,12 +107,16 @@ def _transformers(model: ModelConfig, classes: int, imports: set[str]) -> list[s
 _VISION = {"timm": _timm, "demo": _demo, "transformers": _transformers}
 
 
-def _language(model: ModelConfig, imports: set[str]) -> list[str]:
+def _language(model: ModelConfig, imports: set[str], outputs: int) -> list[str]:
     imports.add("from transformers import AutoTokenizer")
     name = _reachable(model.name)
+    tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({name!r})"
+    if not outputs:
+        return [tokenizer, *_of_transformers("AutoModelForCausalLM", model, dict(model.options), imports)]
+    options = {"num_labels": outputs, **model.options}
     return [
-        f"tokenizer = AutoTokenizer.from_pretrained({name!r})",
-        *_of_transformers("AutoModelForCausalLM", model, dict(model.options), imports),
+        tokenizer,
+        *_of_transformers("AutoModelForSequenceClassification", model, options, imports, ignore=True),
     ]
 
 
@@ -144,8 +150,8 @@ def _call(made: str, function: str, first: list[str], options: dict[str, Any]) -
     return [f"{made} = {function}(", *(f"    {argument}," for argument in arguments), ")"]
 
 
-def _classified(model: ModelConfig, data: dict[str, Any], imports: set[str]) -> list[str]:
-    """Returns the lines that classify a picture."""
+def _classified(model: ModelConfig, data: dict[str, Any], imports: set[str], heads: bool) -> list[str]:
+    """Returns the lines that classify a picture, or give the outputs of heads."""
     imports |= {"import json", "from PIL import Image, ImageOps", "from timm.data import create_transform"}
     known = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
     settings = {
@@ -157,13 +163,36 @@ def _classified(model: ModelConfig, data: dict[str, Any], imports: set[str]) -> 
     mode = "L" if data["input_size"][0] == 1 else "RGB"
     opened = 'ImageOps.exif_transpose(Image.open("picture.jpg"))'
     dtype = "" if model.dtype == "float32" else f".to(torch.{model.dtype})"
+    shares = "" if heads else ".softmax(-1)"
     return [
         *_call("prepare", "create_transform", [], settings),
         f'image = Image.new("{mode}", (300, 200))  # {opened}.convert("{mode}")',
-        'classes = json.loads((run / "labels.json").read_text())',
+        *([] if heads else ['classes = json.loads((run / "labels.json").read_text())']),
         "with torch.inference_mode():",
-        f"    scores = model(prepare(image)[None]{dtype}){scores}[0].float().softmax(-1)",
-        "print(classes[int(scores.argmax())], float(scores.max()))",
+        f"    scores = model(prepare(image)[None]{dtype}){scores}[0].float(){shares}",
+        *(_by_head(imports) if heads else ["print(classes[int(scores.argmax())], float(scores.max()))"]),
+    ]
+
+
+def _read(imports: set[str]) -> list[str]:
+    """Returns the lines that give the outputs of heads for a text."""
+    return [
+        'inputs = tokenizer("The", return_tensors="pt")',
+        "with torch.inference_mode():",
+        "    scores = model(**inputs).logits[0].float()",
+        *_by_head(imports),
+    ]
+
+
+def _by_head(imports: set[str]) -> list[str]:
+    """Returns the lines that print each head's outputs by name."""
+    imports.add("import json")
+    return [
+        'heads = json.loads((run / "labels.json").read_text())',
+        'parts = scores.split([len(head["outputs"]) for head in heads.values()])',
+        "# Logits of classes and labels; of numbers, standard deviations from the mean.",
+        "for (name, head), part in zip(heads.items(), parts):",
+        '    print(name, dict(zip(head["outputs"], part.tolist())))',
     ]
 
 

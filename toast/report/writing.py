@@ -22,8 +22,11 @@ from toast.report.texts import texts
 from toast.training.data import Splits, language_splits, vision_sources, vision_splits
 from toast.training.loaded import LoadedRun, load_run
 from toast.training.preparing import open_seeded
+from toast.training.text_targets import text_sources, text_splits
 from toast.visual.figure import require_matplotlib
 
+#: Figures that a reader wants first.
+_FIRST = ("accuracy", "r2", "mean_average_precision", "perplexity", "loss", "token_accuracy")
 #: Most unreadable samples that are named.
 _NAMED = 10
 
@@ -96,15 +99,18 @@ def _open(files: RunFiles) -> _Contents:
 
 
 def _splits(loaded: LoadedRun) -> Splits:
-    if loaded.config.task == "language":
-        return language_splits(loaded.config, loaded.backbone)
-    return vision_splits(loaded.config, vision_sources(loaded.config), loaded.backbone)
+    config = loaded.config
+    if config.task == "language" and config.heads:
+        return text_splits(config, text_sources(config), loaded.backbone, loaded.answers)
+    if config.task == "language":
+        return language_splits(config, loaded.backbone)
+    return vision_splits(config, vision_sources(config), loaded.backbone, loaded.answers)
 
 
 def _looks(loaded: LoadedRun, splits: Splits) -> HeldOutLooks:
     frozen = None
     if not loaded.config.method.row.keeps_backbone:
-        frozen = open_seeded(loaded.config, len(loaded.classes)).model.eval()
+        frozen = open_seeded(loaded.config, loaded.answers.outputs).model.eval()
     if torch.accelerator.is_available():
         device = torch.accelerator.current_accelerator()
         for model in (loaded.model, frozen):
@@ -181,9 +187,9 @@ def _figures(files: RunFiles, contents: _Contents) -> list[tuple[str, str, str]]
         return []
     split, measured = files.measured
     figures = []
-    for name in ("accuracy", "perplexity", "loss", "token_accuracy"):
-        if name in measured and (name != "loss" or files.config.task == "language"):
-            called = name.replace("_", " ").capitalize()
+    for name in results.named(measured, _FIRST):
+        if not name.endswith("loss") or (files.config.task == "language" and not files.heads):
+            called = results.called(name)
             interval = results.interval(measured) if name == "accuracy" else None
             note = f"{split} split" if interval is None else "{:.3f} to {:.3f}, 95%".format(*interval)
             note += ", before training → now" if name in files.before else ""
@@ -211,7 +217,7 @@ def _sections(files: RunFiles, contents: _Contents, pictures: int) -> list[Marku
                     contents.looks, splits, loaded.backbone.data, files.config.method.row.attention, pictures
                 )
             )
-        if files.config.task == "language" and files.config.method.is_toast:
+        if files.config.task == "language" and files.config.method.is_toast and not files.heads:
             made.append(texts(loaded.model, loaded.backbone.tokenizer, splits))
     made += [curves(files), setting.setting(files)]
     if loaded is not None:

@@ -45,7 +45,7 @@ def open_backbone(
 
     Args:
         config: The run's configuration.
-        classes: Vision: outputs of the head.
+        classes: Outputs of the head; not of a language model without heads.
         empty: Leave the parameters on the meta device, for another process sends them.
         tokenizer: Language: whether the tokenizer is opened, too.
 
@@ -64,6 +64,9 @@ def open_backbone(
     if config.task == "language":
         if model.library != "transformers":
             raise ValueError(f"model.library: language models come from transformers; got {model.library!r}.")
+        if config.heads:
+            assert classes is not None
+            return _text_classifier(model, classes)
         return _language(model, tokenizer)
     assert classes is not None
     return _VISION[model.library](model, classes)
@@ -160,6 +163,32 @@ def _language(config: ModelConfig, with_tokenizer: bool) -> Backbone:
     return Backbone(model, {}, _tokens, _named_logits, tokenizer)
 
 
+def _text_classifier(config: ModelConfig, outputs: int) -> Backbone:
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.name)
+        options = {"num_labels": outputs, **config.options}
+        if config.pretrained:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                config.name, dtype=_dtype(config), ignore_mismatched_sizes=True, **options
+            )
+        else:
+            settings = AutoConfig.from_pretrained(config.name, **options)
+            model = AutoModelForSequenceClassification.from_config(settings, dtype=_dtype(config))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model: transformers could not open {config.name!r} as a text classifier: {error}. Needs "
+            "a folder with an encoder or a causal model and its tokenizer, or a Hub name that can be reached."
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    model.config.pad_token_id = tokenizer.pad_token_id  # a decoder reads the last token before it
+    model.config.use_cache = False
+    return Backbone(model, {}, _whole_texts, _named_logits, tokenizer)
+
+
 def _is_quantised(config: ModelConfig) -> bool:
     """Whether a model of transformers is quantised, which is known of its parameters when they are read."""
     if config.library != "transformers" or not config.pretrained:
@@ -187,6 +216,10 @@ def _pixel_values(dtype: torch.dtype) -> Feed:
 def _tokens(batch: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     names = ("input_ids", "attention_mask", "position_ids")
     return (), {name: batch[name] for name in names if name in batch} | {"use_cache": False}
+
+
+def _whole_texts(batch: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (), {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
 def _itself(output: Any) -> Tensor:

@@ -1,4 +1,7 @@
-"""The best measurement of a run so far: its figures, and what was trained by then."""
+"""The best measurement of a run so far: its figures, and what was trained by then.
+
+Under FSDP each process keeps its own part, as it does of what is trained now.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from toast.evaluation.choosing import best_of
-from toast.training.trained_state import put_back, trained_state
+from toast.training.trained_state import put_back, spread, trained_state
 
 
 class Best:
@@ -25,20 +28,20 @@ class Best:
         step: Steps that were made when it was best; None before the first finite measurement.
         figures: What was measured then.
         since: Measurements since then.
-        weights: What was trained by then.
+        weights: What was trained by then; under FSDP this process's part of each tensor.
 
     Raises:
-        ValueError: If no process holds all that is trained.
+        ValueError: If DeepSpeed's engine holds what is trained.
     """
 
     def __init__(
         self, accelerator: Accelerator, objective: nn.Module, by: str | None, patience: int | None
     ) -> None:
-        sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if by is not None and sharded:
+        if by is not None and accelerator.distributed_type == DistributedType.DEEPSPEED:
             raise ValueError(
-                "checkpoint.best: needs processes that hold all that is trained (one, or data parallel); "
-                f"this launch is {accelerator.distributed_type.value}."
+                "checkpoint.best: needs one process, data parallel ones or FSDP; this launch is DeepSpeed's, "
+                "whose engine keeps what is trained in a format of its own. Leave it out, or launch with "
+                "configs/accelerate/fsdp2.yaml."
             )
         self.accelerator = accelerator
         self.objective = objective
@@ -88,9 +91,11 @@ class Best:
         return {"step": self.step, "figures": self.figures, "since": self.since}
 
     def restore(self, progress: dict[str, Any], weights: dict[str, Tensor]) -> None:
-        """Takes up what `progress` returned, and the weights."""
+        """Takes up what `progress` returned, and the weights, each whole."""
         self.step, self.figures, self.since = progress["step"], progress["figures"], progress["since"]
-        self.weights = weights
+        trained = trained_state(self.accelerator, self.objective) if weights else {}
+        parts = {name: spread(whole, trained.get(name, whole)) for name, whole in weights.items()}
+        self.weights = {name: part.cpu() for name, part in parts.items()}
 
     def summary(self) -> dict[str, Any]:
         """Returns what a run's result says of it; empty if nothing was kept."""

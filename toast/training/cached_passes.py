@@ -6,14 +6,15 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from toast.data.vision.dataset import IGNORED
 from toast.training.accelerating import loads_in_main
+from toast.training.answer_kinds import IGNORED
 from toast.training.frozen_features import Computer, build, settings_of, weights_of, why_not
 from toast.training.preparing import Prepared, Stage
 from toast.training.run_config import RunConfig
@@ -50,7 +51,9 @@ class Stored:
         view = epoch % self.views
         rows = [view * self.count + index for index in batch["index"].tolist()]
         if self.store.unread:
-            counted = batch["labels"] != IGNORED  # one that is not stands in for a batch without a sample
+            # One that does not count stands in for a batch without a sample; others of a batch do.
+            labels = batch["labels"]
+            counted = ~labels.isnan().any(-1) if labels.is_floating_point() else labels != IGNORED
             late = [row for row, counts in zip(rows, counted.tolist(), strict=True) if counts]
             late = sorted(self.store.unread.intersection(late))
             if late:
@@ -97,15 +100,7 @@ def stored_first_pass(
         return None
     model, splits = prepared.method.model, prepared.splits
     views, count = config.augment.views or 1, len(splits.train)
-    fingerprint = {
-        "backbone": weights_of(model),
-        "data": splits.fingerprint,
-        "settings": settings_of(model),
-        "precision": [accelerator.mixed_precision, config.model.dtype],
-        "views": [views, config.seed if views > 1 else None],
-    }
-    name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
-    at = (config.first_pass.folder or config.out / "first-pass") / name
+    at, fingerprint = place_of(config, accelerator, prepared)
     compute = Computer(model.to(accelerator.device), prepared.backbone, prepared.head)
 
     def samples(rows: range) -> tuple[Batch | None, list[int]]:
@@ -117,6 +112,20 @@ def stored_first_pass(
     limit = config.first_pass.limit if config.first_pass.mode == "auto" else None
     store = build(at, fingerprint, compute, samples, lengths, count * views, accelerator, say, limit)
     return None if store is None else Stored(store, compute, count, views, accelerator.device)
+
+
+def place_of(config: RunConfig, accelerator: Accelerator, prepared: Prepared) -> tuple[Path, dict[str, Any]]:
+    """Returns the folder that the first pass of the training split is stored in, and what it is made of."""
+    model, views = prepared.method.model, config.augment.views or 1
+    fingerprint = {
+        "backbone": weights_of(model),
+        "data": prepared.splits.fingerprint,
+        "settings": settings_of(model),
+        "precision": [accelerator.mixed_precision, config.model.dtype],
+        "views": [views, config.seed if views > 1 else None],
+    }
+    name = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+    return (config.first_pass.folder or config.out / "first-pass") / name, fingerprint
 
 
 def _reasons(config: RunConfig, stage: Stage, prepared: Prepared) -> list[str]:

@@ -21,7 +21,15 @@ from toast.files.atomic import flush, flush_all
 from toast.files.json_files import NUMBER, Kinds, read_json
 from toast.files.tensors import checksum_file, read_safetensors, refuse_values
 from toast.training.run_folder import write_json
-from toast.training.trained_state import SHARDS, TRAINED, load_state, put_back, save_state, trained_state
+from toast.training.trained_state import (
+    SHARDS,
+    TRAINED,
+    for_main,
+    load_state,
+    put_back,
+    save_state,
+    trained_state,
+)
 
 #: What was trained when the run measured best, if that is kept.
 _BEST = "best.safetensors"
@@ -56,7 +64,7 @@ def save_checkpoint(
         step: Optimiser steps that were made.
         progress: What else has to be known to go on; JSON.
         keep: How many of the newest stay.
-        best: What was trained when the run measured best, if that is kept.
+        best: What was trained when the run measured best, if that is kept; each process's part of it.
 
     Returns:
         The checkpoint's folder.
@@ -73,6 +81,7 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if accelerator.distributed_type == DistributedType.FSDP:
         save_state(accelerator, unfinished)
+        best = dict(for_main(accelerator, best or {}))
     else:
         with _trained_alone(accelerator):
             accelerator.save_state(str(unfinished), **_OF_ENGINE["save"] if _is_engine(accelerator) else {})

@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from toast.training.answer_kinds import Answers, ClassAnswers, TokenAnswers
 from toast.training.backbones import Backbone
+from toast.training.many_heads import Heads, answers_of
 from toast.training.run_config import RunConfig
 
 Collate = Callable[[Sequence[Any]], dict[str, Any]]
@@ -24,7 +26,8 @@ class Splits:
         validation: What selects; None if nothing does.
         test: What is measured once; None if there is none.
         collate: Makes a batch of samples.
-        classes: Vision: names of the labels; empty for language.
+        classes: Vision: names of the labels; empty for language and where heads are configured.
+        answers: What a model's outputs are held against.
         fingerprint: Identifies the training samples and what is done to them.
         lengths: Language: tokens of each training row; None where all have one shape.
         summary: Figures to show.
@@ -38,6 +41,7 @@ class Splits:
     test: Any | None
     collate: Collate
     classes: tuple[str, ...]
+    answers: Answers
     fingerprint: str
     lengths: list[int] | None
     summary: dict[str, Any]
@@ -64,7 +68,13 @@ def vision_sources(config: RunConfig) -> dict[str, Any]:
 
     def opened(split: str) -> Any:
         source = vision.open_vision(data.source, root=data.root, name=data.name, split=split, **data.options)
-        source.remarks = vision.check(source)
+        if not (source.classes or config.heads):
+            columns = ", ".join(() if source.fields is None else source.fields.columns)
+            raise ValueError(
+                f"data.source: {source.name} has columns of targets, {columns}, and no classes; needs heads, "
+                "such as heads.NAME.kind=regression."
+            )
+        source.remarks = vision.check(source, by_class=not config.heads)
         return source
 
     sources: dict[str, Any] = {"train": opened(data.train), "validation": None, "test": None}
@@ -100,9 +110,49 @@ def vision_sources(config: RunConfig) -> dict[str, Any]:
     return sources
 
 
-def vision_splits(config: RunConfig, sources: dict[str, Any], backbone: Backbone) -> Splits:
-    """Makes data sets of the sources, for a backbone's images."""
+def vision_answers(config: RunConfig, train: Any, record: Any = None) -> Answers:
+    """Returns what a model's outputs are held against: the classes of the training split, or its heads.
+
+    Args:
+        config: The run's configuration.
+        train: The source of the training split.
+        record: Of heads: what a run has recorded of them; None makes them from the training split.
+    """
+    if config.heads:
+        return head_answers(config, train, record)
+    return ClassAnswers(train.classes, config.label_smoothing)
+
+
+def head_answers(config: RunConfig, train: Any, record: Any = None) -> Answers:
+    """Returns the configured heads, see `vision_answers`.
+
+    Raises:
+        ValueError: If the training split lacks a column, or its values are not what the head needs.
+    """
+    return (
+        answers_of(config, record)
+        if record
+        else Heads.fit(config.heads, train.fields, config.label_smoothing)
+    )
+
+
+def vision_splits(
+    config: RunConfig, sources: dict[str, Any], backbone: Backbone, answers: Answers | None = None
+) -> Splits:
+    """Makes data sets of the sources, for a backbone's images.
+
+    Args:
+        config: The run's configuration.
+        sources: Of `vision_sources`.
+        backbone: How pictures are prepared.
+        answers: What a model's outputs are held against; None is `vision_answers`.
+    """
     from toast.data import vision
+
+    answers = answers or vision_answers(config, sources["train"])
+
+    def labels(source: Any) -> Any:
+        return answers.encode(source.fields) if isinstance(answers, Heads) else None
 
     known = [field.name for field in fields(vision.Augmentation)]
     unknown = sorted(set(config.augment.options) - set(known))
@@ -112,12 +162,20 @@ def vision_splits(config: RunConfig, sources: dict[str, Any], backbone: Backbone
     plain = vision.transforms(backbone.data, train=False, augment=augmentation)
     varied = vision.transforms(backbone.data, train=True, augment=augmentation)
     train = vision.VisionDataset(
-        sources["train"], varied, config.seed, augmented=not augmentation.is_none, views=config.augment.views
-    )
+        sources["train"], varied, config.seed, augmented=not augmentation.is_none, views=config.augment.views,
+        labels=labels(sources["train"]),
+    )  # fmt: skip
     targets = config.evaluation.attention_on_target
     held_out = {
         name: sources[name]
-        and vision.VisionDataset(sources[name], plain, config.seed, augmented=False, with_targets=targets)
+        and vision.VisionDataset(
+            sources[name],
+            plain,
+            config.seed,
+            augmented=False,
+            with_targets=targets,
+            labels=labels(sources[name]),
+        )
         for name in sources
         if name != "train"
     }
@@ -135,16 +193,17 @@ def vision_splits(config: RunConfig, sources: dict[str, Any], backbone: Backbone
         validation=held_out["validation"],
         test=held_out["test"],
         collate=vision.collate,
-        classes=sources["train"].classes,
+        classes=() if config.heads else sources["train"].classes,
+        answers=answers,
         fingerprint=f"{sources['train'].fingerprint}:{augmentation}:{config.augment.views}:{backbone.data}",
         lengths=None,
-        summary={"images": counts, "classes": len(sources["train"].classes)},
+        summary={"images": counts, **({} if config.heads else {"classes": len(sources["train"].classes)})},
         further={name: held_out[name] for name in config.evaluation.splits},
         corrupted={
             name: {severity: corrupted(name, severity) for severity in severities}
             for name, severities in config.evaluation.corruptions.items()
         },
-        remarks=_remarks(sources),
+        remarks=remarks_of(sources),
     )
 
 
@@ -162,7 +221,7 @@ def language_splits(config: RunConfig, backbone: Backbone) -> Splits:
     def opened(split: str) -> Any:
         options: dict[str, Any] = {"path": data.root, "name": data.name, "split": split, **data.options}
         if data.source != "hub":
-            options |= {"name": None} | _place(data.root, split, split == data.train)
+            options |= {"name": None} | place_of_split(data.root, split, split == data.train)
         return language.open_language(
             data.source, backbone.tokenizer, block=data.block, packing=data.packing, template=data.template,
             limit=data.limit, streaming=data.streaming, **options,
@@ -175,7 +234,7 @@ def language_splits(config: RunConfig, backbone: Backbone) -> Splits:
         if given is not None:
             splits[name] = opened(given)
         elif share:
-            train, splits[name] = _held_out(train, share, name, config.seed)
+            train, splits[name] = held_out_rows(train, share, name, config.seed)
     validation, test = splits["validation"], splits["test"]
     pad = backbone.tokenizer.pad_token_id
     pad = backbone.tokenizer.eos_token_id if pad is None else pad
@@ -186,14 +245,15 @@ def language_splits(config: RunConfig, backbone: Backbone) -> Splits:
         test=test and Keyed(test),
         collate=partial(language.collate, pad_token_id=pad),
         classes=(),
+        answers=TokenAnswers(config.label_smoothing),
         fingerprint=train.fingerprint,
         lengths=train.lengths,
         summary={"rows": rows, **train.summary},
-        remarks=_remarks({"train": train, "validation": validation, "test": test}),
+        remarks=remarks_of({"train": train, "validation": validation, "test": test}),
     )
 
 
-def _place(root: Path | None, split: str, is_train: bool) -> dict[str, Any]:
+def place_of_split(root: Path | None, split: str, is_train: bool) -> dict[str, Any]:
     """Returns path and split of language files.
 
     The training split is `root`, or in it where that is a folder; others lie beside it, or in it as well.
@@ -207,7 +267,7 @@ def _place(root: Path | None, split: str, is_train: bool) -> dict[str, Any]:
     return {"path": beside, "split": None}
 
 
-def _remarks(splits: dict[str, Any]) -> tuple[str, ...]:
+def remarks_of(splits: dict[str, Any]) -> tuple[str, ...]:
     """Returns what the splits say is unusual about them, each once."""
     remarked: dict[str, list[str]] = {}
     for name, data in splits.items():
@@ -216,7 +276,7 @@ def _remarks(splits: dict[str, Any]) -> tuple[str, ...]:
     return tuple(f"{', '.join(names)}: {remark}" for remark, names in remarked.items())
 
 
-def _held_out(rows: Any, share: float, name: str, seed: int) -> tuple[Any, Any]:
+def held_out_rows(rows: Any, share: float, name: str, seed: int) -> tuple[Any, Any]:
     """Cuts a share of rows off, at random but always the same ones."""
     order = random.Random(seed).sample(range(len(rows)), len(rows))
     held = round(share * len(rows))

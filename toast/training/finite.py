@@ -91,7 +91,7 @@ def named_samples(data: Any, keys: Sequence[Key]) -> list[str]:
     """
     names, culprits = [], []
     for key in keys:
-        name = _name(data, key[1])
+        name = sample_name(data, key[1])
         names.append(name)
         tensors = [value for value in data[key].values() if isinstance(value, Tensor)]
         if not all(map(is_finite, tensors)):
@@ -105,11 +105,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def _name(data: Any, index: int) -> str:
-    from toast.data.vision.source import BadSample
-
-    source = getattr(data, "source", None)
-    try:
-        return f"row {index}" if source is None else str(source[index].name)
-    except BadSample as bad:
-        return bad.name
+def sample_name(data: Any, index: int) -> str:
+    """Returns what a sample of a split is called: a picture's name, or the number of a row of text."""
+    name_of = getattr(getattr(data, "source", None), "sample_name", "row {}".format)
+    return str(name_of(index))

@@ -138,13 +138,15 @@ class Computer:
 def build(
     store_at: Path,
     fingerprint: dict[str, Any],
-    compute: Computer,
+    compute: Callable[[dict[str, Any]], Tensors],
     samples: Callable[[range], tuple[dict[str, Any] | None, list[int]]],
     lengths: list[int] | None,
     count: int,
     accelerator: Accelerator,
     say: Callable[[str], None],
     limit: float | None = None,
+    called: str = "first pass",
+    **options: str,
 ) -> Store | None:
     """Computes and stores what is missing or damaged; processes share the parts, other runs wait.
 
@@ -159,13 +161,15 @@ def build(
         accelerator: Devices, processes and precision.
         say: Gets the size before anything is written, where it is, and what was damaged.
         limit: Largest size in GiB; above it nothing is stored, and None returned.
+        called: What it is called on screen.
+        **options: Further arguments of `Store`.
 
     Raises:
         ValueError: If the folder holds something else, there is no room, or no sample can be read.
     """
     first = next((batch for row in range(count) for batch in samples(range(row, row + 1))[:1] if batch), None)
     if first is None:
-        raise ValueError(f"data: none of the {count:,} training samples can be read.")
+        raise ValueError(f"data: none of the {count:,} samples can be read.")
     with accelerator.autocast():
         probe = compute(_on(accelerator, first))
     shapes = {name: tuple(tensor.shape[1:]) for name, tensor in probe.items()}
@@ -176,27 +180,28 @@ def build(
         tensors[name] = Rows(kept, str(tensor.dtype).removeprefix("torch."))
     fixed = next(iter(tensors.values())).shape[0]
     tokens = lengths if lengths is not None else [int(fixed or 1)] * count
-    store = Store(store_at, fingerprint, tokens, tensors)
+    store = Store(store_at, fingerprint, tokens, tensors, **options)
     if limit is not None and store.size > limit * 2**30:
         say(
             f"first pass: computed in every step; stored it needs {store.size / 2**30:.2f} GiB, "
             f"first_pass.limit is {limit}"
         )
         return None
-    say(f"first pass: {count:,} samples, {store.size / 2**30:.3f} GiB, in {store_at}")
+    say(f"{called}: {count:,} samples, {store.size / 2**30:.3f} GiB, in {store_at}")
     if accelerator.is_main_process:
         store.make_folder()
     with in_turn(accelerator, store_at, say):
-        _fill(store, compute, samples, accelerator, say)
+        _fill(store, compute, samples, accelerator, say, called)
     return store
 
 
 def _fill(
     store: Store,
-    compute: Computer,
+    compute: Callable[[dict[str, Any]], Tensors],
     samples: Callable[[range], tuple[dict[str, Any] | None, list[int]]],
     accelerator: Accelerator,
     say: Callable[[str], None],
+    called: str,
 ) -> None:
     """Computes and stores what is missing or damaged, and what lies in a part with samples that are unread.
 
@@ -204,15 +209,15 @@ def _fill(
     """
     if accelerator.is_main_process:
         for remark in store.create():
-            say(f"first pass: {remark}")
+            say(f"{called}: {remark}")
     accelerator.wait_for_everyone()
-    _verify(store, accelerator, say)
+    _verify(store, accelerator, say, called)
     missing = store.missing()
     accelerator.wait_for_everyone()
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     unread: list[int] = []
     for part in tqdm(
-        mine, "first pass", unit="part", leave=False, disable=not accelerator.is_main_process or not mine
+        mine, called, unit="part", leave=False, disable=not accelerator.is_main_process or not mine
     ):
         rows = store.parts[part]
         batch, good = samples(rows)
@@ -235,13 +240,13 @@ def _fill(
     accelerator.wait_for_everyone()
 
 
-def _verify(store: Store, accelerator: Accelerator, say: Callable[[str], None]) -> None:
+def _verify(store: Store, accelerator: Accelerator, say: Callable[[str], None], called: str) -> None:
     """Compares what is stored with its checksums, each process its share, before any of it is trained on."""
     # Neighbours in the files, so that each process reads on.
     each = -(-len(store.parts) // accelerator.num_processes)
     mine = range(len(store.parts))[accelerator.process_index * each :][:each]
     damaged = store.verify(
-        tqdm(mine, "first pass, checked", unit="part", leave=False, disable=not accelerator.is_main_process)
+        tqdm(mine, f"{called}, checked", unit="part", leave=False, disable=not accelerator.is_main_process)
     )
     if accelerator.num_processes > 1:
         damaged = sorted(gather_object(damaged))
@@ -250,7 +255,7 @@ def _verify(store: Store, accelerator: Accelerator, say: Callable[[str], None]) 
         shown = ", ".join(f"{rows.start}-{rows.stop - 1}" for rows in samples[:_SHOWN])
         more = f" and {len(samples) - _SHOWN} more" if len(samples) > _SHOWN else ""
         say(
-            f"first pass: {len(damaged)} of {len(store.parts)} parts in {store.folder} are damaged, those of "
+            f"{called}: {len(damaged)} of {len(store.parts)} parts in {store.folder} are damaged, those of "
             f"the samples {shown}{more}; computing them again"
         )
     accelerator.wait_for_everyone()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +31,16 @@ class Log:
         self.pending: list[tuple[int, dict[str, Tensor | float]]] = []
         self.loss: float | None = None
 
-    def begin(self, step: int, config: RunConfig, classes: Sequence[str]) -> None:
+    def begin(self, step: int, config: RunConfig, labels: Any) -> None:
         """Writes what the run is, and tells the trackers.
 
         Args:
             step: Steps that were made; measurements after them are taken back.
             config: The run's configuration.
-            classes: Names of the classes.
+            labels: What `labels.json` holds.
         """
         if self.accelerator.is_main_process:
-            run_folder.begin(self.place, step, to_yaml(config), classes)
+            run_folder.begin(self.place, step, to_yaml(config), labels)
         self.accelerator.init_trackers("tensorboard", config=flat(config.model_dump(mode="json")))
         self.accelerator.wait_for_everyone()
 

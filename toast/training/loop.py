@@ -14,7 +14,6 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from toast.training.finite import not_finite, over_processes, read
-from toast.training.objective import targets
 from toast.training.optimizers import set_rates
 from toast.training.run_config import RunConfig
 from toast.training.training_batches import Batch, TrainingBatches
@@ -109,7 +108,8 @@ class Loop:
         set_seed(hash((self.config.seed, step, accelerator.process_index)) % 2**32)
         set_rates(self.schedule, step)
         share = len(micro_batches) * accelerator.num_processes
-        counted = torch.stack([targets(batch["labels"], self.config.task) for batch in micro_batches]).sum()
+        answers = self.batches.splits.answers
+        counted = torch.stack([answers.counted(batch["labels"]) for batch in micro_batches]).sum()
         count = accelerator.reduce(counted, "sum").clamp(min=1)
         parts: dict[str, Tensor] = {}
         for batch in micro_batches:

@@ -131,8 +131,8 @@ class Measurements:
             return None
         config = self.config
         measured = evaluate(
-            self.accelerator, self.objective, data, self.splits.collate, task=config.task,
-            classes=self.splits.classes, batch_size=config.evaluation.batch_size or 2 * config.batch_size,
+            self.accelerator, self.objective, data, self.splits.collate, answers=self.splits.answers,
+            batch_size=config.evaluation.batch_size or 2 * config.batch_size,
             workers=config.workers, name=name, predictions=predictions,
             on_target=config.evaluation.attention_on_target, bad_share=config.data.bad_share,
             stop=self.stop_requested,

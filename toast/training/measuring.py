@@ -51,8 +51,9 @@ def measure(
     config = load_config(place, overrides)
     config.check_split(split)
     accelerator = make_accelerator(config)
-    backbone, splits = open_all(config)
-    trained = place / run_folder.ADAPTER
+    trained, labels = place / run_folder.ADAPTER, place / run_folder.LABELS
+    record = run_folder.read_labels(labels, True) if config.heads and labels.is_file() else None
+    backbone, splits = open_all(config, record=record)
     if trained.is_dir():
         model = load_method(backbone, config, trained)
     else:
@@ -76,12 +77,12 @@ def measure(
     if split not in splits.held_out:
         raise ValueError(f"split: {place} names no {split} split; set data.{split}=….")
     objective = accelerator.prepare_model(
-        Objective(model, backbone, config.task, "tune"), evaluation_mode=True
+        Objective(model, backbone, splits.answers, "tune"), evaluation_mode=True
     )
 
     def measured_on(data: Any, name: str, predictions: bool = False) -> Measured:
         found = evaluate(
-            accelerator, objective, data, splits.collate, task=config.task, classes=splits.classes,
+            accelerator, objective, data, splits.collate, answers=splits.answers,
             batch_size=config.evaluation.batch_size or 2 * config.batch_size, workers=config.workers,
             name=name, predictions=predictions, on_target=config.evaluation.attention_on_target,
             bad_share=config.data.bad_share,

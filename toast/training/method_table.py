@@ -26,6 +26,7 @@ class Method:
         may_leave_out: Whether a step may leave a trained parameter out, such as a pooler that the head does
             not read.
         generates: Whether a language model can generate with it.
+        classifies_text: Whether it works on a text classifier.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Method:
     trains_head_on_text: bool = False
     may_leave_out: bool = False
     generates: bool = True
+    classifies_text: bool = True
 
     def why_not_stored(self, task: Literal["vision", "language"]) -> str | None:
         """Returns why nothing of a sample can be stored on a task; None if it can."""
@@ -56,13 +58,13 @@ METHODS = {
         "linear probe", attention="frozen", stores=("vision",), keeps_backbone=True, trains_head_on_text=True
     ),
     # Its queries pool the final tokens.
-    "attentive": Method("attentive probe", attention="pooling", stores=("vision",)),
+    "attentive": Method("attentive probe", attention="pooling", stores=("vision",), classifies_text=False),
     "full": Method("full tuning", trains_head_on_text=True, may_leave_out=True),
     "partial": Method("partial tuning", trains_head_on_text=True, may_leave_out=True),
     "bias": Method("bias tuning", may_leave_out=True),
     "lora": Method("LoRA", puts_in="lora", rank=8, starts=True, keeps_backbone=True),
-    "vpt-shallow": Method("VPT-shallow", generates=False),
-    "vpt-deep": Method("VPT-deep", generates=False),
+    "vpt-shallow": Method("VPT-shallow", generates=False, classifies_text=False),
+    "vpt-deep": Method("VPT-deep", generates=False, classifies_text=False),
     # Its bottlenecks stand beside the MLPs.
     "adapter": Method("AdaptFormer", rank=64),
     "toast": Method(

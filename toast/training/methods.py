@@ -68,7 +68,7 @@ def apply_method(
         _set_bias(head, method.head_bias)
     trains_head = method.head
     if trains_head is None:
-        trains_head = config.task == "vision" or method.row.trains_head_on_text
+        trains_head = config.task == "vision" or bool(config.heads) or method.row.trains_head_on_text
     with init_empty_weights(include_buffers=False) if empty else nullcontext():
         model, named = _PUT_IN[method.row.puts_in](
             backbone, config, head_name if trains_head else None, folder
@@ -152,7 +152,7 @@ def _lora(backbone: Backbone, config: RunConfig, head: str | None, folder: Path 
     if head is not None:
         options["modules_to_save"] = [head]
     if config.task == "language":
-        options["task_type"] = "CAUSAL_LM"
+        options["task_type"] = "SEQ_CLS" if config.heads else "CAUSAL_LM"
     model = get_peft_model(backbone.model, LoraConfig(**(options | config.method.options)))
     if config.method.start is not None:
         start_lora(model, config.method.start)

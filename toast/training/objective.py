@@ -7,15 +7,12 @@ from contextlib import nullcontext
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from toast.objectives import pretraining_loss
 from toast.reusing import given_first_pass
 from toast.stored_pass import FirstPass
+from toast.training.answer_kinds import Answers
 from toast.training.backbones import Backbone
-
-#: Label of what does not count.
-IGNORED = -100
 
 
 class Objective(nn.Module):
@@ -24,29 +21,26 @@ class Objective(nn.Module):
     Args:
         model: The model that is trained.
         backbone: How it is fed.
-        task: `vision` or `language`; the latter predicts the next token.
+        answers: What its outputs are held against: the loss.
         stage: `pretune`: task loss averaged over both passes, plus the reconstruction loss
             (arXiv 2305.15542, section 3.3); `tune`: the task loss of the model's output.
         head: Module that takes the stored features of a batch; None if there are none.
-        label_smoothing: Of the cross-entropy.
     """
 
     def __init__(
         self,
         model: nn.Module,
         backbone: Backbone,
-        task: Literal["vision", "language"],
+        answers: Answers,
         stage: Literal["pretune", "tune"],
         head: nn.Module | None = None,
-        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.feed = backbone.feed
         self.logits_of = backbone.logits
-        self.task = task
+        self.answers = answers
         self.stage = stage
-        self.label_smoothing = label_smoothing
         self.__dict__["head"] = head  # a part of the model already: not registered twice
 
     def forward(
@@ -76,12 +70,11 @@ class Objective(nn.Module):
             loss, parts = pretraining_loss(
                 self.model,
                 *args,
-                task_loss=lambda out: self._loss(self.logits_of(out), labels, count),
+                task_loss=lambda out: self.answers.loss(self.logits_of(out), labels) / count,
                 **kwargs,
             )
             return {"loss": loss, **parts}
-        loss = self._loss(self._logits(batch), labels, count)
-        return {"loss": loss}
+        return {"loss": self.answers.loss(self._logits(batch), labels) / count}
 
     def tie_weights(self) -> None:
         """Ties again what the backbone ties; Accelerate asks for it where it has made parameters anew."""
@@ -99,23 +92,5 @@ class Objective(nn.Module):
             logits = self.logits_of(self.model(*args, **kwargs))
         # Prompts of PEFT stand before the text and have logits of their own. Without any nothing is cut: the
         # gradient of a cut is as large as all logits.
-        before = logits.shape[1] - batch["input_ids"].shape[1] if self.task == "language" else 0
+        before = logits.shape[1] - batch["input_ids"].shape[1] if self.answers.outputs is None else 0
         return logits[:, before:] if before else logits
-
-    def _loss(self, logits: Tensor, labels: Tensor, count: float | Tensor) -> Tensor:
-        if self.task == "language":
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        total = F.cross_entropy(
-            logits.flatten(0, -2).float(),
-            labels.flatten(),
-            ignore_index=IGNORED,
-            label_smoothing=self.label_smoothing,
-            reduction="sum",
-        )
-        return total / count
-
-
-def targets(labels: Tensor, task: str) -> Tensor:
-    """Counts what a batch's loss is summed over, `()`."""
-    counted = labels[:, 1:] if task == "language" else labels
-    return (counted != IGNORED).sum()

@@ -13,11 +13,19 @@ from torch import nn
 from toast.calibrating import calibrate
 from toast.sizing import input_sizes
 from toast.training.backbones import Backbone, open_backbone
-from toast.training.data import Splits, language_splits, vision_sources, vision_splits
+from toast.training.data import (
+    Splits,
+    head_answers,
+    language_splits,
+    vision_answers,
+    vision_sources,
+    vision_splits,
+)
 from toast.training.methods import Tuned, apply_method
 from toast.training.objective import Objective
 from toast.training.optimizers import scales_rates
 from toast.training.run_config import RunConfig
+from toast.training.text_targets import text_sources, text_splits
 from toast.visual.modes import evaluating
 
 Stage = Literal["pretune", "tune"]
@@ -76,7 +84,7 @@ def prepare(config: RunConfig, stage: Stage, empty: bool = False) -> Prepared:
         if scales_rates(config.optimizer):
             sizes = _on_samples(input_sizes, _SIZING[config.task], config, method.model, backbone, splits)
     head = None if method.head_name is None else active_module(method.model, method.head_name)
-    objective = Objective(method.model, backbone, config.task, stage, head, config.label_smoothing)
+    objective = Objective(method.model, backbone, splits.answers, stage, head)
     return Prepared(backbone, splits, method, head, objective, sizes)
 
 
@@ -97,16 +105,27 @@ def remarks_on(prepared: Prepared, config: RunConfig) -> list[str]:
     return remarks
 
 
-def open_all(config: RunConfig, empty: bool = False) -> tuple[Backbone, Splits]:
+def open_all(config: RunConfig, empty: bool = False, record: Any = None) -> tuple[Backbone, Splits]:
     """Opens backbone and data; the backbone without its weights if they are left out.
+
+    Args:
+        config: The run's configuration.
+        empty: Leave the weights out.
+        record: What a run has recorded of its heads; None makes them from the training split.
 
     Raises:
         ValueError: If something is missing or malformed.
     """
     if config.task == "vision":
         sources = vision_sources(config)
-        backbone = open_seeded(config, len(sources["train"].classes), empty)
-        return backbone, vision_splits(config, sources, backbone)
+        answers = vision_answers(config, sources["train"], record)
+        backbone = open_seeded(config, answers.outputs, empty)
+        return backbone, vision_splits(config, sources, backbone, answers)
+    if config.heads:
+        texts = text_sources(config)
+        answers = head_answers(config, texts["train"], record)
+        backbone = open_seeded(config, answers.outputs, empty)
+        return backbone, text_splits(config, texts, backbone, answers)
     backbone = open_seeded(config, None, empty)
     return backbone, language_splits(config, backbone)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +113,24 @@ def refuse_changed(now: dict[str, Any], recorded: dict[str, Any], place: str) ->
         )
 
 
-def refuse_other_classes(labels: Path, classes: Sequence[str]) -> None:
+def refuse_other_classes(labels: Path, now: Any, heads: bool) -> None:
     """Refuses to go on with data whose classes are others than those recorded, or in another order.
+
+    Args:
+        labels: Where they are recorded.
+        now: What would be recorded now.
+        heads: Whether it is by head.
 
     Raises:
         ValueError: If they are; it names the first.
     """
-    now = list(classes)
-    before = run_folder.read_json(labels) if labels.is_file() else now
+    before = run_folder.read_labels(labels, heads) if labels.is_file() else now
+    if heads and before != now:
+        name = next(name for name in now if before.get(name) != now[name])
+        raise ValueError(
+            f"{labels} was made from other targets than the data's: heads.{name} was {before.get(name)}, now "
+            f"{now[name]}. Continue with the data that the run began with, or start another run."
+        )
     if before != now:
         pairs = itertools.zip_longest(before, now)
         was, is_ = next((was, is_) for was, is_ in pairs if was != is_)

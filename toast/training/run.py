@@ -149,7 +149,7 @@ class Run:
             try:
                 if resume:
                     self.resume()
-                self.log.begin(self.made, self.config, self.splits.classes)
+                self.log.begin(self.made, self.config, self.splits.answers.record())
                 if not self.made:
                     self.measurements.measure_before()
                 self.measurements.validate_if_due(self.made)  # a signal may have come before
@@ -324,7 +324,9 @@ class Run:
             if (self.place / run_folder.METRICS).is_file():
                 self.say(f"{self.place} has no checkpoint yet; starting from the beginning")
             return
-        refuse_other_classes(self.place / run_folder.LABELS, self.splits.classes)
+        refuse_other_classes(
+            self.place / run_folder.LABELS, self.splits.answers.record(), bool(self.config.heads)
+        )
         progress = checkpoints.load_checkpoint(self.accelerator, newest)
         refuse_changed(self.identity(), progress, str(newest))
         self.made = int(progress["step"])

@@ -9,10 +9,12 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from toast.evaluation.choosing import CHOOSING
 from toast.training.format_config import FormatConfig, refuse_unanswered
+from toast.training.head_config import HeadConfig
 from toast.training.method_config import MethodConfig, refuse_missing
 from toast.training.method_table import names_of
 from toast.training.setting_types import SECTION, Integer, Name, Number, Positive, Share, as_precision
 from toast.training.sweep_config import StudyConfig, SweepConfig
+from toast.training.target_kinds import measures_of
 
 
 class _Section(BaseModel):
@@ -216,6 +218,8 @@ class RunConfig(_Section):
     Args:
         name: Name of the run; its folder is `out/name`.
         task: `vision` or `language`.
+        heads: Targets by name, instead of one label a picture or of the next token: classes, numbers, several
+            labels. Of text, the model is then a classifier (`AutoModelForSequenceClassification`).
         stage: `pretune` or `tune`, if the file is for one of them only.
         out: Folder of run folders.
         epochs: Passes over the training split; not with `steps`.
@@ -241,6 +245,7 @@ class RunConfig(_Section):
     out: Path = Path("runs")
     model: ModelConfig
     data: DataConfig
+    heads: dict[Name, HeadConfig] = {}
     augment: AugmentConfig = AugmentConfig()
     method: MethodConfig = MethodConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -262,6 +267,21 @@ class RunConfig(_Section):
     label_smoothing: Share = 0.0
     on_nonfinite: Literal["stop", "skip"] = "stop"
     reconstruction_weight: Annotated[Number, Field(ge=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_heads(cls, given: Any) -> Any:
+        """Names a head that a setting on top spells otherwise: it has that setting alone."""
+        heads = given.get("heads") if isinstance(given, dict) else None
+        if isinstance(heads, dict):
+            known = [name for name, head in heads.items() if isinstance(head, dict) and "kind" in head]
+            unknown = [n for n, head in heads.items() if isinstance(head, dict) and "kind" not in head]
+            if unknown:
+                raise ValueError(
+                    f"heads.{unknown[0]}: there is no head of this name; there are "
+                    f"{', '.join(known) or 'none'}. A new one needs kind: classes, regression or multilabel"
+                )
+        return given
 
     @property
     def folder(self) -> Path:
@@ -322,6 +342,7 @@ class RunConfig(_Section):
             raise ValueError("evaluation.corruption, evaluation.corruptions: needs at most one of the two")
         if held_out.format is not None:
             refuse_unanswered(self.task, self.data.source, self.data.packing, self.method.name)
+        self._heads_fit()
         self._chooses_well()
         if self.batch_size % self.micro_batches:
             raise ValueError(
@@ -336,8 +357,26 @@ class RunConfig(_Section):
                 )
         return self
 
+    def _heads_fit(self) -> None:
+        dotted = [name for name in self.heads if "." in name]
+        if dotted:
+            raise ValueError(f"heads: needs names without a dot, which figures have; got {dotted[0]!r}")
+        if self.heads and self.study is not None:
+            raise ValueError("study: compares classifiers and language models, without heads")
+        if self.heads and self.task == "language":
+            if self.evaluation.format is not None:
+                raise ValueError("evaluation.format: a model with heads generates no answers")
+            if self.data.streaming:
+                raise ValueError("data.streaming: with heads all texts are read at once; needs false")
+            if self.data.packing != "none":
+                raise ValueError("data.packing: with heads a row is one text; needs none")
+            if not self.method.row.classifies_text:
+                able = names_of(lambda row: row.classifies_text)
+                raise ValueError(f"method: {self.method.name} is not offered for heads on text; needs {able}")
+
     def _chooses_well(self) -> None:
-        best, known = self.checkpoint.best, CHOOSING[self.task]
+        best = self.checkpoint.best
+        known = measures_of(self.heads) if self.heads else CHOOSING[self.task]
         if best is None:
             return
         if best not in known:

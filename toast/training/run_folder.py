@@ -6,7 +6,7 @@ metrics.jsonl      a JSON object a line: losses, rates, measurements
 checkpoints/       what a run resumes from
 adapter/           what was trained, in PEFT's format where PEFT has it
 predictions.jsonl  the test samples' predictions, if wanted
-labels.json        names of the classes
+labels.json        names of the classes; by head, what was learnt of the training targets
 result.json        what came out; there when the run has ended
 .lock              held by the process that writes here, which .writer.json names (`toast.training.locking`)
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,7 @@ _KEYS: dict[str, dict[str, Kinds]] = {
     },
     SWEEP: {"name": str, "seeds": int, "rows": dict},
     METRICS: {"step": int, "epoch": NUMBER, "split": str, OTHERS: (int, float, type(None))},
-    PREDICTIONS: {"index": int, "label": str, "predicted": str, "probabilities": dict},
+    PREDICTIONS: {"index": int, "label": (str, dict), "predicted": (str, dict), "probabilities": dict},
 }  # fmt: skip
 
 
@@ -97,9 +96,16 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: If it is not there or damaged: names the file, the line and what is wrong.
     """
-    if path.name == LABELS:
-        return read_json_list(path, str)
     return json_files.read_json(path, _KEYS.get(path.name))
+
+
+def read_labels(path: Path, heads: bool) -> Any:
+    """Reads the names of the classes, a list; of a run with heads, what was recorded of each.
+
+    Raises:
+        ValueError: If it is not there or damaged.
+    """
+    return json_files.read_json(path) if heads else read_json_list(path, str)
 
 
 def read_predictions(folder: Path) -> list[dict[str, Any]]:
@@ -112,21 +118,21 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
     return read_json_lines(path, _KEYS[PREDICTIONS]) if path.exists() else []
 
 
-def begin(folder: Path, step: int, config: str, classes: Sequence[str]) -> None:
+def begin(folder: Path, step: int, config: str, labels: Any) -> None:
     """Writes what a run is, before its first step or the first that it makes again.
 
     Args:
         folder: The run's folder.
         step: Steps that were made; measurements after them are taken back.
         config: The resolved configuration, as YAML.
-        classes: Names of the classes.
+        labels: What `labels.json` holds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / METRICS).is_file():
         cut_metrics(folder, step)
     write_text(folder / CONFIG, config)
     write_json(folder / ENVIRONMENT, environment())
-    write_json(folder / LABELS, list(classes))
+    write_json(folder / LABELS, labels)
 
 
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:

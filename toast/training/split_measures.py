@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from toast.data.vision.dataset import IGNORED
+from toast.training.answer_kinds import Answers
 from toast.training.workers import batches as batches_of
 from toast.visual.modes import evaluating
 from toast.visual.targets import ATTENTION, is_known
@@ -58,8 +58,7 @@ def evaluate(
     data: Any,
     collate: Callable[..., dict[str, Any]],
     *,
-    task: str,
-    classes: tuple[str, ...],
+    answers: Answers,
     batch_size: int,
     workers: int = 0,
     name: str = "validation",
@@ -75,8 +74,7 @@ def evaluate(
         objective: Gives logits with `predict=True`.
         data: A map-style data set.
         collate: Makes a batch of samples.
-        task: `vision` or `language`.
-        classes: Vision: names of the labels.
+        answers: What the logits are held against.
         batch_size: Samples at a time, over all processes.
         workers: Processes that load data.
         name: Of the split, for the progress bar.
@@ -96,7 +94,7 @@ def evaluate(
     size = max(1, batch_size // accelerator.num_processes)
     loader = DataLoader(Subset(data, mine), batch_size=size, collate_fn=collate, num_workers=workers)
     steps = math.ceil(math.ceil(len(data) / accelerator.num_processes) / size)
-    metrics = _metrics(task, classes, accelerator.device)
+    metrics = answers.metrics(accelerator.device)
     watcher = Watcher(accelerator.unwrap_model(objective).model) if on_target else None
     rows: Rows = []
     bad: list[tuple[str, str]] = []
@@ -119,9 +117,10 @@ def evaluate(
                 logits = objective(held, predict=True)
             if fresh:
                 found = {} if watched is None else watched.measure(seen, held["target"])
-                _update(metrics, task, logits, held, found)
-                if predictions and task == "vision":
-                    rows += _rows(logits.float().softmax(-1).cpu(), held, classes, found.get(ATTENTION))
+                on_targets = (found, is_known(held["target"])) if found else ()
+                metrics.update(logits, held["labels"], *on_targets)
+                if predictions:
+                    rows += _rows(answers.rows(logits, held["labels"]), held, found.get(ATTENTION))
             if stop():
                 return None
     if accelerator.num_processes > 1:
@@ -150,26 +149,6 @@ def refuse_bad(bad: Mapping[str, str], total: int, split: str, share: float) -> 
         )
 
 
-def _metrics(task: str, classes: tuple[str, ...], device: torch.device) -> Any:
-    if task == "language":
-        from toast.evaluation.language import LanguageMetrics
-
-        return LanguageMetrics(device)
-    from toast.evaluation.vision import VisionMetrics
-
-    return VisionMetrics(len(classes), device)
-
-
-def _update(
-    metrics: Any, task: str, logits: Tensor, batch: dict[str, Any], on_target: dict[str, Tensor]
-) -> None:
-    if task == "language":
-        metrics.update(logits[:, :-1], batch["labels"][:, 1:])
-    else:
-        known = is_known(batch["target"]) if on_target else None
-        metrics.update(logits, batch["labels"], on_target, known)
-
-
 class Watcher:
     """Makes what measures on targets when the first target comes: many splits have none, others have few.
 
@@ -192,28 +171,14 @@ class Watcher:
             return None
 
 
-def _rows(
-    probabilities: Tensor,
-    batch: dict[str, Any],
-    classes: tuple[str, ...],
-    shares: Tensor | None,
-    top: int = 5,
-) -> Rows:
-    best = probabilities.topk(min(top, len(classes)))
-    rows: Rows = [
-        {
-            "index": int(index),
-            "label": classes[int(label)],
-            "predicted": classes[int(places[0])],
-            "probabilities": {
-                classes[int(c)]: round(float(p), 6) for c, p in zip(places, values, strict=True)
-            },
-        }
-        for index, label, places, values in zip(
-            batch["index"], batch["labels"], best.indices, best.values, strict=True
-        )
-        if int(label) != IGNORED  # what stands in for a batch of which nothing could be read
-    ]
-    for row, share in zip(rows, [] if shares is None else shares.tolist(), strict=shares is not None):
-        row["attention_on_target"] = None if math.isnan(share) else round(share, 6)
+def _rows(made: Sequence[dict[str, Any] | None], batch: dict[str, Any], shares: Tensor | None) -> Rows:
+    """Returns the predictions of the samples that count, with their numbers and what falls on targets."""
+    rows: Rows = []
+    on_target = [None] * len(made) if shares is None else shares.tolist()
+    for row, index, share in zip(made, batch["index"].tolist(), on_target, strict=True):
+        if row is None:  # what stands in for a batch of which nothing could be read
+            continue
+        rows.append({"index": index, **row})
+        if share is not None:
+            rows[-1]["attention_on_target"] = None if math.isnan(share) else round(share, 6)
     return rows

@@ -28,6 +28,7 @@ from toast.training.accelerating import make_accelerator
 from toast.training.config_files import make_config, read_yaml
 from toast.training.finite import Diverged
 from toast.training.locking import locked
+from toast.training.many_heads import choosing_of
 from toast.training.run import run
 from toast.training.run_config import RunConfig
 from toast.training.shipped import find_config
@@ -36,7 +37,8 @@ from toast.training.sweep_config import SweepConfig
 #: Columns of the table, where they were measured.
 _SHOWN = (
     "accuracy", "attention_on_target", "selection_inside", "selection_outside", "selection_ratio",
-    "calibration_error", "loss", "perplexity", "exact_format", "line_f1",
+    "calibration_error", "r2", "mae", "mean_average_precision", "loss", "perplexity",
+    "exact_format", "line_f1",
 )  # fmt: skip
 #: What a run measures once, beside its test split.
 _BESIDE = ("splits", "corrupted")
@@ -155,7 +157,7 @@ def choose(config: RunConfig, row: Row) -> Choice:
     assert config.sweep is not None
     points = list(row.points())
     found = [_tried(_search(config, row, point)) for point in points]
-    by = config.sweep.select_by or ("accuracy" if config.task == "vision" else "loss")
+    by = config.sweep.select_by or choosing_of(config)
     values = [math.nan if result is None else _measure(result, "validation", by) for result in found]
     best = best_of(values, by)
     if best is None:
@@ -300,7 +302,9 @@ def _over_seeds(measured: list[dict[str, Any]]) -> dict[str, Any]:
 
 def as_markdown(table: dict[str, Any]) -> str:
     """Returns the table: what was chosen, and each measure's mean and standard deviation over the seeds."""
-    shown = [name for name in _SHOWN if any(name in line["test"] for line in table.values())]
+    measured = dict.fromkeys(name for line in table.values() for name in line["test"])
+    # Of several heads, a figure has the head's name before a dot.
+    shown = [name for last in _SHOWN for name in measured if name.rpartition(".")[2] == last]
     head = ["", "chosen", "validation", *(name.replace("_", " ") for name in shown), "trained", "s"]
     lines = [head, ["---"] * len(head)]
     for name, line in table.items():

@@ -71,14 +71,24 @@ class Store:
         fingerprint: What the tensors are a function of; another one is refused.
         lengths: Tokens of each sample; a sample of fixed shape has as many as its first dimension.
         tensors: Shapes by name.
+        setting: What says where it is, for messages.
+        advice: What to do where the disk is too small or broken, for messages.
 
     Attributes:
         unread: Samples that could not be read when they were to be computed; their rows hold zeros.
     """
 
     def __init__(
-        self, folder: Path, fingerprint: dict[str, Any], lengths: Sequence[int], tensors: dict[str, Rows]
+        self,
+        folder: Path,
+        fingerprint: dict[str, Any],
+        lengths: Sequence[int],
+        tensors: dict[str, Rows],
+        setting: str = "first_pass",
+        advice: str = "Set first_pass.folder to another disk, or first_pass.mode=computed.",
     ) -> None:
+        self.setting = setting
+        self.advice = advice
         self.folder = folder
         self.fingerprint = fingerprint
         self.tensors = tensors
@@ -165,9 +175,8 @@ class Store:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise ValueError(
-                f"first_pass: {self.folder} needs {needed / 2**30:,.3g} GiB, {free / 2**30:,.3g} GiB are "
-                "free. "
-                "Set first_pass.folder to a larger disk, or first_pass.mode=computed."
+                f"{self.setting}: {self.folder} needs {needed / 2**30:,.3g} GiB, {free / 2**30:,.3g} GiB are "
+                f"free. {self.advice}"
             )
 
     def _refuse_stale(self, found: dict[str, Any]) -> None:
@@ -178,8 +187,8 @@ class Store:
         differ = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
         differ = differ or [key for key in wanted if found.get(key) != wanted[key]]
         raise ValueError(
-            f"first_pass: what {self.folder} holds was computed from another {', '.join(differ)}. Delete the "
-            "folder, or set first_pass.folder to another."
+            f"{self.setting}: what {self.folder} holds was computed from another {', '.join(differ)}. Delete "
+            f"the folder if it is no longer needed. {self.advice}"
         )
 
     def verify(self, parts: Iterable[int]) -> list[int]:
@@ -299,8 +308,8 @@ class Store:
             yield
         except OSError as error:
             raise ValueError(
-                f"first_pass: {error.filename or self.folder} cannot be {what}: {error.strerror or error}. "
-                "Set first_pass.folder to another disk, or first_pass.mode=computed."
+                f"{self.setting}: {error.filename or self.folder} cannot be {what}: "
+                f"{error.strerror or error}. {self.advice}"
             ) from error
 
 

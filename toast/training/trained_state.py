@@ -58,7 +58,11 @@ def put_back(accelerator: Accelerator, model: nn.Module, held: Mapping[str, Tens
 
 def whole(tensor: Tensor) -> Tensor:
     """Returns a tensor whole; of one that is sharded, every process has to ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # type: ignore[no-any-return]
+    if not isinstance(tensor, DTensor):
+        return tensor
+    # A part that is kept in the CPU's memory goes where its process group can send it.
+    here: Any = tensor.to(tensor.device_mesh.device_type)
+    return here.full_tensor()  # type: ignore[no-any-return]
 
 
 def spread(tensor: Tensor, like: Tensor) -> Tensor:
@@ -103,7 +107,7 @@ def adapter_state(accelerator: Accelerator, model: nn.Module) -> dict[str, Tenso
         or is_of_adapter(name)
         or ".modules_to_save." in name
     }
-    return dict(_for_main(accelerator, kept))
+    return dict(for_main(accelerator, kept))
 
 
 def save_state(accelerator: Accelerator, folder: Path) -> None:
@@ -125,10 +129,10 @@ def save_state(accelerator: Accelerator, folder: Path) -> None:
         save(tensors, checkpoint_id=folder / SHARDS)
         found: dict[str, Tensor] = {}
     else:
-        weights = dict(_for_main(accelerator, trained))
+        weights = dict(for_main(accelerator, trained))
         if accelerator.is_main_process:
             save_file(weights, folder / TRAINED)
-        found = dict(_for_main(accelerator, sharded))
+        found = dict(for_main(accelerator, sharded))
     if accelerator.is_main_process:
         rest = {
             index: {key: value for key, value in state.items() if not isinstance(value, DTensor)}
@@ -203,7 +207,7 @@ def _with(states: Mapping[int, Mapping[str, Any]], found: Mapping[str, Tensor]) 
     return kept
 
 
-def _for_main(accelerator: Accelerator, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def for_main(accelerator: Accelerator, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Yields tensors whole, in the CPU's memory, to the process that writes; gathers one at a time."""
     for name, tensor in tensors.items():
         with _gathering(tensor):

@@ -97,11 +97,11 @@ def open_language(
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 document; got {limit}.")
     if source == "hub":
-        rows, read_form = _hub_rows(path, name, config, split or "train", form, text_field, streaming, limit)
+        rows, read_form = hub_rows(path, name, config, split or "train", form, text_field, streaming, limit)
         remarks: tuple[str, ...] = ()
     else:
         for_hub = {"name": name, "config": config, "form": form, "streaming": streaming or None}
-        rows, read_form, remarks = _file_rows(source, path, split, text_field, for_hub)
+        rows, read_form, remarks = file_rows(source, path, split, text_field, for_hub)
     if packing == "blocks" and read_form != "text":
         raise ValueError(
             f"packing='blocks' cuts anywhere, and is for text; rows of form {read_form!r} need "
@@ -114,7 +114,7 @@ def open_language(
     return LanguageData(documents, packing, block, digest, remarks=remarks)  # type: ignore[arg-type]
 
 
-def _file_rows(
+def file_rows(
     source: str, path: Path | str | None, split: str | None, text_field: str, for_hub: dict[str, Any]
 ) -> tuple[Iterator[Row], Form, tuple[str, ...]]:
     """Opens files; returns their rows, the form of these, and what is unusual."""
@@ -129,7 +129,7 @@ def _file_rows(
     return read_files(found.files, text_field), form, found.remarks
 
 
-def _hub_rows(
+def hub_rows(
     path: Path | str | None,
     name: str | None,
     config: str | None,

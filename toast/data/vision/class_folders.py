@@ -64,9 +64,9 @@ def open_folder(root: Path, name: str | None, split: str) -> VisionSource:
             f"the class folders in {top} hold no picture ({', '.join(IMG_EXTENSIONS)})."
             + "".join(f" {text}" for text in left_out)
         )
-    boxes = _boxes(root, top)
+    boxes = boxes_beside(root, top)
     pictures = [
-        Picture(path, label, readable(path.relative_to(root)), box=boxes.get(_key(path)))
+        Picture(path, label, readable(path.relative_to(root)), box=boxes.get(box_key(path)))
         for path, label in found
     ]
     if boxes and all(picture.box is None for picture in pictures) and not _of_others(boxes, root, top):
@@ -75,7 +75,9 @@ def open_folder(root: Path, name: str | None, split: str) -> VisionSource:
             f"{next(iter(boxes))}; names are paths under the folder that the file of boxes lies in."
         )
     stray = [file for file in files_in(top) if Path(file).suffix.lower() in IMG_EXTENSIONS]
-    lost = sorted({box for box in boxes if box.is_relative_to(_key(top))} - {_key(path) for path, _ in found})
+    lost = sorted(
+        {box for box in boxes if box.is_relative_to(box_key(top))} - {box_key(path) for path, _ in found}
+    )
     remarks = [
         *left_out,
         *_beside(root, top),
@@ -205,13 +207,13 @@ def _beside(root: Path, top: Path) -> list[str]:
     return remarks
 
 
-def _boxes(root: Path, top: Path) -> dict[Path, Box]:
+def boxes_beside(root: Path, top: Path) -> dict[Path, Box]:
     """Returns the boxes by picture file; a list beside the class folders comes before one above them."""
     boxes: dict[Path, Box] = {}
     for folder in dict.fromkeys((root, top)):
         for file in _BOXES:
             if (folder / file).is_file():
-                boxes |= {_key(folder / name): b for name, b in read_boxes(folder / file).items()}
+                boxes |= {box_key(folder / name): b for name, b in read_boxes(folder / file).items()}
     return boxes
 
 
@@ -220,11 +222,12 @@ def _of_others(boxes: Iterable[Path], root: Path, top: Path) -> bool:
     if top == root:
         return False
     own = top.relative_to(root).parts[0]
-    others = [_key(root / folder) for folder in folders_in(root) if folder != own]
+    others = [box_key(root / folder) for folder in folders_in(root) if folder != own]
     return any(box.is_relative_to(other) for box in boxes for other in others)
 
 
-def _key(path: Path) -> Path:
+def box_key(path: Path) -> Path:
+    """Returns a path as boxes are found by it, however its accents are written."""
     return Path(unicodedata.normalize("NFC", str(path)))
 
 

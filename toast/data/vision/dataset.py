@@ -36,6 +36,7 @@ class VisionDataset(Dataset[dict[str, Any]]):
         augmented: Whether epochs differ; else every epoch is epoch 0.
         views: Number of different augmentations of each picture, which then repeat; None is no limit.
         with_targets: Whether to add masks of the boxes.
+        labels: Float `(pictures, columns)`, instead of the source's own labels.
 
     Raises:
         ValueError: If `views` is not positive, or masks are asked for that would not lie over the pixels.
@@ -49,6 +50,7 @@ class VisionDataset(Dataset[dict[str, Any]]):
         augmented: bool,
         views: int | None = None,
         with_targets: bool = False,
+        labels: Tensor | None = None,
     ) -> None:
         if views is not None and views < 1:
             raise ValueError(f"views: at least 1, or None for a new one every epoch; got {views}.")
@@ -63,6 +65,7 @@ class VisionDataset(Dataset[dict[str, Any]]):
         self.augmented = augmented
         self.views = views
         self.with_targets = with_targets
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(self.source)
@@ -76,8 +79,8 @@ class VisionDataset(Dataset[dict[str, Any]]):
         Returns:
             `pixels`, float `(channels, height, width)`; `label`; `index`; with targets, and where the box is
             known, `target`, float `(height, width)`, 0 to 1; `notes`, names with what was met, if anything
-            was. Of a picture that cannot be decoded `bad`, its name and the reason, with `index` and the
-            `shape` that its pixels would have had.
+            was. Of a picture that cannot be decoded `bad`, its name and the reason, with `index`, the
+            `shape` that its pixels would have had, and a `label` that no loss counts.
 
         Raises:
             IndexError: If there is no such picture.
@@ -88,9 +91,11 @@ class VisionDataset(Dataset[dict[str, Any]]):
         try:
             sample = self.source[index]
         except BadSample as bad:
-            return {"bad": (bad.name, bad.reason), "index": index, "shape": self._shape()}
+            none = IGNORED if self.labels is None else torch.full_like(self.labels[index], torch.nan)
+            return {"bad": (bad.name, bad.reason), "index": index, "shape": self._shape(), "label": none}
+        label = sample.label if self.labels is None else self.labels[index]
         with seeded(self.seed, self._view(epoch), index):
-            item = {"pixels": self.transform(sample.image), "label": sample.label, "index": index}
+            item: dict[str, Any] = {"pixels": self.transform(sample.image), "label": label, "index": index}
         if self.with_targets and sample.box is not None:
             assert isinstance(self.transform, Transform)
             item["target"] = self.transform.mask(sample.box, sample.image.size)
@@ -138,7 +143,8 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         items: What `VisionDataset` returns.
 
     Returns:
-        `pixels` `(batch, channels, height, width)`, `labels` and `index` `(batch,)`, int64; `target`
+        `pixels` `(batch, channels, height, width)`, `labels` and `index` `(batch,)`, int64 (labels of heads
+        float, `(batch, columns)`); `target`
         `(batch, height, width)` if an item has one, NaN for those without; `bad`, names and reasons, and
         `notes`, names and what was met, if there are any.
     """
@@ -146,10 +152,10 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     good = [item for item in items if "bad" not in item]
     if not good:
         blank = torch.zeros(bad[0]["shape"])
-        good = [{"pixels": blank, "label": IGNORED, "index": bad[0]["index"]}]
+        good = [{"pixels": blank, "label": bad[0].get("label", IGNORED), "index": bad[0]["index"]}]
     batch: dict[str, Any] = {
         "pixels": torch.stack([item["pixels"] for item in good]),
-        "labels": torch.tensor([item["label"] for item in good], dtype=torch.int64),
+        "labels": _stacked([item["label"] for item in good]),
         "index": torch.tensor([item["index"] for item in good], dtype=torch.int64),
     }
     if any("target" in item for item in good):
@@ -161,3 +167,8 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if bad:
         batch["bad"] = [item["bad"] for item in bad]
     return batch
+
+
+def _stacked(labels: Sequence[int | Tensor]) -> Tensor:
+    columns = [label for label in labels if isinstance(label, Tensor)]
+    return torch.stack(columns) if columns else torch.tensor(labels, dtype=torch.int64)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from PIL import Image
 
+from toast.data.fields import Fields
 from toast.data.vision.source import Sample, VisionSource
 from toast.data.vision.splitting import split_validation
 
@@ -24,17 +25,38 @@ class DemoSource(VisionSource):
         name: What they are called.
         classes: Names of the classes.
         pictures: The pictures, their labels and boxes.
+        things: Names of what else is in each picture, by kind.
+
+    Attributes:
+        fields: `x` and `y`, the middle of the box, and `size`, its longer side, in pixels; `item` and
+            `clipart`, what is there, as far as it is known; `things`, all of these.
     """
 
-    def __init__(self, name: str, classes: tuple[str, ...], pictures: Pictures) -> None:
+    def __init__(
+        self,
+        name: str,
+        classes: tuple[str, ...],
+        pictures: Pictures,
+        things: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         super().__init__(name, classes, pictures.labels.tolist())
         self.pictures = pictures
+        x0, y0, x1, y1 = pictures.boxes.unbind(1)
+        numbers = {"x": (x0 + x1) / 2, "y": (y0 + y1) / 2, "size": (x1 - x0).maximum(y1 - y0)}
+        shown = dict(things or {"item": [classes[label] for label in self.labels]})
+        columns: dict[str, Sequence[Any]] = {n: values.tolist() for n, values in numbers.items()} | shown
+        columns["things"] = [";".join(each) for each in zip(*shown.values(), strict=True)]
+        self.fields = Fields(columns, [f"{name}/{index}" for index in range(len(self.labels))])
 
     def __getitem__(self, index: int) -> Sample:
         pixels = self.pictures.images[index].permute(1, 2, 0).contiguous().numpy()
         x0, y0, x1, y1 = self.pictures.boxes[index].tolist()
-        name = f"{self.name}/{index}"
+        name = self.sample_name(index)
         return Sample(Image.fromarray(pixels), self.labels[index], name, (x0, y0, x1, y1))
+
+    def sample_name(self, index: int) -> str:
+        """See `VisionSource.sample_name`."""
+        return f"{self.name}/{index}"
 
     def _identity(self) -> Iterable[bytes | memoryview]:
         yield from super()._identity()
@@ -82,7 +104,9 @@ def open_demo(
     if min(train, test, generic) < 1:
         raise ValueError(f"train, test and generic must be at least 1; got {train}, {test}, {generic}.")
     if split == "generic":
-        return DemoSource("demo/generic", load_materials().folders, load_generic(generic, seed))
+        folders, pictures = load_materials().folders, load_generic(generic, seed)
+        named = {"clipart": [folders[label] for label in pictures.labels.tolist()]}
+        return DemoSource("demo/generic", folders, pictures, named)
     held_out = max(1, train // 10) if val is None else val
     if labels is not None:
         return _two_objects(split, {"train": train, "val": held_out, "test": test}, labels, seed, distractors)
@@ -104,8 +128,12 @@ def _two_objects(
 
     beside = two_objects.DISTRACTORS if distractors is None else distractors
     pictures = two_objects.load_two_objects(split, counts[split], labels, seed, beside)  # type: ignore[arg-type]
-    classes = CLASSES if labels == "item" else two_objects.kinds()
-    return DemoSource(f"demo/{labels}/{split}", classes, pictures)
+    names = {"item": CLASSES, "clipart": two_objects.kinds()}
+    things = {}
+    for kind, known in names.items():
+        shown = two_objects.load_two_objects(split, counts[split], kind, seed, beside)  # type: ignore[arg-type]
+        things[kind] = [known[label] for label in shown.labels.tolist()]
+    return DemoSource(f"demo/{labels}/{split}", names[labels], pictures, things)
 
 
 # Thousands of pictures take seconds, and a sweep opens the same ones for every run.

@@ -13,6 +13,7 @@ from toast.data.vision.demo_task import open_demo
 from toast.data.vision.fgvc import open_fgvc
 from toast.data.vision.hub_pictures import open_hub
 from toast.data.vision.source import VisionSource
+from toast.data.vision.target_lists import open_csv
 from toast.data.vision.torchvision_sets import open_torchvision
 from toast.data.vision.vtab import open_vtab
 
@@ -38,6 +39,7 @@ class Row:
 
 SOURCES: Final = {
     "folder": Row("a folder for each class", open_folder, root="needed", name="optional"),
+    "csv": Row("a list, labels.csv, with columns of targets", open_csv, root="needed", name="optional"),
     "hub": Row("what the library datasets loads", open_hub, root="optional", name="needed"),
     "torchvision": Row("a class of torchvision.datasets", open_torchvision, root="needed", name="needed"),
     "fgvc": Row(

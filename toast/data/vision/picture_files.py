@@ -70,6 +70,10 @@ class FileSource(VisionSource):
         """See `VisionSource.file`."""
         return self.pictures[index].path
 
+    def sample_name(self, index: int) -> str:
+        """See `VisionSource.sample_name`."""
+        return self.pictures[index].name
+
     @cached_property
     def _states(self) -> list[tuple[int, int] | None]:
         return [file_state(picture.path) for picture in self.pictures]

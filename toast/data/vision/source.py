@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from toast.data.fields import Fields
+
 Box = tuple[float, float, float, float]
 """A place as x0, y0, x1, y1 in pixels of the picture as it is shown, turned upright; the ends exclusive."""
 
@@ -60,7 +62,12 @@ class VisionSource(ABC):
         classes: Names of the classes, in the order of the labels.
         labels: Label of every picture, known without opening any.
         remarks: What is unusual about the data, but does not stop a run.
+
+    Attributes:
+        fields: What else is known of every picture, by name: targets of heads; None if nothing is.
     """
+
+    fields: Fields | None = None
 
     def __init__(
         self, name: str, classes: Sequence[str], labels: Iterable[int], remarks: Sequence[str] = ()
@@ -109,6 +116,13 @@ class VisionSource(ABC):
         """Returns a picture's file; None where pictures are none of their own."""
         return None
 
+    def sample_name(self, index: int) -> str:
+        """Returns what a picture is called; it is opened where its source cannot tell otherwise."""
+        try:
+            return self[index].name
+        except BadSample as bad:
+            return bad.name
+
     def subset(self, indices: Iterable[int]) -> VisionSource:
         """Returns some of the pictures, in the given order.
 
@@ -140,6 +154,7 @@ class Subset(VisionSource):
             )
         labels = (parent.labels[index] for index in self.indices)
         super().__init__(parent.name, parent.classes, labels, parent.remarks)
+        self.fields = None if parent.fields is None else parent.fields.subset(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
         return self.parent[self.indices[index]]
@@ -155,3 +170,7 @@ class Subset(VisionSource):
     def file(self, index: int) -> Path | None:
         """See `VisionSource.file`."""
         return self.parent.file(self.indices[index])
+
+    def sample_name(self, index: int) -> str:
+        """See `VisionSource.sample_name`."""
+        return self.parent.sample_name(self.indices[index])
