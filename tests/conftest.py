@@ -23,6 +23,11 @@ DATA = Path(__file__).parent / "fixtures"
 gc.disable()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Puts first what waits for processes: these take longest, and one worker forks all from one process."""
+    items.sort(key=lambda item: vars(item.module).keys().isdisjoint(("on_two_processes", "start_module")))
+
+
 def pytest_collection_finish() -> None:
     """Takes what is imported by now out of the collector's sight, and has it look less often."""
     gc.freeze()
