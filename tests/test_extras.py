@@ -19,9 +19,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 #: Libraries whose modules have another name.
 NAMES = {"PIL": "pillow", "yaml": "pyyaml", "lm_eval": "lm-eval"}
 #: What dependencies bring along.
-BROUGHT = {"huggingface_hub", "numpy", "tokenizers", "torchvision", "tqdm"}
+BROUGHT = {"huggingface_hub", "numpy", "pyarrow", "tokenizers", "torchvision", "tqdm"}
 #: Asked for by their users, or by messages that name the library itself.
-OPTIONAL = {"bitsandbytes", "deepspeed", "pandas", "pyarrow", "scipy", "torchao"}
+OPTIONAL = {"bitsandbytes", "deepspeed", "pandas", "scipy", "torchao"}
 
 
 def libraries(extra: str | None = None) -> set[str]:

@@ -316,9 +316,3 @@ def test_saving_leaves_other_files_alone_and_other_processes_write_nothing(tmp_p
     toast.save_adapter(model, tmp_path)
     assert (tmp_path / "adapter_model.safetensors").read_bytes() != before
     assert (tmp_path / "notes.txt").read_text() == "mine"
-
-
-def test_several_adapters_in_one_batch_are_refused() -> None:
-    model = toast.wrap(vit())
-    with pytest.raises(ValueError, match="several adapters in one batch"):
-        model(images(), adapter_names=["default"] * 4)

@@ -45,6 +45,7 @@ _EXPORTS = {
     "reconstruction_loss": "toast.objectives",
     "register_family": "toast.families.table",
     "run": "toast.training.run",
+    "run_adapters": "toast.several",
     "running_pass": "toast.thread_state",
     "save_adapter": "toast.saving.contents",
     "select_weights": "toast.weight_selection",
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from toast.reusing import first_pass as first_pass
     from toast.reusing import given_first_pass as given_first_pass
     from toast.saving.contents import save_adapter as save_adapter
+    from toast.several import run_adapters as run_adapters
     from toast.sizing import input_sizes as input_sizes
     from toast.stored_pass import FirstPass as FirstPass
     from toast.thread_state import running_pass as running_pass

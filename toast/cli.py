@@ -13,6 +13,7 @@ from toast.commands.configs import configs
 from toast.commands.demo import demo
 from toast.commands.errors import DEBUG, Commands
 from toast.commands.evaluate import evaluate
+from toast.commands.export import export
 from toast.commands.families import families
 from toast.commands.features import features
 from toast.commands.generate import generate
@@ -52,7 +53,7 @@ def _root(
 # In the order in which the help lists them.
 for command in (
     demo, generate, benchmark, families, import_official, configs, plan, pretune, tune, evaluate, sweep,
-    features, visualize, compare, report,
+    features, visualize, compare, report, export,
 ):  # fmt: skip
     app.command()(command)
 

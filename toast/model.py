@@ -254,12 +254,19 @@ class ToastModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT's way to use several adapters in one batch, which needs a first pass for each."""
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError(
-                "adapter_names: TOAST cannot use several adapters in one batch; call once for each."
-            )
-        yield
+        """PEFT's way to name an adapter for each sample of a batch."""
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        if self.model.training:
+            raise ValueError("adapter_names: is for inference. Call model.eval(), or train one by one.")
+        if isinstance(names, str) or not names:
+            raise ValueError(f"adapter_names: needs a list with a name for each sample; got {names!r}.")
+        steering = find_steering(self.model)
+        assert steering is not None
+        with steering.holding_each(names):
+            yield
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(CANNOT_MERGE)

@@ -100,7 +100,9 @@ class ComposedSignal:
 
 @dataclass(frozen=True)
 class FusedSignal:
-    """What a block's values get where all blocks' shifts were computed at once (`toast.fuse`).
+    """What a block's values get where the shifts are computed before the second pass.
+
+    That is so in a fused model (`toast.fuse`), and for a batch of several adapters.
 
     Args:
         selection: The selected tokens, `(batch, tokens, width)`.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -29,12 +29,14 @@ from toast.families.anatomy import Anatomy
 from toast.feedback import feed_back
 from toast.generation.caching import continues_prompt, pass_caches, wants_all_blocks, without_cache
 from toast.generation.continuous_batching import attach_batching
+from toast.mixed import BASE, MixedAdapter, mixed
 from toast.passes import Pass
 from toast.saving.names import as_written
 from toast.selector import ToastSelector
 from toast.thread_state import (
     collected_passes,
     current_observer,
+    given_embedding,
     held_adapter,
     holding,
     running,
@@ -89,19 +91,24 @@ class Steering(WrappedModel):
             collected.append(first)
             return first_output
 
-        # 2. Selection: tokens that resemble the task embedding, then channels.
         assert first.features is not None
-        if not adapter.attends and (observer is None or not observer.replaces_signals):
-            self.selector.start_from(adapter, *first.features)
-        selection = self.selector.select(adapter, *first.features)
+        if isinstance(adapter, MixedAdapter):  # steps 2 and 3, for each adapter's rows of the batch
+            if observer is not None:
+                raise ValueError("adapter_names: only calls of one adapter are observed. Call once for each.")
+            signals = adapter.signals(self.selector, *first.features)
+        else:
+            # 2. Selection: tokens that resemble the task embedding, then channels.
+            if not adapter.attends and (observer is None or not observer.replaces_signals):
+                self.selector.start_from(adapter, *first.features)
+            selection = self.selector.select(adapter, *first.features)
 
-        # 3. Feedback: from the top block to the bottom one, all linear.
-        signals = feed_back(adapter, selection)
+            # 3. Feedback: from the top block to the bottom one, all linear.
+            signals = feed_back(adapter, selection)
 
-        if observer is not None:
-            observer.on_output(1, first_output)
-            observer.on_selection(selection)
-            signals = observer.on_signals(signals)
+            if observer is not None:
+                observer.on_output(1, first_output)
+                observer.on_selection(selection)
+                signals = observer.on_signals(signals)
 
         # 4. Second pass: every block's values are those of x + s. What called us runs the head on the output.
         second = Pass(self, 2, adapter, signals, observer=observer, once=once, known=first.known)
@@ -142,6 +149,34 @@ class Steering(WrappedModel):
                 adapter = dataclasses.replace(adapter, generates=True)
         with self.holding(adapter):
             yield adapter
+
+    def holding_each(self, names: Sequence[str]) -> AbstractContextManager[None]:
+        """Makes the calls of the model use an adapter for each sample.
+
+        Args:
+            names: The adapter of each sample; `__base__` for the frozen model.
+
+        Raises:
+            ValueError: If one is not there, or they cannot share their passes.
+        """
+        return self.holding(mixed(names, self.taken([name for name in names if name != BASE])))
+
+    def taken(self, names: Sequence[str]) -> dict[str, Adapter]:
+        """Returns adapters by their names, active or not, ready for a call.
+
+        Raises:
+            ValueError: If one is not there, or its fused matrix is stale.
+        """
+        self.fetch_parameters(needs_gradients=torch.is_grad_enabled())
+        if given_embedding(self) is not None:
+            raise ValueError("several adapters have embeddings of their own: leave toast.attend_to first.")
+        known = self.selector.configs
+        if missing := [name for name in names if name not in known]:
+            raise ValueError(f"adapter {missing[0]!r} is none of the model's: {', '.join(known)}.")
+        adapters = {name: self.adapter_named(name) for name in names}
+        for adapter in adapters.values():
+            adapter.refuse_stale_fusion()
+        return adapters
 
     def holding(self, adapter: Adapter | None) -> AbstractContextManager[None]:
         """Makes the calls of the model use an adapter that was taken, or none, with its heads."""

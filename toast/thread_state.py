@@ -8,14 +8,14 @@ checkpointing recomputes blocks when that variable is long gone, and maybe in an
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from toast.adapter import Adapter
 from toast.passes import Observer, Pass
@@ -57,7 +57,7 @@ class Held:
 
     model: object
     adapter: Adapter | None
-    heads: list[nn.Module | None]
+    heads: list[Callable[..., Any] | None]
     outer: Held | None
 
 
@@ -201,7 +201,7 @@ def collecting(model: object) -> Iterator[list[Pass]]:
 
 
 def holding(
-    model: object, adapter: Adapter | None, heads: list[nn.Module | None]
+    model: object, adapter: Adapter | None, heads: list[Callable[..., Any] | None]
 ) -> AbstractContextManager[None]:
     """Makes the calls of one model in this thread use an adapter that was taken, or none; see `Held`."""
     return _holding("held", Held(model, adapter, heads, _thread.held))

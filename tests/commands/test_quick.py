@@ -26,6 +26,7 @@ MISTAKES = (
     (["visualize", "empty"], "empty is neither a run's folder"),
     (["visualize", "empty", "--format", "bmp"], "formats: needs some of png"),
     (["compare", "empty", "no"], "empty is neither a run's folder"),
+    (["export", "empty", "--out", "a.pt"], "needs a file that ends in .onnx or .pt2"),
     (["generate", "empty", "hello"], "empty has no config.json"),
     (["import-official", "no.pth", "out"], "no.pth does not exist"),
     (["benchmark", "--only", "no"], "only: needs some of forward"),

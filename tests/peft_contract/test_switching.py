@@ -187,15 +187,17 @@ def test_merging_is_refused(few: Case, merge: str, options) -> None:
         getattr(model, merge)(**options)
 
 
-def test_several_adapters_in_a_batch_are_refused(few: Case) -> None:
-    model = few.wrap()
-    model.add_adapter("other", few.config())
-    for names in (["default", "other"], ["__base__", "default"]):
-        with refused(model, "several adapters in one batch"):
-            model(**few.inputs(), adapter_names=names)
-    if few.generates:
-        with pytest.raises(ValueError, match="several adapters in one batch"):
-            model.generate(**few.inputs(), adapter_names=["default", "other"], max_new_tokens=2)
+def test_samples_of_a_batch_name_their_adapters(each: Case) -> None:
+    model = each.steered().double()
+    model.add_adapter("other", each.config())
+    inputs = each.inputs(dtype=torch.float64)
+    awaken(model)
+    expected = []
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        expected.append(output(model, inputs))
+    found = output(model, inputs | {"adapter_names": ["default", "other"]})
+    torch.testing.assert_close(found, torch.stack([expected[0][0], expected[1][1]]), rtol=1e-9, atol=1e-9)
 
 
 def test_what_is_made_for_low_rank_adapters_is_refused(tmp_path) -> None:

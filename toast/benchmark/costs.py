@@ -145,6 +145,45 @@ def stepper(size: Size, name: str, images: Tensor) -> Callable[[], object]:
     return run
 
 
+def tasks(size: Size, count: int, batch: int, rounds: int) -> dict[str, Ratio]:
+    """Times several adapters in one call against a call for each: all on every sample, or one a sample.
+
+    Args:
+        size: Sizes of the model and inputs.
+        count: Adapters.
+        batch: Samples, a multiple of `count`.
+        rounds: Rounds.
+    """
+    plain = size.place.put(vit(size).eval())
+    model = size.place.put(toast.wrap(vit(size), modules_to_save=["head"]).eval())
+    names = ["default", *(f"task{number}" for number in range(1, count))]
+    for name in names[1:]:
+        model.add_adapter(name, toast.ToastConfig(modules_to_save=["head"]))
+    images = size.images(batch)
+    own = {name: images[number::count].contiguous() for number, name in enumerate(names)}
+
+    def each(given: Mapping[str, Tensor]) -> None:
+        for name, samples in given.items():
+            model.set_adapter(name)
+            model(samples)
+
+    found: dict[str, Ratio] = {}
+    for name, apart, together, passes in (
+        ("every sample with each adapter", dict.fromkeys(names, images),
+         partial(toast.run_adapters, model, names, images), 1 + count),
+        ("every sample with its own adapter", own,
+         partial(model, images, adapter_names=names * (batch // count)), 2),
+    ):  # fmt: skip
+        runs = {
+            "a call for each": Contender(partial(each, apart)),
+            "plain": Contender(partial(plain, images), shown=False),
+            name: Contender(together, ("plain",) * passes),
+        }
+        with torch.inference_mode(), size.place.autocast():
+            found |= in_turns(runs, "a call for each", rounds, device=size.place.device)
+    return found
+
+
 def memory(size: Size, names: list[str], batch: int) -> dict[str, Ratio]:
     """Compares the peak memory of two training steps with that of LoRA's; on a CPU, a process each."""
     if size.place.device.type == "cpu":

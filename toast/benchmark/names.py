@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 #: In the order in which they run.
 NAMES = (
-    "forward", "depth", "step-16", "step-32", "memory", "waits", "decode", "prefill", "checkpoint", "help",
+    "forward", "depth", "tasks", "step-16", "step-32", "memory", "waits", "decode", "prefill", "checkpoint",
+    "help",
 )  # fmt: skip
 
 

@@ -58,6 +58,9 @@ MEASURES: dict[str, Measure] = {
         "fused forward by batch size and by the block from which it is steered, × plain",
         lambda size, n: costs.depth(size, [1, 4, 16], n),
     ),
+    "tasks": Measure(
+        "4 adapters in one call, batch 8, × a call for each", lambda size, n: costs.tasks(size, 4, 8, n)
+    ),
     "step-16": _steps(16),
     "step-32": _steps(32),
     "memory": Measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from peft.utils.other import ModulesToSaveWrapper
@@ -10,6 +11,7 @@ from torch import nn
 from toast.adapter import Adapter
 from toast.calls.stand_ins import StandIn
 from toast.calls.wrapped import WrappedModel
+from toast.mixed import MixedAdapter, MixedHead
 from toast.thread_state import held_adapter
 
 #: Methods of the wrapped model that are one call each.
@@ -25,7 +27,11 @@ class Entrance(StandIn):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the method with the adapter that is active now."""
-        with self.steering.holding_adapter(generates=self.name == "generate"):
+        generates = self.name == "generate"
+        with self.steering.holding_adapter(generates) as adapter:
+            if generates and isinstance(adapter, MixedAdapter):
+                with self.steering.holding(adapter.generating((*args, *kwargs.values()))):
+                    return self.own(*args, **kwargs)
             return self.own(*args, **kwargs)
 
 
@@ -42,9 +48,14 @@ class HeldHead(StandIn):
         super().__init__(steering, kept, "forward")
         self.place = place
 
-    def chosen(self, adapter: Adapter | None) -> nn.Module | None:
+    def chosen(self, adapter: Adapter | None) -> Callable[..., Any] | None:
         """Returns what an adapter's calls run; None if another method's adapter has its copy active."""
         kept: Any = self.module
+        if isinstance(adapter, MixedAdapter):
+            parts = [self.chosen(part) for part, _ in adapter.parts]
+            if all(part is parts[0] for part in parts):
+                return parts[0]
+            return MixedHead(adapter, [self.own if part is None else part for part in parts])
         if adapter is not None and adapter.name in kept.modules_to_save:
             return kept.modules_to_save[adapter.name]  # type: ignore[no-any-return]
         active = [] if kept.disable_adapters else kept.active_adapters

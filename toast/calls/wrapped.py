@@ -62,6 +62,10 @@ class WrappedModel(ABC):
         """Takes the active adapter for all calls of the model within, unless that is done already."""
 
     @abstractmethod
+    def holding(self, adapter: Adapter | None) -> AbstractContextManager[None]:
+        """Makes the calls of the model use an adapter that was taken, or none, with its heads."""
+
+    @abstractmethod
     def blocks_run_once(self, method: Any, adapter: Adapter, inputs: dict[str, Any]) -> int:
         """Returns how many of the lowest blocks give the same in both passes and need not run again."""
 
@@ -71,11 +75,17 @@ class WrappedModel(ABC):
         held = held_adapter(self)
         if held is not None:
             return held.adapter
-        adapter = _take(self.selector, [layer for layer, _, _ in self.places])
-        given = given_embedding(self)
-        if adapter is None or given is None:
+        name = self.selector.adapter
+        if name is None:
+            return None
+        adapter, given = self.adapter_named(name), given_embedding(self)
+        if given is None:
             return adapter
         return dataclasses.replace(adapter, task_embedding=given.to(adapter.task_embedding), attends=True)
+
+    def adapter_named(self, name: str) -> Adapter:
+        """Returns the parts of an adapter, active or not."""
+        return _take(name, self.selector, [layer for layer, _, _ in self.places])
 
     @property
     def values(self) -> list[ToastValue]:
@@ -149,16 +159,14 @@ OFFLOADED = (
 )
 
 
-def _take(selector: ToastSelector, layers: list[ToastValue]) -> Adapter | None:
-    """Returns the parts of the adapter that is active now; None if none is.
+def _take(name: str, selector: ToastSelector, layers: list[ToastValue]) -> Adapter:
+    """Returns the parts of an adapter.
 
     Args:
-        selector: The selector, whose active adapter counts for the whole model.
+        name: Its name.
+        selector: The selector.
         layers: The value layers, bottom block first. Those that the adapter does not steer are left out.
     """
-    name = selector.adapter
-    if name is None:
-        return None
     maps = [
         FeedbackMaps(layer, layer.unit, layer.tokens, layer.toast_to_state[name], layer.toast_to_signal[name])
         for layer in layers

@@ -234,9 +234,11 @@ def is_plain(weight: Tensor) -> bool:
 def may_write() -> bool:
     """Whether a product may be written to in place where nobody else holds it.
 
-    The exporter of ONNX that traces loses such writes, and transforms of `torch.func` cannot write what is
-    mapped into what is not.
+    The exporter of ONNX that traces loses such writes, and of an exported one ONNX has a slow ScatterND;
+    transforms of `torch.func` cannot write what is mapped into what is not.
     """
+    if torch.compiler.is_exporting():
+        return False
     if torch.compiler.is_compiling():
         return True
     traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]

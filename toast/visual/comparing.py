@@ -152,12 +152,13 @@ class Comparison:
             "confidence": self.confidence, "shows": self.shows,
         }  # fmt: skip
 
-    def save(self, path: Path) -> Path:
+    def save(self, path: Path | str) -> Path:
         """Writes the comparison: `.json`, or `.csv` with a line for each model and measure.
 
         Raises:
             ValueError: If the name ends otherwise.
         """
+        path = Path(path)
         if path.suffix == ".json":
             text = strict_json(self.as_dict(), indent=2) + "\n"
         elif path.suffix == ".csv":

@@ -105,7 +105,8 @@ def _split_folder(root: Path, split: str) -> Path:
     if split_of(split) != "train":
         raise ValueError(
             f"split {split!r}: {root} has no folder {split} with class folders. A folder without splits is "
-            "all training data; let a share of it be held out for validation."
+            "all training data; let a share of it be held out for validation, and name no split for testing "
+            "(data.test: null), or make that folder."
         )
     called = [folder for folder in folders if split_of(folder)]
     if len(called) > 1 and (len(called) == len(folders) or sum(map(is_split, called)) > 1):
