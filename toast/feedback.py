@@ -74,7 +74,7 @@ def fused_signals(
     """
     sizes = [each.value_width if with_values else each.width for each in maps]
     parts = torch.split(selection.kept_tokens.to(matrix.dtype) @ matrix, sizes, dim=-1)
-    return [FusedSignal(selection, part) if with_values else selection.spread(part) for part in parts]
+    return [FusedSignal(part, selection) if with_values else selection.spread(part) for part in parts]
 
 
 def fused_matrix(maps: Sequence[FeedbackMaps], channel_transform: Tensor) -> tuple[Tensor, bool]:

@@ -105,16 +105,17 @@ class FusedSignal:
     That is so in a fused model (`toast.fuse`), and for a batch of several adapters.
 
     Args:
-        selection: The selected tokens, `(batch, tokens, width)`.
-        shift: `W_V s` of the kept tokens, `(kept, value_width)`.
+        shift: `W_V s`, `(batch, tokens, value_width)`, or that of the tokens that a selection keeps.
+        selection: The selection; None if the shift is that of all tokens.
     """
 
-    selection: Selection
     shift: Tensor
+    selection: Selection | None = None
 
     def value_shift(self, dtype: torch.dtype) -> Tensor:
         """Returns `W_V s`, `(batch, tokens, value_width)`."""
-        return self.selection.spread(self.shift.to(dtype))
+        shift = self.shift.to(dtype)
+        return shift if self.selection is None else self.selection.spread(shift)
 
 
 #: What a block gets: a signal for every token, with the channels last, or what its values get.
