@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 # One process imports all that PEFT and the package build on, and PEFT's modules but for `peft` itself; its
 # children do the rest. To them PEFT is not imported: its `__init__` still has to run.
 PARENT = """
-import gc, importlib, json, os, sys, traceback
+import gc, importlib, json, os, sys, tempfile, traceback
+gc.disable()  # what is imported stays
 import torch
 import accelerate, peft, timm, transformers.trainer
 for name in ("datasets", "matplotlib.pyplot", "pydantic", "rich.table", "torchmetrics", "typer", "yaml"):
@@ -23,6 +24,9 @@ torch.set_num_threads(1)
 assert not [name for name in sys.modules if name.split(".")[0] == "toast"]
 del sys.modules["peft"]
 gc.freeze()  # else each child's collector would copy all of it
+gc.enable()
+compiled = tempfile.TemporaryDirectory()
+sys.pycache_prefix, sys.dont_write_bytecode = compiled.name, False  # the package is compiled only once
 failed = {}
 for name, code in json.load(sys.stdin).items():
     reader, writer = os.pipe()
@@ -46,6 +50,7 @@ for name, code in json.load(sys.stdin).items():
         said = file.read()
     if os.waitpid(child, 0)[1]:
         failed[name] = said
+compiled.cleanup()
 print("RESULT" + json.dumps(failed))
 """
 

@@ -199,7 +199,7 @@ BLOCKS = {
     "dinov2": ("dinov2.layer", "attention"),
     "llama": ("model.layers", "self_attn"),
 }
-MANY = 6  # more than a few, so that a graph for each would show
+MANY = 5  # more than a few, so that a graph for each would show
 
 
 def deep(kind: str) -> tuple[nn.Module, nn.ModuleList]:

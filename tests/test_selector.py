@@ -17,9 +17,9 @@ from tests.models import decoder, images, tokens, vit
 from toast.steering import find_steering
 
 
-def sharing_a_direction() -> Any:
+def sharing_a_direction(**options: Any) -> Any:
     """A language model whose features all have the same sign, as those of trained ones share a direction."""
-    bare = decoder("gpt2")
+    bare = decoder("gpt2", **options)
     norm = bare.transformer.ln_f
     with torch.no_grad():
         norm.weight.mul_(0.1)
@@ -95,10 +95,10 @@ def test_nothing_selected_in_training_is_said_once(caplog: pytest.LogCaptureFixt
     assert "toast.calibrate" in record.getMessage()
 
 
-def dead(seed: int) -> tuple[Any, torch.Tensor]:
+def dead(seed: int, **options: Any) -> tuple[Any, torch.Tensor]:
     """A fresh model whose draw points away from all features."""
     torch.manual_seed(seed)
-    model = toast.wrap(sharing_a_direction()).eval()
+    model = toast.wrap(sharing_a_direction(**options)).eval()
     embedding = find_steering(model).selector.toast_task_embedding["default"]
     if embedding.mean() > 0:  # the features are all about 1
         embedding.data.neg_()
@@ -153,7 +153,7 @@ def test_traced_and_called_with_other_weights() -> None:
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_model_that_is_compiled_before_its_first_call(backend: str) -> None:
     torch._dynamo.reset()
-    model, text = dead(0)
+    model, text = dead(0, num_hidden_layers=1)
     twin = copy.deepcopy(model)
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     for _ in range(2):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import importlib
 from dataclasses import dataclass, field
 from functools import partial
@@ -358,6 +359,12 @@ def build(name: str, dtype: torch.dtype | None = None, auto: str | None = None) 
 
     Another class of transformers may be asked for with `auto`.
     """
+    return copy.deepcopy(_built(name, auto)).to(dtype or ROWS[name].dtype).eval()
+
+
+@functools.cache
+def _built(name: str, auto: str | None) -> Any:
+    """The same in single precision. A copy takes a fifth of the time."""
     row = ROWS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -371,7 +378,7 @@ def build(name: str, dtype: torch.dtype | None = None, auto: str | None = None) 
             if model.can_generate():
                 model.generation_config.pad_token_id = 0
         _draw(model)
-    return model.to(dtype or row.dtype).eval()
+    return model
 
 
 def example(name: str, batch: int = 2, dtype: torch.dtype | None = None) -> dict[str, Tensor]:

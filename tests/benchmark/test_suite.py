@@ -13,6 +13,7 @@ import toast
 from tests.models import decoder, images, tokens, vit
 from tests.steered import assert_same, call
 from toast.baselines.vpt import find_prompts
+from toast.benchmark import costs
 from toast.benchmark.contenders import PROMPTS, SMALL, languages, visions
 from toast.benchmark.costs import continued, stepper
 from toast.benchmark.suite import MEASURES, place_of, run
@@ -37,10 +38,12 @@ def test_unknown_measures_are_refused(tmp_path: Path) -> None:
         run(tmp_path, ["speed"], rounds=1, threads=None, small=True)
 
 
-def test_peak_memory_is_that_of_a_process_each(tmp_path: Path) -> None:
-    from toast.benchmark.costs import memory
-
-    assert memory(SMALL, ["TOAST"], 2)["TOAST"].median > 0
+def test_peak_memory_is_that_of_a_process_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    peak = costs._peak_of_process(SMALL, "TOAST", 2)
+    assert 1e5 < peak < 1e7  # KiB, of a process with PyTorch
+    peaks = {("LoRA", 2): 4 * peak, ("TOAST", 2): peak}
+    monkeypatch.setattr(costs, "_peak_of_process", lambda size, *given: peaks[given])
+    assert costs.memory(SMALL, ["TOAST"], 2)["TOAST"].median == 1 / 4
 
 
 def test_places_are_found_or_refused() -> None:

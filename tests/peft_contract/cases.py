@@ -66,7 +66,7 @@ class Case:
     def base(self, dtype: torch.dtype = torch.float32) -> Any:
         """A fresh model, always with the same weights."""
         row, auto, _ = BASES[self.name]
-        return copy.deepcopy(_built(row, auto)).to(dtype)
+        return zoo.build(row, dtype, auto)
 
     def config(self, **options: Any) -> ToastConfig:
         task = BASES[self.name][2]
@@ -85,11 +85,6 @@ class Case:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(2)
             return zoo.example(BASES[self.name][0], batch, dtype)
-
-
-@functools.cache
-def _built(row: str, auto: str | None) -> nn.Module:
-    return zoo.build(row, torch.float32, auto)
 
 
 @functools.cache

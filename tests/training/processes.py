@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
+import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,30 @@ def on_two_processes(
     torch.multiprocessing.start_processes(
         _process, (port, config, sharded, resume, dies, stage, efficient), nprocs=2, start_method="forkserver"
     )
+
+
+def start_module(name: str, arguments: list[str], errors: Path) -> BaseProcess:
+    """Starts `python -m NAME ARGUMENTS` in a process that has imported all already.
+
+    Args:
+        name: The module.
+        arguments: What it is given.
+        errors: The file that takes what it says to standard error.
+    """
+    multiprocessing.set_forkserver_preload([__name__])
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_run_module, args=(name, arguments, errors)
+    )
+    process.start()
+    return process
+
+
+def _run_module(name: str, arguments: list[str], errors: Path) -> None:
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    sys.argv[1:] = arguments
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 def _process(

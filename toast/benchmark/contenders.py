@@ -84,7 +84,7 @@ FULL = Size(
     prefill=512,
 )  # fmt: skip
 SMALL = Size(
-    vit="vit_tiny_patch16_224",
+    vit="test_vit",
     image=32,
     llama={
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
