@@ -62,14 +62,20 @@ def test_a_program_computes_what_the_model_does(kind: str, tmp_path: Path) -> No
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporters
-def test_an_onnx_file_computes_what_the_model_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["vit", "llama"])
+def test_an_onnx_file_computes_what_the_model_does(kind: str, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
-    model, x = opened(vit(), tmp_path / "adapter"), images(5).float()
-    expected = model.model(x)
+    model = opened(vit() if kind == "vit" else decoder(), tmp_path / "adapter")
+    given = {"pixels": images(5).float()}
+    if kind == "llama":
+        given = {"input_ids": tokens(5), "attention_mask": torch.ones(5, 9, dtype=torch.int64)}
+    with torch.no_grad():
+        expected = model.model(*given.values())
     exporting.export(model, tmp_path / "adapter", tmp_path / "a.onnx")
     session = runtime.InferenceSession(tmp_path / "a.onnx")
-    (found,) = session.run(["logits"], {"pixels": x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), expected.detach(), rtol=1e-3, atol=1e-3)
+    (found,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in given.items()})
+    expected = expected.logits if kind == "llama" else expected
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-3)
     assert session.get_modelmeta().custom_metadata_map["toast.adapter"] == "my-task"
 
 
