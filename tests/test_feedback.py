@@ -8,9 +8,7 @@ from torch import Tensor
 
 import toast
 from tests.models import awaken, decoder, images, tokens, vit
-from tests.steered import assert_same, trained
 from toast.feedback import composing_pays, feed_back
-from toast.selector import kept_places
 from toast.signals import ComposedSignal
 from toast.steering import find_steering
 
@@ -61,34 +59,6 @@ def test_both_forms_are_equal_within_rounding(autocast: bool) -> None:
     for parameter, gradient in gradients.items():
         error = (composed_gradients[parameter] - gradient).norm()
         assert error <= 2 * tolerance * gradient.norm(), parameter
-
-
-@pytest.mark.parametrize("fused", [False, True], ids=["composed", "fused"])
-def test_tokens_that_are_cut_off_are_left_out(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = awaken(toast.wrap(vit(), feedback_form="composed")), images().requires_grad_()
-    toast.calibrate(model, x)
-    if fused:
-        toast.fuse(model.requires_grad_(False))
-    places = []
-
-    def seen(cosine: Tensor) -> Tensor | None:
-        places.append(kept_places(cosine))
-        return places[-1]
-
-    monkeypatch.setattr("toast.selector.kept_places", seen)
-    output = model(x)
-    found = torch.autograd.grad(output.square().mean(), [x, *trained(model).values()])
-    assert 0 < len(places[0]) < 4 * 17
-    monkeypatch.setattr("toast.selector.kept_places", lambda cosine: None)
-    expected = model(x)
-    assert_same(output, expected)
-    assert_same(found, torch.autograd.grad(expected.square().mean(), [x, *trained(model).values()]))
-
-
-def test_a_cosine_of_0_and_one_that_is_no_number_are_kept() -> None:
-    assert kept_places(torch.tensor([[-0.1, 0.0], [torch.nan, -0.2]])).tolist() == [1, 2]
-    assert kept_places(torch.tensor([[-0.1, -0.1]])).tolist() == []
-    assert kept_places(torch.full((2, 9), 0.5)) is None  # nothing to leave out
 
 
 def test_the_cheaper_form_is_taken() -> None:

@@ -41,7 +41,7 @@ def feed_back(adapter: Adapter, selection: Selection) -> dict[int, Signal]:
     maps, form = adapter.maps, adapter.config.feedback_form
     found: Sequence[Signal]
     if adapter.fused is not None and adapter.fusion is not None:
-        found = fused_signals(maps, selection, adapter.fused, adapter.fusion.with_values)
+        found = fused_signals(maps, selection.tokens, adapter.fused, adapter.fusion.with_values)
         return _by_number(maps, found)
     if form == "composed" and not can_compose(adapter):
         raise ValueError(
@@ -62,19 +62,19 @@ def _by_number(maps: Sequence[FeedbackMaps], found: Sequence[Signal]) -> dict[in
 
 
 def fused_signals(
-    maps: Sequence[FeedbackMaps], selection: Selection, matrix: Tensor, with_values: bool
+    maps: Sequence[FeedbackMaps], tokens: Tensor, matrix: Tensor, with_values: bool
 ) -> list[Signal]:
     """Returns the signals of a fused model: one product for all blocks.
 
     Args:
         maps: The maps of every block, bottom block first.
-        selection: The selected features.
+        tokens: Weighted features, `(batch, tokens, width)`.
         matrix: See `fused_matrix`.
         with_values: Whether it gives value shifts, and not signals.
     """
     sizes = [each.value_width if with_values else each.width for each in maps]
-    parts = torch.split(selection.kept_tokens.to(matrix.dtype) @ matrix, sizes, dim=-1)
-    return [FusedSignal(part, selection) if with_values else selection.spread(part) for part in parts]
+    parts = torch.split(tokens.to(matrix.dtype) @ matrix, sizes, dim=-1)
+    return [FusedSignal(part) if with_values else part for part in parts]
 
 
 def fused_matrix(maps: Sequence[FeedbackMaps], channel_transform: Tensor) -> tuple[Tensor, bool]:

@@ -19,9 +19,6 @@ from toast.layer import ToastLayer
 from toast.signals import Selection
 from toast.thread_state import current_pass
 
-#: Above this share of kept tokens, taking them out costs what it saves.
-MOST_KEPT = 0.9
-
 logger = logging.getLogger(__name__)
 
 
@@ -131,11 +128,10 @@ class ToastSelector(ToastLayer):
             normed: Features after it.
         """
         compared, features = self._read_by(adapter, unnormed, normed)
-        cosine = F.cosine_similarity(compared, adapter.embedding_for(compared), dim=-1)
-        weights = cosine.clamp(0, 1)
+        weights = F.cosine_similarity(compared, adapter.embedding_for(compared), dim=-1).clamp(0, 1)
         if self.training and not adapter.attends:
             self.start.watch(adapter.name, adapter.task_embedding, weights)
-        return Selection(features, weights, adapter.channel_transform, kept_places(cosine))
+        return Selection(features, weights, adapter.channel_transform)
 
     def _read_by(
         self, adapter: Adapter, unnormed: Tensor | None, normed: Tensor | None
@@ -149,24 +145,6 @@ class ToastSelector(ToastLayer):
         assert compared is not None
         assert features is not None
         return compared.to(adapter.task_embedding), features.to(adapter.task_embedding)
-
-
-def kept_places(cosine: Tensor) -> Tensor | None:
-    """Returns where the tokens stand that the clamp of their cosine at 0 does not cut off, `(kept,)`.
-
-    A cosine of exactly 0 is kept, for it has a gradient, and one that is no number, to be seen.
-
-    Args:
-        cosine: Of all tokens of the batch.
-
-    Returns:
-        None where leaving tokens out gains nothing: most are kept, or the host would wait for an accelerator
-        to count them. And where cosines have no values yet, since they are traced or mapped.
-    """
-    if is_transformed() or type(cosine) is not Tensor or cosine.device.type != "cpu":
-        return None
-    places = (cosine.detach().flatten() < 0).logical_not().nonzero()[:, 0]
-    return places if len(places) < MOST_KEPT * cosine.numel() else None
 
 
 class SelectorStart:

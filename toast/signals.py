@@ -19,13 +19,11 @@ class Selection:
         features: The features that were read, h, `(batch, tokens, width)`.
         weights: The selection weights, w, `(batch, tokens)`, from 0 to 1.
         channel_transform: P, `(width, width)`.
-        places: Where the tokens that are not cut off stand among all tokens of the batch; None if all count.
     """
 
     features: Tensor
     weights: Tensor
     channel_transform: Tensor
-    places: Tensor | None = None
     _cast: dict[tuple[torch.dtype, torch.device], Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -38,11 +36,6 @@ class Selection:
         """Features after token and channel selection: (w · h) P."""
         return self.tokens @ self.channel_transform
 
-    @property
-    def kept_tokens(self) -> Tensor:
-        """The same without the tokens that are cut off, `(kept, width)`; all if all count."""
-        return self._keep(self.weights)[..., None] * self._keep(self.features)
-
     def product(self, matrix: Tensor) -> Tensor:
         """Returns (w · h) N of the selected tokens, computed as w · (h N).
 
@@ -52,29 +45,15 @@ class Selection:
         Args:
             matrix: N, `(width, out)`.
         """
-        weights = self._keep(self.weights)[..., None].to(matrix)
-        return self.spread(weights * (self._features_like(matrix) @ matrix))
-
-    def spread(self, kept: Tensor) -> Tensor:
-        """Puts what belongs to the kept tokens back among zeros: `(batch, tokens, ...)`."""
-        if self.places is None:
-            return kept
-        whole = kept.new_zeros(self.weights.numel(), *kept.shape[1:]).index_copy_(0, self.places, kept)
-        return whole.view(*self.weights.shape, *kept.shape[1:])
-
-    def _keep(self, all_tokens: Tensor) -> Tensor:
-        """Takes the kept tokens' part of something, `(kept, ...)`; all of it if all count."""
-        if self.places is None:
-            return all_tokens
-        return all_tokens.flatten(0, self.weights.ndim - 1).index_select(0, self.places)
+        return self.weights[..., None].to(matrix) * (self._features_like(matrix) @ matrix)
 
     def _features_like(self, matrix: Tensor) -> Tensor:
-        """Returns the kept features like a matrix (dtype, device); of frozen ones only one copy is made."""
+        """Returns the features like a matrix (dtype, device); of frozen ones a copy is made only once."""
         wanted = (matrix.dtype, matrix.device)
-        if self.features.requires_grad:
-            return self._keep(self.features).to(matrix)
+        if self.features.requires_grad or wanted == (self.features.dtype, self.features.device):
+            return self.features.to(matrix)
         if wanted not in self._cast:
-            self._cast[wanted] = self._keep(self.features).to(matrix)
+            self._cast[wanted] = self.features.to(matrix)
         return self._cast[wanted]
 
 
@@ -105,17 +84,14 @@ class FusedSignal:
     That is so in a fused model (`toast.fuse`), and for a batch of several adapters.
 
     Args:
-        shift: `W_V s`, `(batch, tokens, value_width)`, or that of the tokens that a selection keeps.
-        selection: The selection; None if the shift is that of all tokens.
+        shift: `W_V s`, `(batch, tokens, value_width)`.
     """
 
     shift: Tensor
-    selection: Selection | None = None
 
     def value_shift(self, dtype: torch.dtype) -> Tensor:
         """Returns `W_V s`, `(batch, tokens, value_width)`."""
-        shift = self.shift.to(dtype)
-        return shift if self.selection is None else self.selection.spread(shift)
+        return self.shift.to(dtype)
 
 
 #: What a block gets: a signal for every token, with the channels last, or what its values get.
