@@ -81,6 +81,6 @@ def test_generate_continues_a_prompt_with_an_adapter(
 
 def test_the_app_has_the_documented_commands() -> None:
     assert {c.name or c.callback.__name__ for c in app.registered_commands} == {
-        "benchmark", "compare", "configs", "demo", "evaluate", "families", "features", "generate",
+        "benchmark", "compare", "configs", "demo", "evaluate", "export", "families", "features", "generate",
         "import_official", "plan", "pretune", "report", "sweep", "tune", "visualize",
     }  # fmt: skip
