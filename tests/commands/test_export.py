@@ -61,6 +61,17 @@ def test_a_program_computes_what_the_model_does(kind: str, tmp_path: Path) -> No
     assert json.loads(origin["toast.versions"])["torch"] == torch.__version__.partition("+")[0]
 
 
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
+def test_pictures_of_any_size(tmp_path: Path) -> None:
+    model = opened(vit(dynamic_img_size=True), tmp_path / "adapter")
+    exporting.export(model, tmp_path / "adapter", tmp_path / "a.pt2", any_size=True)
+    program = torch.export.load(tmp_path / "a.pt2").module()
+    for height, width in ((16, 16), (24, 40)):
+        x = torch.randn(3, 3, height, width)
+        with torch.no_grad():
+            torch.testing.assert_close(program(x), model.model(x))
+
+
 @pytest.mark.filterwarnings("ignore")  # of the exporters
 @pytest.mark.parametrize("kind", ["vit", "llama"])
 def test_an_onnx_file_computes_what_the_model_does(kind: str, tmp_path: Path) -> None:
