@@ -93,6 +93,8 @@ COMMANDS = [
     "visualize {places}/runs/run {places}/pictures/test/class0/000.png --out {places}/maps",
     "visualize {places}/adapter bread --model {places}/model --tokens 2 --out {places}/texts",
     "compare {places}/runs/run {places}/runs/lora --out {places}/table",
+    "features {places}/runs/run --out {places}/features.safetensors",
+    "export {places}/runs/run --out {places}/model.pt2",
     "import-official {places}/official.pth {places}/imported",
 ]
 
