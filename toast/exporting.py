@@ -207,7 +207,10 @@ def _moved(module: Any, examples: list[tuple[Tensor, ...]], expected: list[Tenso
         return 0.0
     with torch.inference_mode(), module.model.disable_adapter():
         plain = [module(*inputs) for inputs in examples]
-    return max(_share(whole - frozen, whole) for whole, frozen in zip(expected, plain, strict=True))
+    return max(
+        _share(*module.compared(inputs, whole - frozen, whole))
+        for inputs, whole, frozen in zip(examples, expected, plain, strict=True)
+    )
 
 
 def _origin(opened: OpenedModel, adapter: Path) -> dict[str, str]:

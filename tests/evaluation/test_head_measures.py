@@ -57,5 +57,5 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"need shapes \(batch, 3\); got \(2, 2\)"):
         MultilabelMetrics(3, lambda out, label: out[:, 0]).update(torch.zeros(2, 2), torch.zeros(2, 2))
     metrics = RegressionMetrics(torch.zeros(1), torch.ones(1), lambda out, label: out[:, 0])
-    with pytest.raises(ValueError, match=r"need one shape \(batch, columns\); got \(2, 1\) and \(2,\)"):
+    with pytest.raises(ValueError, match=r"need shapes \(batch, 1\); got \(2, 1\) and \(2,\)"):
         metrics.update(torch.zeros(2, 1), torch.zeros(2))

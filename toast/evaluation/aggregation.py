@@ -50,6 +50,26 @@ class Average(torchmetrics.Metric):
         return self.total / self.count, self.count
 
 
+def labelled(logits: Tensor, labels: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """Returns the samples of a batch whose labels are all there, in float32; maybe none.
+
+    Args:
+        logits: `(batch, columns)`.
+        labels: `(batch, columns)`; NaN leaves a sample out.
+        columns: What both need.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    if logits.shape != labels.shape or logits.shape[1:] != (columns,):
+        raise ValueError(
+            f"logits, labels: need shapes (batch, {columns}); got {tuple(logits.shape)} and "
+            f"{tuple(labels.shape)}."
+        )
+    counted = ~labels.isnan().any(-1)
+    return logits.detach()[counted].float(), labels[counted].float()
+
+
 @contextmanager
 def joining() -> Iterator[None]:
     """Silences the warning of a process that has seen nothing: the others may have."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toast.evaluation.aggregation import Average, joining
+from toast.evaluation.aggregation import Average, joining, labelled
 
 
 class MultilabelMetrics:
@@ -42,15 +42,9 @@ class MultilabelMetrics:
         Raises:
             ValueError: If the shapes do not fit.
         """
-        if logits.shape != labels.shape or logits.shape[1:] != (self.labels,):
-            raise ValueError(
-                f"logits, labels: need shapes (batch, {self.labels}); got {tuple(logits.shape)} and "
-                f"{tuple(labels.shape)}."
-            )
-        counted = ~labels.isnan().any(-1)
-        if not counted.any():
+        logits, labels = labelled(logits, labels, self.labels)
+        if not len(labels):
             return
-        logits, labels = logits.detach()[counted].float(), labels[counted]
         self.loss.update(self.losses(logits, labels))
         for average, column in zip(self.has, labels.T, strict=True):
             average.update(column)

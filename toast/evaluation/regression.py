@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toast.evaluation.aggregation import Average, joining
+from toast.evaluation.aggregation import Average, joining, labelled
 
 
 class RegressionMetrics:
@@ -45,15 +45,9 @@ class RegressionMetrics:
         Raises:
             ValueError: If the shapes do not fit.
         """
-        if logits.shape != labels.shape or logits.ndim != 2:
-            raise ValueError(
-                f"logits, labels: need one shape (batch, columns); got {tuple(logits.shape)} and "
-                f"{tuple(labels.shape)}."
-            )
-        counted = ~labels.isnan().any(-1)
-        if not counted.any():
+        logits, labels = labelled(logits, labels, len(self.mean))
+        if not len(labels):
             return
-        logits, labels = logits.detach()[counted].float(), labels[counted].float()
         self.loss.update(self.losses(logits, labels))
         wanted = (labels - self.mean) / self.deviation
         self.r2.update(logits, wanted)

@@ -86,6 +86,7 @@ def send_start(accelerator: Accelerator, prepared: Prepared) -> None:
     if loads_in_main(accelerator):
         for parameter in prepared.method.groups.get("task_embedding", {}).values():
             parameter.data.copy_(broadcast(parameter.data.to(accelerator.device)))
+    if accelerator.num_processes > 1:  # so that no process rounds a rate differently
         (prepared.input_sizes,) = broadcast_object_list([prepared.input_sizes])
 
 

@@ -110,18 +110,29 @@ def _demo(config: ModelConfig, classes: int) -> Backbone:
     return Backbone(model, data, _pixels(_dtype(config)), _itself)
 
 
-def _transformers_vision(config: ModelConfig, classes: int) -> Backbone:
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+def _of_transformers(auto: Any, config: ModelConfig, outputs: int | None = None) -> Any:
+    """Opens a model by one of transformers' automatic classes, pre-trained or with random weights.
 
-    options: dict[str, Any] = {"num_labels": classes, **config.options}
+    Args:
+        auto: The class.
+        config: What is opened.
+        outputs: Outputs of a new head, in the place of the file's own; None keeps that.
+    """
+    from transformers import AutoConfig
+
+    options: dict[str, Any] = ({} if outputs is None else {"num_labels": outputs}) | config.options
+    if config.pretrained:
+        return auto.from_pretrained(
+            config.name, dtype=_dtype(config), ignore_mismatched_sizes=outputs is not None, **options
+        )
+    return auto.from_config(AutoConfig.from_pretrained(config.name, **options), dtype=_dtype(config))
+
+
+def _transformers_vision(config: ModelConfig, classes: int) -> Backbone:
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
     try:
-        if config.pretrained:
-            model = AutoModelForImageClassification.from_pretrained(
-                config.name, dtype=_dtype(config), ignore_mismatched_sizes=True, **options
-            )
-        else:
-            settings = AutoConfig.from_pretrained(config.name, **options)
-            model = AutoModelForImageClassification.from_config(settings, dtype=_dtype(config))
+        model = _of_transformers(AutoModelForImageClassification, config, classes)
     except (OSError, ValueError) as error:
         raise ValueError(f"model: transformers could not make {config.name!r}: {error}") from error
     size = model.config.image_size
@@ -141,17 +152,13 @@ def _transformers_vision(config: ModelConfig, classes: int) -> Backbone:
 
 
 def _language(config: ModelConfig, with_tokenizer: bool) -> Backbone:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert config.name is not None
     name: str | Path = config.name
     try:
         tokenizer = AutoTokenizer.from_pretrained(name) if with_tokenizer else None
-        if config.pretrained:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=_dtype(config), **config.options)
-        else:
-            settings = AutoConfig.from_pretrained(name, **config.options)
-            model = AutoModelForCausalLM.from_config(settings, dtype=_dtype(config))
+        model = _of_transformers(AutoModelForCausalLM, config)
     except (OSError, ValueError) as error:
         needed = (
             "a causal language model and its tokenizer" if with_tokenizer else "a causal model's config.json"
@@ -164,18 +171,11 @@ def _language(config: ModelConfig, with_tokenizer: bool) -> Backbone:
 
 
 def _text_classifier(config: ModelConfig, outputs: int) -> Backbone:
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.name)
-        options = {"num_labels": outputs, **config.options}
-        if config.pretrained:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                config.name, dtype=_dtype(config), ignore_mismatched_sizes=True, **options
-            )
-        else:
-            settings = AutoConfig.from_pretrained(config.name, **options)
-            model = AutoModelForSequenceClassification.from_config(settings, dtype=_dtype(config))
+        model = _of_transformers(AutoModelForSequenceClassification, config, outputs)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model: transformers could not open {config.name!r} as a text classifier: {error}. Needs "
