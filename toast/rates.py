@@ -78,9 +78,9 @@ SCALES: dict[str, Scale] = {
 }
 _OTHERS = Scale(1, _constant)
 
-#: Inputs from half the features' size on, as in vision models, count as being of that size: the best rate is
-#: not known more finely, and recipes that were found there stay as they are.
-_SMALL = 0.5
+#: Inputs from a quarter of the features' size on, as in vision models, count as being of that size: the best
+#: rate is not known more finely, and recipes that were found there stay as they are.
+_SMALL = 0.25
 
 
 def parameter_groups(
@@ -109,8 +109,8 @@ def parameter_groups(
     model, so they get it.
 
     What makes the signal of a block takes steps in proportion to the block's input, if `input_sizes` says
-    that this is less than half as large as the features: full maps, and of low-rank factors the second, which
-    starts at zero. Language models need it, or a tenth of the rate.
+    that this is less than a quarter as large as the features: full maps, and of low-rank factors the second,
+    which starts at zero. Language models need it, or a tenth of the rate.
 
     Args:
         model: A wrapped model, maybe wrapped again by DDP or `torch.compile`, or any other module.
