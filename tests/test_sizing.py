@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import toast
 from tests.models import DEPTH, decoder, images, tokens, vit
+from toast import embedded
 from toast.steering import find_steering
 
 RATE = 1e-3
@@ -84,6 +85,14 @@ def test_a_signal_takes_steps_in_proportion_to_the_input_it_is_added_to() -> Non
                     assert rate.pop(id(parameter)) == pytest.approx(expected * whole[id(parameter)], rel=1e-3)
         assert rate == {each: whole[each] for each in rate}  # all others are as they were
         bare = model.unload()
+
+
+@pytest.mark.parametrize("options", [{}, {"select_from": 9}])
+def test_recipes_of_the_embedded_backbone_keep_their_rates(options: dict[str, Any]) -> None:
+    model = toast.wrap(embedded.load_backbone().eval(), **options)
+    for pictures in (embedded.load_generic(4), embedded.load_task(4, 4)[0]):
+        sizes = toast.input_sizes(model, embedded.normalise(pictures.images))
+        assert rates(model, sizes) == rates(model, {})
 
 
 def test_language_models_are_warned_of() -> None:
