@@ -108,11 +108,16 @@ def _chosen(row: Measured) -> str:
     return ", ".join(f"{design.curve_name(key)} {value}" for key, value in chosen.items())
 
 
+def _validation(row: Measured) -> str:
+    value = row.lines[0]["validation"]
+    return "" if value is None else f"{value:.3f}"
+
+
 #: Columns of the main table; one that says nothing of any row is left out.
 COLUMNS: dict[str, Callable[[Measured], str]] = {
     "": lambda row: row.row,
     "chosen": _chosen,
-    "validation": lambda row: f"{row.lines[0]['validation']:.3f}",
+    "validation": _validation,
     "accuracy": _spread("accuracy"),
     "perplexity": _spread("perplexity", 2),
     "exact format": _spread("exact_format"),
