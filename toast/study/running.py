@@ -151,7 +151,7 @@ class Study:
                     self.evaluate(again, final, settings)
 
     def chosen(self, row: Row, cell: design.Cell) -> Line:
-        """Returns what the validation split has chosen, from a line or by the grid; one point needs no search."""
+        """Returns what the validation split has chosen, by a line or the grid; one point needs no search."""
         at = design.searched(self.config, cell)
         known = self.of(row, at) + self.of(row, cell)
         if known:
