@@ -6,6 +6,7 @@ import importlib.util
 import math
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import peft
@@ -53,10 +54,15 @@ def test_every_trained_parameter_is_in_one_group_at_its_rate() -> None:
     }
 
 
-def test_lite_has_the_rate_of_lora_and_official_starts_decay() -> None:
-    found = rates(toast.wrap(vit(), lora_rank=2))
-    assert found["lora"] == pytest.approx(RATE)
-    assert "to_state" not in found
+def test_lite_has_the_rate_of_lora_but_in_the_row_of_states_and_official_starts_decay() -> None:
+    model = toast.wrap(vit(), lora_rank=2)
+    assert "to_state" not in rates(model)
+    rate = {id(p): part["lr"] for part in toast.parameter_groups(model, RATE) for p in part["params"]}
+    for layer in find_steering(model).values:
+        for maps, share in ((layer.toast_to_signal, 1), (layer.toast_to_state, 1 / 30)):
+            factors = [p for name, p in maps["default"].named_parameters() if "lora_" in name]
+            assert [rate[id(p)] for p in factors] == pytest.approx([share * RATE] * 2)
+    assert rates(model, rates={"lora": 1e-4})["lora"] == 1e-4  # as it is, in all of them
     official = toast.wrap(vit(), init="official")
     decays = {part["name"]: part["weight_decay"] for part in toast.parameter_groups(official, RATE)}
     assert decays["to_state"] == decays["channel_transform"] == 0.01
@@ -158,17 +164,28 @@ def test_what_makes_no_sense_is_refused() -> None:
     assert rates(model, rates={"task_embedding": 1e-3})["task_embedding"] == 1e-3
 
 
-def test_steps_move_a_model_alike_at_every_width() -> None:
-    """The coordinate check at widths that take a second; scripts/coordinate_check.py has wider ones."""
+@pytest.fixture(scope="module")
+def coordinate_check() -> ModuleType:
+    """The coordinate check, for widths that take a second; scripts/coordinate_check.py has wider ones."""
     path = Path(__file__).parents[1] / "scripts" / "coordinate_check.py"
     spec = importlib.util.spec_from_file_location("coordinate_check", path)
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     sys.modules["coordinate_check"] = script  # its dataclass looks there
     spec.loader.exec_module(script)
-    moved = [script.move(width, 3e-3, True, depth=3) for width in (48, 96, 192)]
+    return script
+
+
+def test_steps_move_a_model_alike_at_every_width(coordinate_check: ModuleType) -> None:
+    moved = [coordinate_check.move(width, 3e-3, True, depth=3) for width in (48, 96, 192)]
     for name in ("chain", "signals", "turn"):
         found = [getattr(each, name) for each in moved]
         assert max(found) < 4 * min(found), (name, found)
     assert max(each.chain for each in moved) < 0.5
-    assert script.move(192, 3e-3, False, depth=3).chain > 1
+    assert coordinate_check.move(192, 3e-3, False, depth=3).chain > 1
+
+
+def test_low_rank_factors_move_the_row_of_states_as_little_as_full_maps(coordinate_check: ModuleType) -> None:
+    for width in (48, 192):
+        assert coordinate_check.move(width, 9e-3, True, depth=3, lora_rank=4).chain < 0.5
+        assert coordinate_check.move(width, 9e-3, False, depth=3, lora_rank=4).chain > 1

@@ -73,9 +73,11 @@ SCALES: dict[str, Scale] = {
     "channel_transform": Scale(19.2, _by_fan_in),
     # As many in a row as there are blocks, each carrying on the others' changes: a thirtieth.
     "to_state": Scale(6.4, _by_fan_in),
-    # Low-rank factors, as of any LoRA: what they add grows with rank and scaling, not with width.
+    # Low-rank factors, as of any LoRA: what they add grows with rank and scaling, not with width. Those of
+    # `to_state` take the part of it that its full map takes of `to_signal`'s (`_IN_A_ROW`).
     "lora": Scale(1, _constant),
 }
+_IN_A_ROW = SCALES["to_state"].factor / SCALES["to_signal"].factor
 _OTHERS = Scale(1, _constant)
 
 #: Inputs from a quarter of the features' size on, as in vision models, count as being of that size: the best
@@ -107,6 +109,9 @@ def parameter_groups(
     (`to_state`, `channel_transform` with `init="identity"`), for pulled to zero a dozen of them in a row shut
     the feedback off. `to_signal` and low-rank factors start at zero, where decay pulls towards the frozen
     model, so they get it.
+
+    Low-rank factors take the rate as it is, but a thirtieth of it in `to_state`, as its full maps do compared
+    with those of `to_signal`.
 
     What makes the signal of a block takes steps in proportion to the block's input, if `input_sizes` says
     that this is less than a quarter as large as the features: full maps, and of low-rank factors the second,
@@ -230,7 +235,9 @@ def _identities(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _shares(model: nn.Module, input_sizes: Mapping[str, float]) -> Iterator[tuple[int, float]]:
-    """Yields, by id of a parameter that makes a signal, the share of its rate that the block's input allows.
+    """Yields, by id of a parameter of the feedback, the share of its group's rate that its place allows.
+
+    What makes a block's signal follows the block's input; low-rank factors between blocks stand in a row.
 
     Raises:
         ValueError: If a size is no positive number, or of no block of the model.
@@ -251,6 +258,8 @@ def _shares(model: nn.Module, input_sizes: Mapping[str, float]) -> Iterator[tupl
             for name, parameter in layer.toast_to_signal[adapter].named_parameters():
                 # The first factor starts at random: its step is one relative to itself.
                 yield id(parameter), 1.0 if "lora_A" in name else share
+            for name, parameter in layer.toast_to_state[adapter].named_parameters():
+                yield id(parameter), _IN_A_ROW if "lora_" in name else 1.0
 
 
 def _check(
