@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import toast
+from toast.commands.errors import run_script
 from toast.embedded import MEAN, STD, Pictures, load_backbone, load_two_objects, normalise
 from toast.embedded.two_objects import LABELS, Part
 from toast.files.atomic import beside
@@ -185,4 +186,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

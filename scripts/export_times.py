@@ -17,11 +17,11 @@ from typing import Any
 
 import timm
 import torch
-import typer
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import toast
+from toast.commands.errors import run_script
 
 
 class Call(nn.Module):
@@ -77,4 +77,4 @@ def main(batch: int = 4, rounds: int = 9) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from toast.commands.errors import run_script
 from toast.training.config_files import load_config
 from toast.training.run import run
 from toast.training.run_folder import METRICS
@@ -68,4 +69,4 @@ def said(measured: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

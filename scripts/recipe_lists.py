@@ -16,6 +16,7 @@ from pathlib import Path
 
 import typer
 
+from toast.commands.errors import run_script
 from toast.training.run_folder import write_text
 
 #: Recipes of each split.
@@ -70,4 +71,4 @@ def main(source: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

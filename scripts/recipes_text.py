@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import typer
-
+from toast.commands.errors import run_script
 from toast.training.run_folder import write_text
 
 
@@ -25,4 +24,4 @@ def main(source: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import toast
+from toast.commands.errors import run_script
 from toast.embedded.backbone import new_backbone
 from toast.embedded.task import Pictures, load_generic, load_materials, normalise
 from toast.files.atomic import beside
@@ -129,4 +130,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

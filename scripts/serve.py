@@ -16,7 +16,7 @@ import typer
 from pydantic import Base64Bytes, BaseModel, Field, field_validator
 from torch import Tensor
 
-from toast.commands.errors import reported
+from toast.commands.errors import reported, run_script
 from toast.data.vision import BadSample, transforms
 from toast.data.vision.decoding import decode
 from toast.report.opening import open_model
@@ -128,4 +128,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

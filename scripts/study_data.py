@@ -43,6 +43,8 @@ import numpy as np
 import typer
 from PIL import Image
 
+from toast.commands.errors import run_script
+
 Image.MAX_IMAGE_PIXELS = None  # the largest drawings are left out by their header
 SIDE = 112
 #: Smallest and largest longer side of a drawing on its canvas, in pixels.
@@ -361,4 +363,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

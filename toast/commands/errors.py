@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import requires
 from pathlib import Path
@@ -106,3 +106,15 @@ class Command(TyperCommand):
         silence()
         with reported(is_debugging(ctx)):
             return super().invoke(ctx)
+
+
+def run_script(command: Callable[..., None], arguments: Sequence[str] | None = None) -> None:
+    """Runs a function as the command line of a script, with errors reported as the commands' are.
+
+    Args:
+        command: What typer makes the command line of.
+        arguments: What was given; None is what the process was started with.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(cls=Command)(command)
+    app(arguments)

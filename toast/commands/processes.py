@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import typer
 
-from toast.commands.errors import Command
+from toast.commands.errors import run_script
 
 
 def say(text: str) -> None:
@@ -24,10 +24,8 @@ def script(command: Callable[..., None]) -> None:
     if "--config" in arguments:
         place = arguments.index("--config")
         arguments = [*arguments[place + 1 : place + 2], *arguments[:place], *arguments[place + 2 :]]
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(cls=Command)(command)
     try:
-        app(arguments)
+        run_script(command, arguments)
     finally:
         from accelerate import PartialState
 
