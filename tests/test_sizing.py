@@ -63,13 +63,13 @@ def test_every_steered_block_has_a_size(options: dict[str, Any]) -> None:
 def test_a_signal_takes_steps_in_proportion_to_the_input_it_is_added_to() -> None:
     bare = decoder()
     with torch.no_grad():  # a language model whose norms scale the inputs of the blocks down
-        for share, block in zip((0.01, 0.1, 1.0), bare.model.layers, strict=True):
+        for share, block in zip((0.01, 0.17, 1.0), bare.model.layers, strict=True):
             block.input_layernorm.weight.fill_(share)
         bare.model.norm.weight.fill_(0.5)
     for options in ({}, {"lora_rank": 2}):
         model = toast.wrap(bare, **options)
         sizes = toast.input_sizes(model, tokens(), use_cache=False)
-        assert list(sizes.values()) == pytest.approx([0.02, 0.2, 2.0], rel=1e-3)
+        assert list(sizes.values()) == pytest.approx([0.02, 0.34, 2.0], rel=1e-3)
         rate = {
             id(p): g["lr"]
             for g in toast.parameter_groups(model, RATE, input_sizes=sizes)
@@ -78,7 +78,7 @@ def test_a_signal_takes_steps_in_proportion_to_the_input_it_is_added_to() -> Non
         whole = {
             id(p): g["lr"] for g in toast.parameter_groups(model, RATE, input_sizes={}) for p in g["params"]
         }
-        for layer, share in zip(find_steering(model).values, (0.02, 0.2, 1.0), strict=True):  # never raised
+        for layer, share in zip(find_steering(model).values, (0.02, 0.34, 1.0), strict=True):  # never raised
             for name, parameter in layer.toast_to_signal["default"].named_parameters():
                 if parameter.requires_grad:
                     expected = 1.0 if "lora_A" in name else share
