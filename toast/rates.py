@@ -80,7 +80,7 @@ SCALES: dict[str, Scale] = {
 _IN_A_ROW = SCALES["to_state"].factor / SCALES["to_signal"].factor
 _OTHERS = Scale(1, _constant)
 
-#: Larger inputs count as being of the features' size: the best rate is not known more finely, and recipes that
+#: Larger inputs count as of the features' size: the best rate is not known more finely, and recipes that
 #: were found with them stay as they are. Of a ViT-S/14, the first block's 0.34 needs the lower rate.
 _SMALL = 0.375
 
