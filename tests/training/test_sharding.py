@@ -94,4 +94,5 @@ def test_the_first_process_alone_reads_the_weights(tmp_path: Path) -> None:
     on_two_processes(two, "SHARDED_STATE_DICT", efficient=language(tmp_path / "small", **settings))
     assert_same(two, one)
     size = sum(p.numel() * p.element_size() for p in load_run(one.folder).model.parameters())
-    assert held_by(two)[1]["peak"] < 0.6 * size < held_by(two)[0]["peak"]
+    first, second = (held["peak"] for held in held_by(two))
+    assert second < 0.7 * size < first  # half, and what PyTorch needs beside it: 0.59 and 1.63 were seen
