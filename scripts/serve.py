@@ -16,7 +16,7 @@ import typer
 from pydantic import Base64Bytes, BaseModel, Field, field_validator
 from torch import Tensor
 
-from toast.commands.errors import reported, run_script
+from toast.commands.errors import run_script
 from toast.data.vision import BadSample, transforms
 from toast.data.vision.decoding import decode
 from toast.report.opening import open_model
@@ -114,17 +114,14 @@ def main(
     wait: Annotated[float, typer.Option(min=0, help="Seconds that a batch waits to be filled.")] = 0.01,
 ) -> None:
     """Serve the adapters of one backbone."""
-    with reported():
-        named = {place.resolve().name: place for place in adapters}
-        if len(named) < len(adapters):
-            raise ValueError(
-                f"adapters: need folders of different names; got {', '.join(map(str, adapters))}."
-            )
-        Question.adapters = frozenset(named)
-        opening = {"base": base, "weights": weights, "demo": demo}
-        api = Steered(named, opening, max_batch_size=most, batch_timeout=wait)
-        server = litserve.LitServer(api, accelerator="auto", timeout=60)
-        server.run(host="127.0.0.1", port=port, generate_client_file=False)
+    named = {place.resolve().name: place for place in adapters}
+    if len(named) < len(adapters):
+        raise ValueError(f"adapters: need folders of different names; got {', '.join(map(str, adapters))}.")
+    Question.adapters = frozenset(named)
+    opening = {"base": base, "weights": weights, "demo": demo}
+    api = Steered(named, opening, max_batch_size=most, batch_timeout=wait)
+    server = litserve.LitServer(api, accelerator="auto", timeout=60)
+    server.run(host="127.0.0.1", port=port, generate_client_file=False)
 
 
 if __name__ == "__main__":

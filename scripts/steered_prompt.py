@@ -24,7 +24,7 @@ from transformers import DynamicCache
 
 import toast
 from toast.calls.arguments import CACHE_NAMES
-from toast.commands.errors import reported, run_script
+from toast.commands.errors import run_script
 from toast.evaluation.answers import AnswerMetrics, generate_answers, prompt_and_answer
 from toast.steering import find_steering
 from toast.training.data import language_splits, some
@@ -96,5 +96,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with reported():
-        run_script(main)
+    run_script(main)

@@ -24,10 +24,11 @@ def _of(name: str) -> Value:
     return lambda cell, row: row.mean(name)
 
 
+SECONDS = "seconds of training"
 #: Name of the x axis -> its value. The first is drawn where there is a curve alone.
 ALONG: dict[str, Value] = {
     "curve": lambda cell, row: cell.point,
-    "seconds of training": _seconds,
+    SECONDS: _seconds,
     "attention on target": _of("attention_on_target"),
 }
 
@@ -73,6 +74,8 @@ def draw(config: RunConfig, results: Path, suffix: str = ".png") -> list[Path]:
             label = design.curve_name(next(iter(study.curve))) if name == "curve" else name
             axis.set(xlabel=label, ylabel=measure)
             _scale(axis)
+            if name == SECONDS and axis.get_xscale() == "linear":
+                axis.set_xlim(left=0)  # so that the noise of equal times looks like noise
             axis.grid(alpha=0.3)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", fontsize="small")
