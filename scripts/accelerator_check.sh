@@ -66,7 +66,7 @@ else
 fi
 rm -rf "$out/tests.xml" "$out/benchmark" "$out/demo" # of an earlier call
 part tests $((210 * factor)) python "${tests[@]}"
-part demo $((120 * factor)) python -m toast.cli demo "${demo[@]}"
+part demo $((120 * factor)) python -m toast demo "${demo[@]}"
 left=$((580 * factor - SECONDS))
-part benchmark $((left > 60 ? left : 60)) python -m toast.cli benchmark "${measures[@]}"
+part benchmark $((left > 60 ? left : 60)) python -m toast benchmark "${measures[@]}"
 python scripts/accelerator_results.py "$out" "$device" "${parts[@]}"

@@ -17,9 +17,7 @@ from toast.cli import app, main
 
 
 def command(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "toast.cli", *args], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, "-m", "toast", *args], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture

@@ -61,7 +61,3 @@ for command in (
 def main() -> None:
     """Runs the command."""
     app()
-
-
-if __name__ == "__main__":
-    main()

@@ -61,7 +61,7 @@ def test_a_killed_run_is_resumed_to_the_same_weights(tmp_path: Path) -> None:
     (tmp_path / "killed.yaml").write_text(to_yaml(killed))
     wanted = int(torch.randint(2, 6, (), generator=torch.Generator().manual_seed(time.time_ns())))
     process = subprocess.Popen(
-        [sys.executable, "-m", "toast.cli", "tune", str(tmp_path / "killed.yaml"), "log_every=1"],
+        [sys.executable, "-m", "toast", "tune", str(tmp_path / "killed.yaml"), "log_every=1"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},  # sums of several threads differ in their last bits

@@ -50,7 +50,9 @@ def test_a_sweep_selects_measures_and_goes_on(tmp_path: Path, monkeypatch: pytes
     table = sweep(config)["rows"]
     searches = [each for each in runs if "search" in each.out.parts]
     finals = [each for each in runs if "final" in each.out.parts]
-    assert [each.data.test for each in searches] == [None] * 3
+    # The grid of the row `toast` has one point: there is nothing to choose.
+    assert [each.data.test for each in searches] == [None] * 2
+    assert (table["toast"]["validation"], table["toast"]["searched"]) == (None, [])
     assert {each.data.validation_share for each in finals} == {0.0}
     assert {each.data.test for each in finals} == {"test"}
     assert [each.seed for each in finals] == [0, 1, 0, 1]
@@ -69,6 +71,7 @@ def test_a_sweep_selects_measures_and_goes_on(tmp_path: Path, monkeypatch: pytes
     assert changed == [finals[-1].folder / "adapter" / "adapter_model.safetensors"]
     lines = (config.folder / "table.md").read_text().splitlines()
     assert lines[2].startswith("| linear | learning_rate 0.1, epochs 2 |")
+    assert lines[3].startswith("| toast | learning_rate 0.01 | – |")
 
 
 def test_results_of_other_settings_are_not_taken(tmp_path: Path) -> None:
@@ -95,7 +98,7 @@ def test_the_loss_is_selected_by_its_least(tmp_path: Path) -> None:
 def test_a_dry_run_lists_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = _config(tmp_path)
     sweep(config, dry_run=True)
-    assert len(capsys.readouterr().out.splitlines()) == 2 + 1 + 4
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 4
     assert not config.folder.exists()
 
 

@@ -285,7 +285,7 @@ def help_seconds(rounds: int) -> Ratio:
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "toast.cli", "--help"], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "toast", "--help"], check=True, capture_output=True)
         seconds.append(time.perf_counter() - start)
     return Ratio.of(seconds)
 

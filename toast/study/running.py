@@ -151,14 +151,11 @@ class Study:
                     self.evaluate(again, final, settings)
 
     def chosen(self, row: Row, cell: design.Cell) -> Line:
-        """Returns what the validation split has chosen, by a line or the grid; one point needs no search."""
+        """Returns what the validation split has chosen, by a line or the grid."""
         at = design.searched(self.config, cell)
         known = self.of(row, at) + self.of(row, cell)
         if known:
             return {name: known[0][name] for name in ("chosen", "select_by", "validation")}
-        points = list(row.points())
-        if len(points) == 1:
-            return {"chosen": points[0], "select_by": None, "validation": None}
         choice = choose(design.sweep_of(self.config, at), design.in_cell(row, at))
         for each in (design.sweep_of(self.config, at).folder / "search" / row.name).glob(
             f"*/{run_folder.CHECKPOINTS}"

@@ -14,7 +14,7 @@ import re
 import statistics
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,15 @@ class Choice:
 
     Args:
         point: Settings of the best point of the grid.
-        by: Measure that it was chosen by.
+        by: Measure that it was chosen by; None where the grid has one point, which needs no search.
         searched: The measure at every point, in the grid's order.
         best: The best of them.
     """
 
     point: Settings
-    by: str
-    searched: list[float]
-    best: float
+    by: str | None = None
+    searched: list[float] = field(default_factory=list)
+    best: float | None = None
 
 
 def sweep(config: RunConfig, dry_run: bool = False, console: Console | None = None) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def sweep(config: RunConfig, dry_run: bool = False, console: Console | None = No
     spec, console = config.checked_sweep(), console or Console(soft_wrap=True)
     place = config.folder
     rows = [make_row(name, settings, spec) for name, settings in spec.rows.items()]
-    searches = {row.name: [_search(config, row, point) for point in row.points()] for row in rows}
+    searches = {row.name: [_search(config, row, point) for point in _searched(row)] for row in rows}
     finals = {row.name: [make_final(config, row, {}, seed) for seed in range(spec.seeds)] for row in rows}
     if dry_run:
         for each in [*itertools.chain(*searches.values()), *itertools.chain(*finals.values())]:
@@ -137,10 +137,8 @@ def _search_and_measure(
             place / run_folder.SWEEP, {"name": config.name, "seeds": spec.seeds, "rows": table}
         )
         run_folder.write_text(place / "table.md", as_markdown(table))
-        console.print(
-            f"{row.name}: {choice.point}, {choice.by} {choice.best:.4f} of the validation split",
-            highlight=False,
-        )
+        found = "" if choice.best is None else f", {choice.by} {choice.best:.4f} of the validation split"
+        console.print(f"{row.name}: {choice.point}{found}", highlight=False)
     if failed:
         raise ValueError("\n".join([*failed, f"The other rows are in {place}."]))
     console.print(as_markdown(table), highlight=False, markup=False)
@@ -151,11 +149,15 @@ def _search_and_measure(
 def choose(config: RunConfig, row: Row) -> Choice:
     """Runs a row's grid, as far as it is not done, and returns the point that the validation split chose.
 
+    A grid of one point is not run.
+
     Raises:
         NoChoice: If no point has a finite measure.
     """
     assert config.sweep is not None
-    points = list(row.points())
+    points = _searched(row)
+    if not points:
+        return Choice(next(row.points()))
     found = [_tried(_search(config, row, point)) for point in points]
     by = config.sweep.select_by or choosing_of(config)
     values = [math.nan if result is None else _measure(result, "validation", by) for result in found]
@@ -166,6 +168,12 @@ def choose(config: RunConfig, row: Row) -> Choice:
             "Give its grid lower learning rates"
         )
     return Choice(points[best], by, values, values[best])
+
+
+def _searched(row: Row) -> list[Settings]:
+    """Returns the points between which there is something to choose."""
+    points = list(row.points())
+    return points if len(points) > 1 else []
 
 
 class NoChoice(ValueError):
@@ -314,7 +322,7 @@ def as_markdown(table: dict[str, Any]) -> str:
             [
                 name,
                 chosen,
-                f"{line['validation']:.3f}",
+                "–" if line["validation"] is None else f"{line['validation']:.3f}",
                 *cells,
                 f"{line['trainable_parameters']:,}",
                 f"{line['step_seconds']:.0f}",
