@@ -8,12 +8,14 @@ classes, the first held-out picture is drawn: none is picked by how it looks.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from toast.commands.errors import run_script
 from toast.files.atomic import beside
 from toast.report.held_out import look_at_split
 from toast.report.images import drawn as drawn_panel
@@ -78,27 +80,26 @@ def draw(looks: list[Look], pictures: list[Tensor], classes: tuple[str, ...], ou
         figure.savefig(new, format="png", dpi=DPI)
 
 
-def main() -> None:
-    """Loads the run, looks at its held-out pictures and draws some."""
-    parser = argparse.ArgumentParser(description="Draw where a run's model looks before and after.")
-    parser.add_argument("run", type=Path, help="folder of a finished run of TOAST")
-    parser.add_argument("--out", type=Path, default=Path("docs/gallery.png"))
-    parser.add_argument("--pictures", type=int, default=8)
-    arguments = parser.parse_args()
-    loaded = load_run(arguments.run)
+def main(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run of TOAST.")],
+    out: Annotated[Path, typer.Option(help="Where the picture is written.")] = Path("docs/gallery.png"),
+    pictures: Annotated[int, typer.Option(min=1, help="Pictures to draw.")] = 8,
+) -> None:
+    """Draw where a run's model looks at held-out pictures, before and after."""
+    loaded = load_run(run)
     if not loaded.config.method.is_toast:
-        parser.error(f"{arguments.run} trained {loaded.config.method.name}; needs toast or toast-lite")
+        raise ValueError(f"{run} trained {loaded.config.method.name}; needs toast or toast-lite.")
     splits = vision_splits(loaded.config, vision_sources(loaded.config), loaded.backbone)
     looks = look_at_split(loaded.model, None, splits)
     data = loaded.backbone.data
     preparation = Preparation.of_pixels(data["mean"], data["std"])
-    drawn = chosen([look for look in looks.seen if look.on_target is not None], arguments.pictures)
+    drawn = chosen([look for look in looks.seen if look.on_target is not None], pictures)
     if not drawn:
-        parser.error(f"{arguments.run}: its {looks.split} split does not say where the answer is")
-    pictures = [preparation.shown(getattr(splits, looks.split)[look.index]["pixels"]) for look in drawn]
-    draw(drawn, pictures, splits.classes, arguments.out)
-    print(f"{arguments.out}: {len(drawn)} of {looks.of} pictures; {looks.shows}")
+        raise ValueError(f"{run}: its {looks.split} split does not say where the answer is.")
+    inputs = [preparation.shown(getattr(splits, looks.split)[look.index]["pixels"]) for look in drawn]
+    draw(drawn, inputs, splits.classes, out)
+    print(f"{out}: {len(drawn)} of {looks.of} pictures; {looks.shows}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

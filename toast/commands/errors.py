@@ -17,6 +17,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from toast.commands.noise import silence
 
+silence()  # here, for scripts import what imports PEFT right after this
+
 #: Errors of what a user gave or of the machine; any other is a fault of the program and keeps its traceback.
 _OF_THE_USER = (ValueError, OSError, ImportError, EOFError, MemoryError)
 #: Likewise, by name: their libraries take long to import, and a command may not need them.
@@ -93,7 +95,6 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
-        silence()
         with reported(is_debugging(ctx)):
             return super().invoke(ctx)
 
@@ -103,7 +104,6 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
-        silence()
         with reported(is_debugging(ctx)):
             return super().invoke(ctx)
 
