@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from torch import nn
 
 import toast
 from tests.models import CACHE, DEPTH, decoder, images, tokens, vit
 from tests.steered import assert_same, blocks_of, call, checkpoint, gradients, inputs, steer, steered, trained
 from tests.zoo import build
+from toast.injection.fitting import place_shares
 from toast.steering import find_steering
 
 KINDS = ["vit", "llama", "gpt2", "mistral"]
@@ -176,10 +177,38 @@ def test_a_lower_embedding_that_is_trained_gets_its_gradient() -> None:
 def test_wrong_blocks_are_refused() -> None:
     with pytest.raises(ValueError, match="steer_from: needs a block from 0 to 2; got 3"):
         toast.wrap(bare("vit"), steer_from=3)
-    with pytest.raises(ValueError, match="steer_from: needs a block, counted from 0; got -1"):
-        toast.wrap(bare("vit"), steer_from=-1)
+    for wrong in (-1, -0.1, 1.0, 1.5, float("nan"), "half", True):
+        with pytest.raises(ValueError, match="steer_from: needs a block counted from 0, or a share of the"):
+            toast.wrap(bare("vit"), steer_from=wrong)
     with pytest.raises(ValueError, match="differ in tokens or width, so all are steered; got 1"):
         toast.wrap(build("timm-swin"), steer_from=1)
+
+
+@pytest.mark.parametrize(
+    ("share", "depth", "block"),
+    [(0.0, 3, 0), (0.5, 3, 1), (0.75, 12, 9), (0.7, 10, 7), (0.29, 100, 29), (0.99, 2, 1)],
+)
+def test_a_share_of_the_depth_is_a_block(share: float, depth: int, block: int) -> None:
+    config = toast.ToastConfig(steer_from=share, select_from=share)
+    place_shares(config, depth)
+    assert (config.steer_from, config.select_from) == (block, block)
+    assert isinstance(config.steer_from, int)
+
+
+def test_a_share_is_taken_of_each_model_and_saved_as_its_block(tmp_path: Path) -> None:
+    """One configuration serves models of several depths, and an adapter on a pre-tuned one."""
+    config = toast.ToastConfig(steer_from=0.5, select_from=0.7)
+    for depth, steers, reads in ((4, 2, 2), (10, 5, 7)):
+        model = get_peft_model(vit(depth=depth), config)
+        used = model.peft_config["default"]
+        assert (used.steer_from, used.select_from) == (steers, reads)
+        model.save_pretrained(str(tmp_path / str(depth)))
+        again = PeftModel.from_pretrained(model.unload(), str(tmp_path / str(depth)))
+        used = again.peft_config["default"]
+        assert (used.steer_from, used.select_from) == (steers, reads)
+    pretuned = str(tmp_path / "4")
+    with pytest.raises(ValueError, match="no feedback below block 2, this configuration steers from 1"):
+        toast.wrap(vit(depth=4), pretrained=pretuned, steer_from=0.25)
 
 
 def test_quiet_modules() -> None:

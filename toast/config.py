@@ -43,9 +43,12 @@ class ToastConfig(PeftConfig):
             before it (`unnormed`, official LLaMA), or similarity from the normed and values from the
             un-normed features (`mixed`, official ConvNeXt). None takes the family's.
         select_from: Block, counted from 0, whose output the selector reads (through the final norm where
-            `select_features` says so). The first pass ends there. None is the last block.
+            `select_features` says so). The first pass ends there. None is the last block. A number below 1
+            with a point is a share of the depth, as for `steer_from`.
         steer_from: First block, counted from 0, whose values are steered. The blocks below give the same in
-            both passes, so they run once, keep one key-value cache, and backward ends above them.
+            both passes, so they run once, keep one key-value cache, and backward ends above them. A number
+            below 1 with a point is a share of the depth: 0.75 steers the last quarter of the blocks, from
+            block 9 of 12 or 22 of 30 on. It becomes the block's number when an adapter is made.
         steer_tokens: `all` steers every token, so a decoded token costs two passes. `prompt` steers what the
             first call with a new key-value cache brings; tokens after it run once, and attend to its steered
             keys and values. Without a cache, and so in training, all tokens are steered either way.
@@ -94,8 +97,8 @@ class ToastConfig(PeftConfig):
 
     modules_to_save: list[str] | None = None
     select_features: Features | None = None
-    select_from: int | None = None
-    steer_from: int = 0
+    select_from: int | float | None = None
+    steer_from: int | float = 0
     steer_tokens: SteeredTokens = "all"
     value_bias: ValueBias = "once"
     init: Initialisation = "identity"
@@ -161,10 +164,8 @@ class ToastConfig(PeftConfig):
     def _check_types(self) -> None:
         """Refuses numbers out of their range and values of another type."""
         if self.select_from is not None:
-            _check_number(
-                "select_from", self.select_from, 0, whole=True, what="None or a block, counted from 0"
-            )
-        _check_number("steer_from", self.steer_from, 0, whole=True, what="a block, counted from 0")
+            _check_place("select_from", self.select_from, "None, a block")
+        _check_place("steer_from", self.steer_from, "a block")
         _check_number("lora_rank", self.lora_rank, 0, whole=True, what="0 (full TOAST) or a positive rank")
         if self.lora_alpha is not None:
             _check_number("lora_alpha", self.lora_alpha, 0, what="None or a number above 0", above=True)
@@ -302,6 +303,12 @@ def _check_entries(name: str, held: dict[Any, Any], kind: Any, what: str) -> Non
             raise ValueError(  # noqa: TRY004 - an entry is wrong, not the type of the argument
                 f"{name}: needs names with {what}; got {value!r} at {key!r}."
             )
+
+
+def _check_place(name: str, value: object, what: str) -> None:
+    what = f"{what} counted from 0, or a share of the depth from 0.0 to below 1.0"
+    whole = isinstance(value, int)
+    _check_number(name, value, 0, whole=whole, below=float("inf") if whole else 1, what=what)
 
 
 def _check_number(

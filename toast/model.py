@@ -91,11 +91,12 @@ class ToastModel(BaseTuner):
         # A configuration object may serve several models; what is filled in below belongs to one.
         config = filling.as_written(given)
         anatomy = find_anatomy(model, config.anatomy)
+        fitting.place_shares(config, len(anatomy.blocks))
         pretrained.follow_pretrained(config)
         fitting.check_config(config, anatomy)
         refuse_unknown_modules(model, config)
         refuse_steered_modules(anatomy, config.modules_to_save)
-        steered = anatomy.from_block(config.steer_from)
+        steered = anatomy.from_block(int(config.steer_from))
         self._check_targets(model, config, steered)
         if (call := loading.current()) is not None:
             call.check(model, config, steered)

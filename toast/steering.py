@@ -189,7 +189,7 @@ class Steering(WrappedModel):
 
         They do run again for who wants to see all blocks, and where a device hook runs the trunk.
         """
-        once = min(adapter.config.steer_from, self.last_read(adapter) + 1)
+        once = min(int(adapter.config.steer_from), self.last_read(adapter) + 1)
         if method.before is not None or method.name != self.family.methods[0]:
             return 0
         return 0 if once and wants_all_blocks(self, adapter, method, inputs) else once

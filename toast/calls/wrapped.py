@@ -125,7 +125,7 @@ class WrappedModel(ABC):
     def last_read(self, adapter: Adapter) -> int:
         """Returns the block whose output the selector reads."""
         last = adapter.config.select_from
-        return len(self.block_names) - 1 if last is None else last
+        return len(self.block_names) - 1 if last is None else int(last)
 
     def fetch_parameters(self, needs_gradients: bool) -> None:
         """Takes back TOAST's own parameters, which Accelerate offloads if a wrapped model is dispatched.

@@ -13,9 +13,10 @@ from torch import nn
 from toast.config import ToastConfig
 from toast.layer import LIVE
 
-#: Fields that are taken from the model, or from the pre-tuned adapter, where they are left open.
+#: Fields that are taken from the model, or from the pre-tuned adapter, where they are left open or are shares.
 FILLED = (
-    "target_modules", "select_features", "select_from", "family", "backbone", "feedback_checksum", "anatomy",
+    "target_modules", "select_features", "select_from", "steer_from", "family", "backbone",
+    "feedback_checksum", "anatomy",
 )  # fmt: skip
 
 

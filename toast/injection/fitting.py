@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +24,15 @@ Shapes = dict[str, tuple[int, ...]]
 
 # What PEFT puts into the names of the modules that it keeps beside an adapter.
 _WRAPPED = re.compile(r"(?<=\.)(original_module|modules_to_save\.[^.]+)\.")
+
+
+def place_shares(config: ToastConfig, blocks: int) -> None:
+    """Makes shares of the depth the numbers of blocks, rounded down."""
+    for name in ("select_from", "steer_from"):
+        share = getattr(config, name)
+        if share is not None and not isinstance(share, int):
+            # 0.7 of 10 blocks is block 7, whichever way the product is rounded.
+            setattr(config, name, math.floor(share * blocks + 1e-9))
 
 
 def check_config(config: ToastConfig, anatomy: Anatomy) -> None:
