@@ -102,6 +102,16 @@ def test_a_dry_run_lists_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not config.folder.exists()
 
 
+def test_without_a_search_no_validation_split_is_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = _config(tmp_path)
+    assert config.sweep is not None
+    config.sweep.rows = {"toast": ROWS["toast"]}
+    sweep(config.model_copy(update={"data": vision(tmp_path).data}), dry_run=True)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
 def test_faults_are_said_before_the_first_run(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
     with pytest.raises(ValueError, match="needs a section with rows"):

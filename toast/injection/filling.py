@@ -13,7 +13,7 @@ from torch import nn
 from toast.config import ToastConfig
 from toast.layer import LIVE
 
-#: Fields that are taken from the model, or from the pre-tuned adapter, where they are left open or are shares.
+#: Fields that are taken from the model, or from the pre-tuned adapter, or made of a share of the depth.
 FILLED = (
     "target_modules", "select_features", "select_from", "steer_from", "family", "backbone",
     "feedback_checksum", "anatomy",

@@ -295,7 +295,8 @@ class RunConfig(_Section):
         """
         if self.sweep is None or not self.sweep.rows:
             raise ValueError("sweep: needs a section with rows, such as rows: {lora: {method: lora}}.")
-        if self.data.validation is None and not self.data.validation_share:
+        has_validation = self.data.validation is not None or self.data.validation_share
+        if self.sweep.searches and not has_validation:
             raise ValueError(
                 "sweep: needs a validation split to select on; set data.validation, or data.validation_share."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from toast.training.setting_types import SECTION, Integer, Name
 
 
 class SweepConfig(BaseModel):
-    """A grid, searched on the validation split, for several rows of settings.
+    """A grid, searched on the validation split, for several rows of settings; one point needs no search.
 
     Args:
         rows: Name of a row -> settings that make it, as dotted names; `grid` in a row replaces the grid.
@@ -39,6 +40,12 @@ class SweepConfig(BaseModel):
     pretune: Path | dict[str, Path | dict[str, Any]] | None = None
     shared: Path | None = None
     select_by: str | None = None
+
+    @property
+    def searches(self) -> bool:
+        """Whether any row has a grid of several points, between which the validation split chooses."""
+        grids = [settings.get("grid", self.grid) for settings in self.rows.values()]
+        return any(math.prod(map(len, grid.values())) > 1 for grid in grids)
 
 
 class StudyConfig(BaseModel):
