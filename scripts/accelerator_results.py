@@ -6,14 +6,15 @@ A part is `NAME=STATUS:SECONDS`. What a part did not write, as it failed or its 
 from __future__ import annotations
 
 import json
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 
 from toast.benchmark.suite import card
+from toast.commands.errors import run_script
 from toast.files.atomic import strict_json
 from toast.training.run_folder import environment
 
@@ -40,8 +41,12 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def main(out: Path, device: str, *parts: str) -> int:
-    """Writes `results.json`; returns 0 if every part ended well."""
+def main(
+    out: Annotated[Path, typer.Argument(help="Folder of what the parts wrote.")],
+    device: Annotated[str, typer.Argument(help="Device that they ran on.")],
+    parts: Annotated[list[str], typer.Argument(metavar="NAME=STATUS:SECONDS...")],
+) -> None:
+    """Write OUT/results.json; the status is 0 if every part ended well."""
     ended = {}
     for each in parts:
         name, _, figures = each.partition("=")
@@ -59,8 +64,8 @@ def main(out: Path, device: str, *parts: str) -> int:
     path.write_text(strict_json(results, indent=1) + "\n")
     said = ", ".join(f"{name} {part['ended']}" for name, part in ended.items())
     print(f"{results['card']}: {said}\nwritten: {path}")
-    return int(any(part["ended"] != "passed" for part in ended.values()))
+    raise typer.Exit(int(any(part["ended"] != "passed" for part in ended.values())))
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))
+    run_script(main)

@@ -13,6 +13,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toast.commands.errors import run_script
 
 ROOT = Path(__file__).parent.parent
 if str(ROOT) not in sys.path:  # started as a script
@@ -83,28 +88,21 @@ def write(folder: Path) -> None:
             shutil.copy(path, folder)
 
 
-def main() -> None:
-    """Writes the pages and builds them."""
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "site"
+def main(
+    out: Annotated[Path, typer.Argument(help="Folder of the site.")] = ROOT / "build" / "site",
+) -> None:
+    """Write the pages and build them."""
+    import sphinx  # noqa: F401 - before anything is written
+
     source = ROOT / "build" / "pages"
     write(source)
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "--keep-going",
-        "-q",
-        "-j",
-        "auto",
-        str(source),
-        str(out),
-    ]
+    options = ["-W", "--keep-going", "-q", "-j", "auto"]
+    command = [sys.executable, "-m", "sphinx", *options, str(source), str(out)]
     code = subprocess.run(command, check=False).returncode
     if not code:
         print(f"{out / 'index.html'}, {len(list(source.rglob('*.md')))} pages")
-    sys.exit(code)
+    raise typer.Exit(code)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

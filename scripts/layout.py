@@ -6,8 +6,8 @@ folders; files that share a name; the longest files; the words of the README. Im
 
 from __future__ import annotations
 
+import argparse
 import ast
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -126,5 +126,7 @@ def report(package: Path) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    for line in report(Path(sys.argv[1] if len(sys.argv) > 1 else "toast")):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("package", nargs="?", type=Path, default=Path("toast"), help="its folder")
+    for line in report(parser.parse_args().package):
         print(line)

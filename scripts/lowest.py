@@ -9,6 +9,7 @@ the tests run: those named on the command line, else those of `CORE`.
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -18,10 +19,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 EXTRAS = ("train", "visual", "demo", "dev")
-COMMANDS = [
-    "", "benchmark", "compare", "configs", "demo", "evaluate", "families", "generate", "import-official",
-    "plan", "pretune", "report", "sweep", "tune", "visualize",
-]  # fmt: skip
 CORE = [
     "test_registration.py", "test_starting.py", "test_cli.py", "test_steering.py", "test_peft_surface.py",
     "generation/test_generate.py", "official/test_importing.py", "test_compile.py",
@@ -48,9 +45,19 @@ def lowest() -> dict[str, str]:
     return found
 
 
+def commands() -> list[str]:
+    """Returns the names of the commands: a file each, of those that `toast/cli.py` imports."""
+    found = re.findall(r"from toast\.commands\.\w+ import (.+)", (ROOT / "toast" / "cli.py").read_text())
+    names = [name.strip().replace("_", "-") for line in found for name in line.split(",")]
+    return [name for name in names if name.islower()]
+
+
 def main() -> None:
     """Makes the environment in a temporary folder, checks it, and takes it away again."""
-    tests = sys.argv[1:] or [f"tests/{name}" for name in CORE]
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0], usage="%(prog)s [PYTEST ARGUMENT]..."
+    )
+    tests = parser.parse_known_args()[1] or [f"tests/{name}" for name in CORE]
     with tempfile.TemporaryDirectory(prefix="toast-lowest-") as folder:
         python = Path(folder, "bin", "python")
 
@@ -63,8 +70,10 @@ def main() -> None:
         run(python, "-m", "pip", "install", "--quiet", *pins)
         run(python, "-m", "pip", "install", "--quiet", ".")
         run(python, "-I", "-c", "import peft; peft.PeftType.TOAST")
-        for command in COMMANDS:
-            run(python.with_name("toast"), *command.split(), "--help", quiet=True)
+        toast = python.with_name("toast")
+        run(toast, "--help", quiet=True)
+        for command in commands():
+            run(toast, command, "--help", quiet=True)
         run(python, "-m", "pytest", *tests)
 
 

@@ -7,9 +7,12 @@ With names, such as `vit-l16`, only their sections are made anew. All take some 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from toast.commands.errors import run_script
 from toast.planning.estimating import plan
 from toast.planning.printing import Sheet, generation_line, process_sheets, step_sheet
 from toast.training.config_files import load_config
@@ -64,11 +67,11 @@ def sections(page: str) -> dict[str, str]:
     return found
 
 
-def main(names: list[str]) -> None:
-    """Makes sections anew and keeps the others."""
-    unknown = [name for name in names if name not in SECTIONS]
+def main(names: Annotated[list[str] | None, typer.Argument(help="Sections; all, if none.")] = None) -> None:
+    """Make sections of docs/scale.md anew, and keep the others."""
+    unknown = [name for name in names or () if name not in SECTIONS]
     if unknown:
-        sys.exit(f"needs names of {', '.join(SECTIONS)}; got {', '.join(unknown)}.")
+        raise ValueError(f"needs names of {', '.join(SECTIONS)}; got {', '.join(unknown)}.")
     page = PAGE.read_text()
     starts = [page.find(f"\n## {title}\n") for title in SECTIONS.values()]
     head = page[: min((start for start in starts if start >= 0), default=len(page))].rstrip()
@@ -80,4 +83,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_script(main)

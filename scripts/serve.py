@@ -10,7 +10,6 @@ the error of one.
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import litserve
 import torch
 import typer
 from pydantic import Base64Bytes, BaseModel, Field, field_validator
@@ -20,6 +19,11 @@ from toast.commands.errors import run_script
 from toast.data.vision import BadSample, transforms
 from toast.data.vision.decoding import decode
 from toast.report.opening import open_model
+
+try:
+    import litserve
+except ModuleNotFoundError as error:
+    raise SystemExit("this needs litserve: pip install 'toast-steering[serve]'") from error
 
 MOST = 20 * 2**20  # bytes of a picture
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 
 from scripts.accelerator_results import main
 
@@ -16,11 +17,17 @@ TESTS = """<testsuites><testsuite>
 </testsuite></testsuites>"""
 
 
+def status(out: Path, *parts: str) -> int:
+    with pytest.raises(typer.Exit) as ended:
+        main(out, "cpu", list(parts))
+    return ended.value.exit_code
+
+
 def test_what_was_found_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tests.xml").write_text(TESTS)
     (tmp_path / "benchmark").mkdir()
     (tmp_path / "benchmark" / "benchmark.json").write_text('{"ratios": {}}')
-    assert main(tmp_path, "cpu", "tests=1:9", "benchmark=124:240", "demo=0:3") == 1
+    assert status(tmp_path, "tests=1:9", "benchmark=124:240", "demo=0:3") == 1
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["tests"] == {
         "passed": 1,
@@ -30,4 +37,4 @@ def test_what_was_found_is_written(tmp_path: Path, capsys: pytest.CaptureFixture
     assert found["parts"]["benchmark"] == {"ended": "time over", "seconds": 240}
     assert (found["card"], found["benchmark"], found["demo"]) == ("cpu", {"ratios": {}}, None)
     assert "cpu: tests failed (1), benchmark time over, demo passed" in capsys.readouterr().out
-    assert main(tmp_path, "cpu", "tests=0:9") == 0
+    assert status(tmp_path, "tests=0:9") == 0
