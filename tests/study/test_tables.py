@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.study.studies import study, write_predictions
+from toast.study import tables
 from toast.study.figures import draw
 from toast.study.lines import append_line, pictures_path, write_pictures
 from toast.study.tables import page
@@ -61,10 +62,15 @@ def test_the_main_table(tmp_path: Path) -> None:
         pytest.approx(0.2 - 1.96 * error, abs=0.008),
         pytest.approx(0.2 + 1.96 * error, abs=0.008),
     )
-    assert lines[9] == (
-        "Over 2 rows the mean attention on target and the accuracy correlate by +1.00 (ranks: +1.00)."
-    )
-    assert lines[13].startswith("| linear | 0.000 | 0.000 | 0.025 | 1.000 | 1.000 | +0.8")
+    assert lines[11].startswith("| linear | 0.000 | 0.000 | 0.025 | 1.000 | 1.000 | +0.8")
+
+
+def test_rows_are_correlated_if_there_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, {"linear": 80, "toast": 120})
+    said = "Over 2 rows the mean attention on target and the accuracy correlate by +1.00 (ranks: +1.00)."
+    assert said not in _page(study(tmp_path), tmp_path)
+    monkeypatch.setattr(tables, "ROWS_TO_CORRELATE", 2)
+    assert said in _page(study(tmp_path), tmp_path)
 
 
 def test_other_pictures_are_not_compared(tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ from toast.study.statistics import (
 from toast.training.run_config import RunConfig
 from toast.visual.targets import ATTENTION, RATIO
 
+#: Of fewer rows a correlation says nothing: of two it is 1 or -1.
+ROWS_TO_CORRELATE = 4
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -181,13 +184,16 @@ def explained(rows: Sequence[Measured]) -> str:
             (row.row, *(f"{v:.3f}" for v in parts), f"{correlation(shares[has], correct[has]):+.3f}")
         )
     head = ["accuracy by fifth of attention on target", "least", "2", "3", "4", "most", "correlation"]
+    table = markdown(head, lines)
+    if len(known) < ROWS_TO_CORRELATE:
+        return table
     by = correlation(attention, accuracy)
     over = f"Over {len(known)} rows the mean attention on target and the accuracy "
     if np.isnan(by):
         over += "cannot be correlated: one of them does not vary."
     else:
         over += f"correlate by {by:+.2f} (ranks: {rank_correlation(attention, accuracy):+.2f})."
-    return f"{over}\n\n{markdown(head, lines)}"
+    return f"{over}\n\n{table}"
 
 
 def _r(x: Array, y: Array) -> str:
