@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from toast.benchmark.suite import card
 from toast.commands.errors import run_script
 from toast.files.atomic import strict_json
 from toast.training.run_folder import environment
@@ -47,6 +46,8 @@ def main(
     parts: Annotated[list[str], typer.Argument(metavar="NAME=STATUS:SECONDS...")],
 ) -> None:
     """Write OUT/results.json; the status is 0 if every part ended well."""
+    from toast.benchmark.suite import card
+
     ended = {}
     for each in parts:
         name, _, figures = each.partition("=")

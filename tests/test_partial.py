@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
 import toast
-from tests.models import CACHE, DEPTH, decoder, images, tokens, vit
+from tests.models import CACHE, DEPTH, awaken, decoder, images, tokens, vit
 from tests.steered import assert_same, blocks_of, call, checkpoint, gradients, inputs, steer, steered, trained
 from tests.zoo import build
-from toast.injection.fitting import place_shares
+from toast.injection.shares import place_shares
 from toast.steering import find_steering
 
 KINDS = ["vit", "llama", "gpt2", "mistral"]
@@ -180,13 +183,18 @@ def test_wrong_blocks_are_refused() -> None:
     for wrong in (-1, -0.1, 1.0, 1.5, float("nan"), "half", True):
         with pytest.raises(ValueError, match="steer_from: needs a block counted from 0, or a share of the"):
             toast.wrap(bare("vit"), steer_from=wrong)
-    with pytest.raises(ValueError, match="differ in tokens or width, so all are steered; got 1"):
-        toast.wrap(build("timm-swin"), steer_from=1)
+    for place in (1, 0.5):
+        with pytest.raises(ValueError, match=f"differ in tokens or width, so all are steered; got {place}"):
+            toast.wrap(build("timm-swin"), steer_from=place)
+    config = toast.ToastConfig()
+    config.steer_from = -1
+    with pytest.raises(ValueError, match="steer_from: needs a block from 0 to 2; got -1"):
+        get_peft_model(bare("vit"), config)
 
 
 @pytest.mark.parametrize(
     ("share", "depth", "block"),
-    [(0.0, 3, 0), (0.5, 3, 1), (0.75, 12, 9), (0.7, 10, 7), (0.29, 100, 29), (0.99, 2, 1)],
+    [(0.0, 3, 0), (0.5, 3, 1), (0.75, 12, 9), (0.7, 10, 7), (0.29, 100, 29), (0.99, 2, 1), (1 - 1e-12, 4, 3)],
 )
 def test_a_share_of_the_depth_is_a_block(share: float, depth: int, block: int) -> None:
     config = toast.ToastConfig(steer_from=share, select_from=share)
@@ -209,6 +217,26 @@ def test_a_share_is_taken_of_each_model_and_saved_as_its_block(tmp_path: Path) -
     pretuned = str(tmp_path / "4")
     with pytest.raises(ValueError, match="no feedback below block 2, this configuration steers from 1"):
         toast.wrap(vit(depth=4), pretrained=pretuned, steer_from=0.25)
+
+
+def test_shares_that_were_written_without_a_model(tmp_path: Path) -> None:
+    """A configuration may be saved before it meets a model, beside weights that were trained with it."""
+    base, pixels, shares = vit(depth=4), images(), {"steer_from": 0.5, "select_from": 0.75}
+    model = awaken(toast.wrap(copy.deepcopy(base), **shares)).eval()
+    model.save_pretrained(str(tmp_path))
+    toast.ToastConfig(**shares).save_pretrained(str(tmp_path))
+    again = toast.wrap(copy.deepcopy(base), pretrained=str(tmp_path), steer_from=2).eval()
+    assert again.peft_config["default"].select_from == 3
+    assert_same(again(pixels), model(pixels))
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [(np.float32(0.5), 0.5), (np.int64(2), 2), (Fraction(1, 4), 0.25)]
+)
+def test_numbers_of_other_types_can_be_saved(given: Any, kept: float, tmp_path: Path) -> None:
+    toast.ToastConfig(steer_from=given, select_from=given).save_pretrained(str(tmp_path))
+    saved = toast.ToastConfig.from_pretrained(str(tmp_path))
+    assert (saved.steer_from, saved.select_from) == (kept, kept)
 
 
 def test_quiet_modules() -> None:

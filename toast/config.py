@@ -7,7 +7,7 @@ import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -140,6 +140,10 @@ class ToastConfig(PeftConfig):
         if self.reconstruction_form is None:
             # `family` is filled by an injection, which leaves no form open: one without was saved before.
             self.reconstruction_form = "relative" if self.family is None else "official"
+        for name in ("select_from", "steer_from"):  # NumPy's numbers, which cannot be saved
+            value = getattr(self, name)
+            if isinstance(value, Real) and not isinstance(value, bool):
+                setattr(self, name, int(value) if isinstance(value, Integral) else float(value))
         self._check_types()
         if self.lora_alpha is None:
             self.lora_alpha = 4.0 * self.lora_rank if self.is_lite else 1.0

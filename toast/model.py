@@ -18,7 +18,7 @@ from toast.config import ToastConfig
 from toast.families.anatomy import Anatomy, find_anatomy, unwrapped
 from toast.families.layouts import fresh_weight_like
 from toast.files.json_files import few
-from toast.injection import filling, fitting, following, loading, pretrained
+from toast.injection import filling, fitting, following, loading, pretrained, shares
 from toast.injection.refusing import (
     HEADS,
     refuse_clashes,
@@ -91,12 +91,14 @@ class ToastModel(BaseTuner):
         # A configuration object may serve several models; what is filled in below belongs to one.
         config = filling.as_written(given)
         anatomy = find_anatomy(model, config.anatomy)
-        fitting.place_shares(config, len(anatomy.blocks))
-        pretrained.follow_pretrained(config)
+        if anatomy.is_plain:
+            shares.place_shares(config, len(anatomy.blocks))
+        pretrained.follow_pretrained(config, len(anatomy.blocks))
         fitting.check_config(config, anatomy)
         refuse_unknown_modules(model, config)
         refuse_steered_modules(anatomy, config.modules_to_save)
-        steered = anatomy.from_block(int(config.steer_from))
+        assert isinstance(config.steer_from, int)  # no share any more
+        steered = anatomy.from_block(config.steer_from)
         self._check_targets(model, config, steered)
         if (call := loading.current()) is not None:
             call.check(model, config, steered)

@@ -14,6 +14,7 @@ from tests.training.settings import TINY_VIT, vision, write_pictures
 from toast.training import sweeping as module
 from toast.training.config_files import to_yaml
 from toast.training.run_config import RunConfig
+from toast.training.sweep_config import SweepConfig
 from toast.training.sweeping import sweep
 
 ROWS: dict[str, Any] = {
@@ -95,10 +96,18 @@ def test_the_loss_is_selected_by_its_least(tmp_path: Path) -> None:
         sweep(config)
 
 
+@pytest.mark.parametrize("grid", [{"epochs": []}, {"epochs": 3}, ["epochs"], None])
+def test_a_grid_without_values_is_refused(grid: Any) -> None:
+    with pytest.raises(ValueError, match=r"rows\.a\.grid: needs lists of values by dotted name.*got "):
+        SweepConfig(rows={"a": {"grid": grid}})
+
+
 def test_a_dry_run_lists_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = _config(tmp_path)
     sweep(config, dry_run=True)
-    assert len(capsys.readouterr().out.splitlines()) == 2 + 4
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 2 + 4
+    assert [Path(each).name for each in listed[-2:]] == [f"learning_rate=0.01,seed-{seed}" for seed in (0, 1)]
     assert not config.folder.exists()
 
 
@@ -125,6 +134,10 @@ def test_faults_are_said_before_the_first_run(tmp_path: Path) -> None:
         ValueError, match=r"sweep\.rows\.toast: method\.start is pretune, but sweep\.pretune names"
     ):
         sweep(config)
+    for grid in ({"optimizer.learning_rat": [1e-3]}, {"optimizer.learning_rate": [-1]}):  # one point each
+        config.sweep.rows = {"odd": {"method": "linear", "grid": grid}}
+        with pytest.raises(ValueError, match=r"sweep\.rows\.odd:\s+optimizer\.learning_rat"):
+            sweep(config)
     config.sweep.rows = {"odd": {"method": "odd"}}
     with pytest.raises(ValueError, match=r"sweep\.rows\.odd:\s+method\.name: .*got 'odd'"):
         sweep(config)

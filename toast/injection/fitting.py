@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from toast.families.anatomy import Anatomy
 from toast.families.layouts import is_plain, is_transposed
 from toast.files.adapter_folder import PREFIX
 from toast.files.shapes import refuse_misfits
+from toast.injection.shares import block_of, place_shares
 from toast.layer import ToastLayer
 from toast.saving.initial import whole_shapes
 from toast.saving.names import FACTORS, as_written, is_frozen, is_of_adapter, without_adapter_name
@@ -26,15 +26,6 @@ Shapes = dict[str, tuple[int, ...]]
 _WRAPPED = re.compile(r"(?<=\.)(original_module|modules_to_save\.[^.]+)\.")
 
 
-def place_shares(config: ToastConfig, blocks: int) -> None:
-    """Makes shares of the depth the numbers of blocks, rounded down."""
-    for name in ("select_from", "steer_from"):
-        share = getattr(config, name)
-        if share is not None and not isinstance(share, int):
-            # 0.7 of 10 blocks is block 7, whichever way the product is rounded.
-            setattr(config, name, math.floor(share * blocks + 1e-9))
-
-
 def check_config(config: ToastConfig, anatomy: Anatomy) -> None:
     """Fills in what a configuration leaves to the model, and checks what it was made for.
 
@@ -42,19 +33,12 @@ def check_config(config: ToastConfig, anatomy: Anatomy) -> None:
         ValueError: If the adapter was made for another backbone, or reads a block that is not there.
     """
     blocks = len(anatomy.blocks)
+    if not anatomy.is_plain:
+        _refuse_places(config, anatomy)
+        place_shares(config, blocks)
     if config.select_from is not None and not 0 <= config.select_from < blocks:
         raise ValueError(f"select_from: needs a block from 0 to {blocks - 1}; got {config.select_from}.")
-    if config.select_from not in (None, blocks - 1) and not anatomy.is_plain:
-        raise ValueError(
-            f"select_from: the blocks of {type(anatomy.trunk).__name__} differ in tokens or width, so the "
-            f"features of another block than the last ({blocks - 1}) do not fit; got {config.select_from}."
-        )
-    if config.steer_from and not anatomy.is_plain:
-        raise ValueError(
-            f"steer_from: the blocks of {type(anatomy.trunk).__name__} differ in tokens or width, so all are "
-            f"steered; got {config.steer_from}."
-        )
-    if config.steer_from >= blocks:
+    if not 0 <= config.steer_from < blocks:
         raise ValueError(f"steer_from: needs a block from 0 to {blocks - 1}; got {config.steer_from}.")
     config.select_features = config.select_features or anatomy.family.select_features  # type: ignore[assignment]
     config.family = anatomy.family.name
@@ -62,6 +46,18 @@ def check_config(config: ToastConfig, anatomy: Anatomy) -> None:
     if config.backbone is not None:
         check_backbone("this adapter", config.backbone, here)
     config.backbone = here
+
+
+def _refuse_places(config: ToastConfig, anatomy: Anatomy) -> None:
+    last = len(anatomy.blocks) - 1
+    why = f"the blocks of {type(anatomy.trunk).__name__} differ in tokens or width, so"
+    if block_of(config.select_from, last + 1) not in (None, last):
+        raise ValueError(
+            f"select_from: {why} the features of another block than the last ({last}) do not fit; "
+            f"got {config.select_from}."
+        )
+    if block_of(config.steer_from, last + 1):
+        raise ValueError(f"steer_from: {why} all are steered; got {config.steer_from}.")
 
 
 def check_backbone(what: str, saved: dict[str, Any], here: dict[str, Any]) -> None:

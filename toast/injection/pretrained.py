@@ -18,6 +18,7 @@ from toast.files.json_files import read_json
 from toast.files.shapes import refuse_misfits
 from toast.files.tensors import TensorFile, refuse_values
 from toast.injection.fitting import check_backbone, saved_checksums, shapes_of_adapter
+from toast.injection.shares import placed
 from toast.layer import ToastLayer
 from toast.saving.initial import whole_shapes, with_initial
 from toast.saving.names import CONTAINER, as_written, is_frozen, without_adapter_name
@@ -46,7 +47,7 @@ def pretrained_tensors(config: ToastConfig, anatomy: Anatomy, backbone: dict[str
     if not path.exists():
         raise ValueError(f"pretrained: {path} does not exist. {_HOW_TO_MOVE}")
     file = TensorFile(path)
-    made_with = _settings(config.pretrained)
+    made_with = _settings(config.pretrained, backbone["blocks"])
     if not any(_FEEDBACK.match(name) for name in whole_shapes(file.shapes)):
         raise ValueError(_NOT_FULL.format(path, len(anatomy.values), 0))
     refuse_values(
@@ -91,13 +92,13 @@ _HOW_TO_MOVE = (
 )
 
 
-def follow_pretrained(config: ToastConfig) -> None:
+def follow_pretrained(config: ToastConfig, blocks: int) -> None:
     """Takes over how a pre-tuned module was used: feedback learnt on some features is no use on others.
 
     Raises:
         ValueError: If the configuration asks for something else than the pre-tuned adapter's.
     """
-    made_with = {} if config.pretrained is None else _settings(config.pretrained)
+    made_with = {} if config.pretrained is None else _settings(config.pretrained, blocks)
     if not made_with:
         return
     lowest = made_with.get("steer_from", 0)
@@ -117,12 +118,12 @@ def follow_pretrained(config: ToastConfig) -> None:
             )
 
 
-def _settings(folder: str) -> dict[str, Any]:
+def _settings(folder: str, blocks: int) -> dict[str, Any]:
     """Reads how a pre-tuned adapter was made; nothing if its configuration is not there."""
     path = Path(folder, CONFIG_NAME)
     if not path.exists():
         return {}
-    made_with = read_json(path)
+    made_with = placed(read_json(path), blocks)
     for name, kinds in (("steer_from", int), ("backbone", dict | None)):
         if name in made_with and not isinstance(made_with[name], kinds):  # type: ignore[arg-type]
             raise ValueError(f"{path}: {name} is {made_with[name]!r}; the file is damaged.")

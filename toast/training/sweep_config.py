@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from toast.training.setting_types import SECTION, Integer, Name
 
@@ -40,6 +40,18 @@ class SweepConfig(BaseModel):
     pretune: Path | dict[str, Path | dict[str, Any]] | None = None
     shared: Path | None = None
     select_by: str | None = None
+
+    @model_validator(mode="after")
+    def _has_points(self) -> SweepConfig:
+        grids = {f"rows.{name}.grid": row["grid"] for name, row in self.rows.items() if "grid" in row}
+        for name, grid in {"grid": self.grid, **grids}.items():
+            lists = grid.values() if isinstance(grid, dict) else [None]
+            if not all(isinstance(values, list) and values for values in lists):
+                raise ValueError(
+                    f"{name}: needs lists of values by dotted name, such as optimizer.learning_rate: "
+                    f"[1e-3, 3e-3]; got {grid!r}"
+                )
+        return self
 
     @property
     def searches(self) -> bool:

@@ -66,6 +66,17 @@ class Row:
         for values in itertools.product(*self.grid.values()):
             yield dict(zip(self.grid, values, strict=True))
 
+    @property
+    def only(self) -> Settings | None:
+        """The point of a grid that has but one, so that there is nothing to choose."""
+        points = list(self.points())
+        return points[0] if len(points) == 1 else None
+
+    @property
+    def searched(self) -> list[Settings]:
+        """The points between which there is something to choose."""
+        return list(self.points()) if self.only is None else []
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -102,8 +113,12 @@ def sweep(config: RunConfig, dry_run: bool = False, console: Console | None = No
     spec, console = config.checked_sweep(), console or Console(soft_wrap=True)
     place = config.folder
     rows = [make_row(name, settings, spec) for name, settings in spec.rows.items()]
-    searches = {row.name: [_search(config, row, point) for point in _searched(row)] for row in rows}
-    finals = {row.name: [make_final(config, row, {}, seed) for seed in range(spec.seeds)] for row in rows}
+    searches = {row.name: [_search(config, row, point) for point in row.searched] for row in rows}
+    # The chosen point of a search is not known yet; what its finals share with these is checked.
+    finals = {
+        row.name: [make_final(config, row, row.only or {}, seed) for seed in range(spec.seeds)]
+        for row in rows
+    }
     if dry_run:
         for each in [*itertools.chain(*searches.values()), *itertools.chain(*finals.values())]:
             console.print(str(each.folder), highlight=False)
@@ -155,9 +170,9 @@ def choose(config: RunConfig, row: Row) -> Choice:
         NoChoice: If no point has a finite measure.
     """
     assert config.sweep is not None
-    points = _searched(row)
-    if not points:
-        return Choice(next(row.points()))
+    if row.only is not None:
+        return Choice(row.only)
+    points = row.searched
     found = [_tried(_search(config, row, point)) for point in points]
     by = config.sweep.select_by or choosing_of(config)
     values = [math.nan if result is None else _measure(result, "validation", by) for result in found]
@@ -168,12 +183,6 @@ def choose(config: RunConfig, row: Row) -> Choice:
             "Give its grid lower learning rates"
         )
     return Choice(points[best], by, values, values[best])
-
-
-def _searched(row: Row) -> list[Settings]:
-    """Returns the points between which there is something to choose."""
-    points = list(row.points())
-    return points if len(points) > 1 else []
 
 
 class NoChoice(ValueError):
