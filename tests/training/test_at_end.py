@@ -68,15 +68,16 @@ def test_a_run_that_has_ended_is_measured_under_corruption(tmp_path: Path) -> No
 
 
 def test_a_sweep_opens_them_for_the_chosen_settings_alone(tmp_path: Path) -> None:
-    section = {"rows": {"linear": {"method": "linear"}}, "seeds": 2}
+    section = {"rows": {"linear": {"method": "linear"}}, "seeds": 2, "grid": {"batch_size": [8, 4]}}
     config = _config(tmp_path, name="sweep", sweep=section, data__validation_share=0.25)
     line = sweep(config)["rows"]["linear"]
     shift, noise = line["splits"]["shift"]["accuracy"], line["corrupted"]["noise"]["5"]["loss"]
     assert len(shift["seeds"]) == len(noise["seeds"]) == 2
     assert noise["mean"] == pytest.approx(sum(noise["seeds"]) / 2)
-    searched = (config.folder / "search" / "linear" / "all" / "result.json").read_text()
-    assert '"corrupted"' not in searched
-    assert '"shift"' not in searched
+    for size in (8, 4):
+        searched = (config.folder / "search" / "linear" / f"batch_size={size}" / "result.json").read_text()
+        assert '"corrupted"' not in searched
+        assert '"shift"' not in searched
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
