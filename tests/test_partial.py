@@ -186,10 +186,13 @@ def test_wrong_blocks_are_refused() -> None:
     for place in (1, 0.5):
         with pytest.raises(ValueError, match=f"differ in tokens or width, so all are steered; got {place}"):
             toast.wrap(build("timm-swin"), steer_from=place)
-    config = toast.ToastConfig()
-    config.steer_from = -1
-    with pytest.raises(ValueError, match="steer_from: needs a block from 0 to 2; got -1"):
-        get_peft_model(bare("vit"), config)
+    for wrong in (-1, 1.5, "half"):
+        config = toast.ToastConfig()
+        config.steer_from = wrong
+        with pytest.raises(ValueError, match=f"steer_from: needs a block from 0 to 2; got {wrong!r}"):
+            get_peft_model(bare("vit"), config)
+    config.steer_from = np.int64(1)
+    assert type(get_peft_model(bare("vit"), config).peft_config["default"].steer_from) is int
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,11 @@ class ToastConfig(PeftConfig):
             before it (`unnormed`, official LLaMA), or similarity from the normed and values from the
             un-normed features (`mixed`, official ConvNeXt). None takes the family's.
         select_from: Block, counted from 0, whose output the selector reads (through the final norm where
-            `select_features` says so). The first pass ends there. None is the last block. A number below 1
-            with a point is a share of the depth, as for `steer_from`.
+            `select_features` says so). The first pass ends there. None is the last block. A float
+            below 1 is a share of the depth, as for `steer_from`.
         steer_from: First block, counted from 0, whose values are steered. The blocks below give the same in
-            both passes, so they run once, keep one key-value cache, and backward ends above them. A number
-            below 1 with a point is a share of the depth: 0.75 steers the last quarter of the blocks, from
+            both passes, so they run once, keep one key-value cache, and backward ends above them. A float
+            below 1 is a share of the depth: 0.75 steers the last quarter of the blocks, from
             block 9 of 12 or 22 of 30 on. It becomes the block's number when an adapter is made.
         steer_tokens: `all` steers every token, so a decoded token costs two passes. `prompt` steers what the
             first call with a new key-value cache brings; tokens after it run once, and attend to its steered

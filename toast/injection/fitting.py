@@ -15,7 +15,7 @@ from toast.families.anatomy import Anatomy
 from toast.families.layouts import is_plain, is_transposed
 from toast.files.adapter_folder import PREFIX
 from toast.files.shapes import refuse_misfits
-from toast.injection.shares import block_of, place_shares
+from toast.injection.shares import PLACES, block_of, place_shares
 from toast.layer import ToastLayer
 from toast.saving.initial import whole_shapes
 from toast.saving.names import FACTORS, as_written, is_frozen, is_of_adapter, without_adapter_name
@@ -36,10 +36,11 @@ def check_config(config: ToastConfig, anatomy: Anatomy) -> None:
     if not anatomy.is_plain:
         _refuse_places(config, anatomy)
         place_shares(config, blocks)
-    if config.select_from is not None and not 0 <= config.select_from < blocks:
-        raise ValueError(f"select_from: needs a block from 0 to {blocks - 1}; got {config.select_from}.")
-    if not 0 <= config.steer_from < blocks:
-        raise ValueError(f"steer_from: needs a block from 0 to {blocks - 1}; got {config.steer_from}.")
+    for name in PLACES:  # a field may have been set since the configuration was made
+        block = getattr(config, name)
+        is_open = name == "select_from" and block is None
+        if not is_open and not (isinstance(block, int) and 0 <= block < blocks):
+            raise ValueError(f"{name}: needs a block from 0 to {blocks - 1}; got {block!r}.")
     config.select_features = config.select_features or anatomy.family.select_features  # type: ignore[assignment]
     config.family = anatomy.family.name
     here = fingerprint(anatomy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
 
 from toast.config import ToastConfig
@@ -11,7 +12,9 @@ PLACES = ("select_from", "steer_from")
 
 
 def block_of(place: Any, blocks: int) -> Any:
-    """Returns the block of a share of the depth, rounded down; anything else as it is."""
+    """Returns the block of a share of the depth, rounded down; whole numbers as int, others as they are."""
+    if isinstance(place, Integral):
+        return int(place)
     if not isinstance(place, float) or not 0 <= place < 1:
         return place
     # 0.7 of 10 blocks is block 7, whichever way the product is rounded.
