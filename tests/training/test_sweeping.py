@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from tests.training.settings import TINY_VIT, vision, write_pictures
 from toast.training import sweeping as module
-from toast.training.config_files import to_yaml
+from toast.training.config_files import load_config, to_yaml
 from toast.training.run_config import RunConfig
 from toast.training.sweep_config import SweepConfig
 from toast.training.sweeping import sweep
@@ -94,6 +94,25 @@ def test_the_loss_is_selected_by_its_least(tmp_path: Path) -> None:
     config.sweep.select_by = "speed"
     with pytest.raises(ValueError, match=r"'speed' was not measured; there are .*accuracy"):
         sweep(config)
+
+
+def test_a_search_with_several_seeds_takes_their_mean(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    assert config.sweep is not None
+    config.sweep.rows, config.sweep.seeds, config.sweep.pretune = {"linear": ROWS["linear"]}, 1, None
+    config.sweep.search_seeds = 2
+    line = sweep(config)["rows"]["linear"]
+    place = config.folder / "search" / "linear"
+    names = [f"learning_rate={rate},epochs=2" for rate in (1e-9, 0.1)]
+    assert {at.parent.name for at in place.glob("*/result.json")} == {
+        name + further for name in names for further in ("", ",seed-1")
+    }
+    for value, name in zip(line["searched"], names, strict=True):
+        runs = [place / name, place / f"{name},seed-1"]
+        assert [load_config(each).seed for each in runs] == [0, 1]
+        losses = [json.loads((each / "result.json").read_text())["validation"]["loss"] for each in runs]
+        assert losses[0] != losses[1]
+        assert value == pytest.approx(sum(losses) / 2)
 
 
 @pytest.mark.parametrize("grid", [{"epochs": []}, {"epochs": 3}, ["epochs"], None])

@@ -129,7 +129,7 @@ def digest(config: RunConfig, row: Row, cell: Cell) -> str:
     Seeds, folders and further evaluations are not in it.
     """
     spec, start = config.checked_sweep(), starts(row)
-    held = {
+    held: dict[str, Any] = {
         "shared": config.model_dump(mode="json", exclude=_NO_MATTER, exclude_defaults=True),
         "row": row.settings,
         "cell": cell.settings,
@@ -141,4 +141,6 @@ def digest(config: RunConfig, row: Row, cell: Cell) -> str:
     if start is not None:
         at, settings = pretunings(spec)[start]
         held["pretune"] = read_yaml(at) | {"on top": settings}
+    if spec.search_seeds > 1 and row.only is None:
+        held["search seeds"] = spec.search_seeds
     return hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -19,6 +19,7 @@ class SweepConfig(BaseModel):
         grid: Dotted name -> values, such as `optimizer.learning_rate: [1e-3, 3e-3]`.
         seeds: How often the chosen settings are trained on training and validation split together, and
             measured on the test split.
+        search_seeds: How often each point of a grid is trained for the search; the mean counts.
         final: Settings of the runs that are measured, such as `data.train: trainval`. They train on what
             was held out, too, if these say so; `data.validation`, `data.validation_share`, `checkpoint.best`
             and `checkpoint.patience` are taken out.
@@ -36,6 +37,7 @@ class SweepConfig(BaseModel):
     rows: dict[Name, dict[str, Any]]
     grid: dict[str, list[Any]] = {}
     seeds: Annotated[Integer, Field(gt=0)] = 3
+    search_seeds: Annotated[Integer, Field(gt=0)] = 1
     final: dict[str, Any] = {}
     pretune: Path | dict[str, Path | dict[str, Any]] | None = None
     shared: Path | None = None

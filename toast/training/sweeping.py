@@ -1,7 +1,7 @@
 """A grid for several rows of settings: searched on the validation split, measured once on the test split.
 
 SWEEP/pretune/                 the pre-tuning that rows start from, if there is one; of several, pretune/NAME/
-SWEEP/search/ROW/POINT/        a run of the grid; it never opens the test split
+SWEEP/search/ROW/POINT/        a run of the grid; it never opens the test split; further seeds: POINT,seed-N/
 SWEEP/final/ROW/POINT,seed-N/  a run with the chosen settings
 SWEEP/sweep.json               the table with all figures; SWEEP/table.md to read
 """
@@ -85,7 +85,7 @@ class Choice:
     Args:
         point: Settings of the best point of the grid.
         by: Measure that it was chosen by; None where the grid has one point, which needs no search.
-        searched: The measure at every point, in the grid's order.
+        searched: The measure at every point, in the grid's order; with several seeds their mean.
         best: The best of them.
     """
 
@@ -113,7 +113,9 @@ def sweep(config: RunConfig, dry_run: bool = False, console: Console | None = No
     spec, console = config.checked_sweep(), console or Console(soft_wrap=True)
     place = config.folder
     rows = [make_row(name, settings, spec) for name, settings in spec.rows.items()]
-    searches = {row.name: [_search(config, row, point) for point in row.searched] for row in rows}
+    searches = {
+        row.name: [each for point in row.searched for each in _searches(config, row, point)] for row in rows
+    }
     # The chosen point of a search is not known yet; what its finals share with these is checked.
     finals = {
         row.name: [make_final(config, row, row.only or {}, seed) for seed in range(spec.seeds)]
@@ -173,9 +175,16 @@ def choose(config: RunConfig, row: Row) -> Choice:
     if row.only is not None:
         return Choice(row.only)
     points = row.searched
-    found = [_tried(_search(config, row, point)) for point in points]
     by = config.sweep.select_by or choosing_of(config)
-    values = [math.nan if result is None else _measure(result, "validation", by) for result in found]
+    values = []
+    for point in points:
+        found = map(_tried, _searches(config, row, point))
+        # Not a number if a seed diverged: a point that may diverge is not chosen.
+        values.append(
+            statistics.fmean(
+                math.nan if result is None else _measure(result, "validation", by) for result in found
+            )
+        )
     best = best_of(values, by)
     if best is None:
         raise NoChoice(
@@ -242,13 +251,20 @@ def _named(point: Settings) -> str:
     return name if len(name.encode()) <= 150 else f"{name[:60]}…{zlib.crc32(name.encode()):08x}"
 
 
-def _search(config: RunConfig, row: Row, point: Settings) -> RunConfig:
-    name = _named(point) or "all"
+def _searches(config: RunConfig, row: Row, point: Settings) -> list[RunConfig]:
+    """Returns the runs that measure a point of the grid on the validation split, one for each seed."""
+    assert config.sweep is not None
     own: Settings = {
         "data.test": None, "data.test_share": 0.0, "evaluation.splits": [],
         "evaluation.corruptions": {}, "evaluation.corruption": None,
     }  # fmt: skip
-    return _made(config, {**row.settings, **point, **own}, config.folder / "search" / row.name, name)
+    place, made = config.folder / "search" / row.name, []
+    for seed in range(config.sweep.search_seeds):
+        # The first seed is the file's own, or the row's.
+        further = {"seed": config.seed + seed} if seed else {}
+        name = (_named(point) or "all") + (f",seed-{config.seed + seed}" if seed else "")
+        made.append(_made(config, {**row.settings, **point, **own, **further}, place, name))
+    return made
 
 
 def make_final(config: RunConfig, row: Row, point: Settings, seed: int) -> RunConfig:
