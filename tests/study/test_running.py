@@ -127,6 +127,21 @@ def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         _run(more, tmp_path)
 
 
+def test_lines_hold_wherever_the_files_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data and weights in another folder are no other settings; another file is."""
+    config = study(tmp_path)
+    _with(monkeypatch, Runs())
+    _run(config, tmp_path)
+
+    def at(root: Path) -> RunConfig:
+        return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+
+    assert config.data.root is not None
+    assert _run(at(tmp_path / "elsewhere" / config.data.root.name), tmp_path) == 0
+    with pytest.raises(ValueError, match="of other settings"):
+        _run(at(config.data.root / "others"), tmp_path)
+
+
 def test_further_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _with(monkeypatch, Runs())
     asked = []

@@ -7,7 +7,7 @@ import itertools
 import json
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from toast.training.config_files import read_yaml
@@ -126,7 +126,7 @@ def starts(row: Row) -> str | None:
 def digest(config: RunConfig, row: Row, cell: Cell) -> str:
     """Returns what tells a row's settings in a cell from others: all that is not as by default.
 
-    Seeds, folders and further evaluations are not in it.
+    Seeds, folders and further evaluations are not in it, nor where on a machine files lie.
     """
     spec, start = config.checked_sweep(), starts(row)
     held: dict[str, Any] = {
@@ -143,4 +143,15 @@ def digest(config: RunConfig, row: Row, cell: Cell) -> str:
         held["pretune"] = read_yaml(at) | {"on top": settings}
     if spec.search_seeds > 1 and row.only is None:
         held["search seeds"] = spec.search_seeds
-    return hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(_anywhere(held), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _anywhere(value: Any) -> Any:
+    """Returns settings with the last part of absolute paths, which is the same on every machine."""
+    if isinstance(value, dict):
+        return {str(key): _anywhere(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_anywhere(held) for held in value]
+    if isinstance(value, str | PurePath):
+        return PurePath(value).name if PurePath(value).is_absolute() else str(value)
+    return value
