@@ -172,6 +172,17 @@ def test_weights_that_changed_are_noticed(change: Any) -> None:
     torch.testing.assert_close(toast.fuse(model)(x), toast.unfuse(copy.deepcopy(model))(x))
 
 
+def test_a_change_of_weights_that_do_not_lie_in_one_piece_is_noticed() -> None:
+    model, x = steered("vit").requires_grad_(False), images(2)
+    weight = find_steering(model).values[1].base_layer.weight
+    weight.data = weight.data.T.contiguous().T
+    toast.fuse(model)
+    torch.testing.assert_close(model(x), toast.unfuse(copy.deepcopy(model))(x))
+    unseen(model)
+    with pytest.raises(ValueError, match=r"was fused, and its weights .* were changed since"):
+        model(x)
+
+
 def test_what_is_no_change() -> None:
     model, x = steered("vit").requires_grad_(False), images(2)
     expected = toast.fuse(model)(x)

@@ -29,7 +29,8 @@ class Fusion:
         self.replaced = False  # whether other weights were loaded since
         weights = list(made_of)
         self._versions = [_version(weight) for weight in weights]
-        self._samples = [_sample(weight) for weight in weights]
+        self._samples = [_sample(weight).clone() for weight in weights]
+        self._kept: tuple[Any, Tensor] | None = None
 
     def is_stale(self, made_of: Iterable[Tensor]) -> bool:
         """Whether a weight is another than it was.
@@ -43,19 +44,25 @@ class Fusion:
         if self.replaced or is_transformed():  # what is traced has no values
             return self.replaced
         weights = list(made_of)
-        if any(
-            version is not None and _version(weight) not in (version, None)
-            for weight, version in zip(weights, self._versions, strict=True)
-        ):
-            return True
         now: list[Tensor] = []
         then: list[Tensor] = []
-        for weight, sample in zip(weights, self._samples, strict=True):
-            if _is_readable(weight) and weight.dtype == sample.dtype:
-                place = now[0].device if now else weight.device  # blocks may be on several
-                now.append(_sample(weight).to(place))
-                then.append(sample.to(place))
-        return bool(now) and not torch.equal(torch.cat(now), torch.cat(then))
+        with torch.no_grad():
+            for weight, version, sample in zip(weights, self._versions, self._samples, strict=True):
+                if not _is_readable(weight):
+                    continue
+                if version is not None and not weight.is_inference() and weight._version != version:
+                    return True
+                if weight.dtype == sample.dtype:
+                    now.append(_sample(weight))
+                    then.append(sample)
+            return bool(now) and not torch.equal(_joined(now), self._joined(then, now[0].device))
+
+    def _joined(self, samples: list[Tensor], device: torch.device) -> Tensor:
+        """Returns samples in one piece on a device; kept, as it is asked for in every call."""
+        key = ([id(sample) for sample in samples], device)
+        if self._kept is None or self._kept[0] != key:
+            self._kept = key, torch.cat([sample.to(device) for sample in samples])
+        return self._kept[1]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Fusion:
         return _copied(self.with_values, self.replaced, self._samples)
@@ -82,6 +89,15 @@ def _is_readable(weight: Tensor) -> bool:
 
 
 def _sample(weight: Tensor) -> Tensor:
-    """Returns a few values of a weight, copied."""
-    flat = weight.detach().reshape(-1)
-    return flat[:: max(1, flat.numel() // 8)].clone()
+    """Returns a few values of a weight: where it lies in one piece, in place, which takes one operation."""
+    count = weight.numel()
+    step = max(1, count // 8)
+    if weight.is_contiguous():
+        return weight.detach().as_strided((-(-count // step),), (step,))
+    return weight.detach().reshape(-1)[::step]
+
+
+def _joined(samples: list[Tensor]) -> Tensor:
+    """Returns samples in one piece, on the device of the first: blocks may be on several."""
+    device = samples[0].device
+    return torch.cat([sample if sample.device == device else sample.to(device) for sample in samples])

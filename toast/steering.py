@@ -241,18 +241,20 @@ class Steering(WrappedModel):
         """Whether hooks at the blocks have a part in a pass, for which hooks of others are to come first."""
         reads = this.reads is not None and self.family.reads != "norm"
         acts = reads or this.once > 0 or this.wants_states or self.family.tokens == "windows"
-        return acts and not any(method.before is not None for method in self.methods.values())
+        return acts and not self._is_replaced
+
+    @property
+    def _is_replaced(self) -> bool:
+        """Whether a method of the trunk was replaced before, so that the trunk runs over its own blocks."""
+        return any(method.before is not None for method in self.methods.values())
 
     def _are_compiled(self, blocks: list[nn.Module]) -> bool:
         """Whether blocks, or what holds their value projections, are compiled one by one."""
-        if torch.compiler.is_compiling() or any(
-            method.before is not None for method in self.methods.values()
-        ):
+        if torch.compiler.is_compiling() or self._is_replaced:
             return False
         if "torch._dynamo" not in sys.modules:
             return False
-        around = [self.trunk.get_submodule(path.rpartition(".")[0]) for path in self.value_paths]
-        return any(is_compiled(module) for module in (*blocks, *around))
+        return any(is_compiled(module) for module in (*blocks, *self.holders))
 
     def plain(self, name: str, lists: dict[str, Blocks] | None = None) -> Callable[..., Any]:
         """Returns a method of the trunk without steering, over other lists of blocks if they are given."""
@@ -264,13 +266,14 @@ class Steering(WrappedModel):
         return functools.partial(getattr(type(self.trunk), name), view)
 
     def attach(self) -> None:
-        """Puts steered methods in the place of the trunk's, and hooks at its blocks."""
-        self.hooks = [
-            BlockHook(self, block, index, self.units_of[index]) for index, block in enumerate(self.blocks)
-        ]
+        """Puts steered methods in the place of the trunk's, and what stands at its blocks."""
         for name in self.family.methods:
             self.methods[name] = SteeredMethod(self, name)
             self.methods[name].attach()
+        self.hooks = [BlockHook(self, index, units) for index, units in enumerate(self.units_of)]
+        if self._is_replaced:
+            for hook, block in zip(self.hooks, self.blocks, strict=True):
+                hook.register(block)
         self.entrances = attach_entrances(self) + attach_batching(self)
 
     def detach(self) -> None:

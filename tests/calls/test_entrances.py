@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 import toast
-from tests.models import DEPTH, awaken, vit
+from tests.models import DEPTH, awaken, decoder, vit
 from tests.steered import (
     MODELS,
     assert_same,
@@ -23,6 +24,7 @@ from tests.steered import (
     checkpoint,
     gradients,
     inputs,
+    steer,
     steered,
     trained,
 )
@@ -325,5 +327,22 @@ def test_nothing_of_a_call_stays_on_the_model() -> None:
     toast.trace(model, x, attention_blocks="all", block_states=True)
     assert held() == before
     assert not any(isinstance(held, Tensor) for module in model.modules() for held in vars(module).values())
+    # A module with a hook is called more slowly.
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_blocks_call_their_hooks_where_a_device_hook_runs_the_trunk(kind: str) -> None:
+    bare, (x,) = vit() if kind == "vit" else decoder(kind), inputs(kind)
+    expected = steer(copy.deepcopy(bare), kind)
+    add_hook_to_module(bare if kind == "vit" else bare.base_model, AlignDevicesHook("cpu"))
+    model = steer(bare, kind)
     hooks = {(type(h.__self__), h.__name__) for m in model.modules() for h in m._forward_hooks.values()}
-    assert hooks == {(BlockHook, "after")}
+    # timm's trunk runs by `forward_features`, which Accelerate leaves alone.
+    assert hooks == (set() if kind == "vit" else {(BlockHook, "after")})
+    call_of = {"block_states": True} | ({} if kind == "vit" else {"input_ids": x, "use_cache": False})
+    inputs_of = (x,) if kind == "vit" else ()
+    model.load_state_dict(expected.state_dict())
+    found = toast.trace(model, *inputs_of, **call_of).states
+    for number, states in toast.trace(expected, *inputs_of, **call_of).states.items():
+        assert_same(found[number], states)

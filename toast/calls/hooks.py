@@ -16,29 +16,36 @@ from toast.thread_state import current_pass
 class BlockHook:
     """Stands at one block of a wrapped model, and acts in the passes of that model only.
 
+    `BoundBlock` calls it where it has a part in a pass. It is registered with the block only where the trunk
+    cannot run over other blocks than its own, as a device hook replaced its method: PyTorch calls a module
+    that has a hook more slowly.
+
     Args:
         steering: The wrapped model's parts.
-        block: The block.
         index: Its number, counted from 0.
         units: Numbers of the units of the feedback path in it.
     """
 
-    def __init__(self, steering: WrappedModel, block: nn.Module, index: int, units: list[int]) -> None:
+    def __init__(self, steering: WrappedModel, index: int, units: list[int]) -> None:
         self.steering = steering
         self.index = index
         self.units = units
-        self.handles: list[RemovableHandle] = [
+        self.handles: list[RemovableHandle] = []
+
+    def register(self, block: nn.Module) -> None:
+        """Has the block itself call it."""
+        self.handles += [
             block.register_forward_pre_hook(self.before, with_kwargs=True),
             block.register_forward_hook(self.after),
         ]
 
     def remove(self) -> None:
         """Takes the hook off."""
-        for handle in self.handles:
-            handle.remove()
+        while self.handles:
+            self.handles.pop().remove()
 
     def before(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Is called by the block; where it is called through `BoundBlock`, that has called `enter`."""
+        """Is called by the block that it is registered with; a `BoundBlock` has called `enter`."""
         this = current_pass()
         if this is not None and not this.bound and this.owner is self.steering:
             self.enter(this, block, args, kwargs)
