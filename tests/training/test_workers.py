@@ -62,7 +62,8 @@ def test_a_process_that_is_killed_is_a_message() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("workers: a data loading process was killed: ")
-    assert "too little memory" in done.stdout
+    assert ". The usual cause is too little memory" in done.stdout
+    assert ". ." not in done.stdout
 
 
 def test_without_processes_errors_are_what_they_were() -> None:

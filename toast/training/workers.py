@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +30,7 @@ def as_messages() -> Iterator[None]:
     except Exception as error:
         text = str(error)
         if text.startswith("DataLoader worker"):
-            raise ValueError(_ENDED.format(text.splitlines()[0])) from error
+            raise ValueError(_ENDED.format(text.splitlines()[0].rstrip(" ."))) from error
         if text.startswith("Caught "):  # torch's word for what a process raised, with its traceback
             _, found, message = text.rpartition(f"\n{type(error).__name__}: ")
             raise ValueError(
@@ -50,5 +51,6 @@ def batches(loader: DataLoader[Any]) -> Iterator[Any]:
             yield from loader
         except (ConnectionError, EOFError) as error:  # a batch lay ready that can be read from no one now
             if loader.num_workers:
+                time.sleep(1)  # for PyTorch's signal, which otherwise raises while the message is printed
                 raise ValueError(_ENDED.format(f"{type(error).__name__}: {error}")) from error
             raise
