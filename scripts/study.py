@@ -1,6 +1,6 @@
 """Studies: which method pays when.
 
-python scripts/study.py run configs/study/clutter.yaml [--only 'TOAST*'] [--set epochs=1] [--threads 1]
+python scripts/study.py run configs/study/clutter.yaml [--only 'TOAST*'] [--set epochs=1] [--processes 8]
 python scripts/study.py tables configs/study/*.yaml
 
 What is done is not done again: call it again to go on. docs/training.md says what a study file holds.
@@ -25,8 +25,10 @@ RESULTS = Path("results/study")
 def run(
     config: Path,
     only: Annotated[list[str] | None, typer.Option(help="Rows by name or pattern, such as 'TOAST*'.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Tasks by name or pattern.")] = None,
     settings: Settings = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Rows side by side, a thread each by default.")] = 1,
     results: Results = RESULTS,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is missing, and stop.")] = False,
 ) -> None:
@@ -34,11 +36,16 @@ def run(
     import torch
 
     from toast.study.running import run_study
+    from toast.study.side_by_side import run_side_by_side
     from toast.training.config_files import load_config
 
     if threads is not None:
         torch.set_num_threads(threads)
-    added = run_study(load_config(config, settings or ()), only or (), results, dry_run)
+    loaded = load_config(config, settings or ())
+    if processes == 1 or dry_run:
+        added = run_study(loaded, only or (), results, dry_run, tasks=task or ())
+    else:
+        added = run_side_by_side(loaded, processes, only or (), task or (), results, threads or 1)
     typer.echo(f"{added} lines added in {results}/")
 
 

@@ -167,7 +167,7 @@ def test_further_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_faults_are_said_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = _with(monkeypatch, Runs())
-    with pytest.raises(ValueError, match="only: no row is named 'lora'; there are linear, toast"):
+    with pytest.raises(ValueError, match="only: 'lora' matches none of linear, toast"):
         _run(study(tmp_path), tmp_path, only=["lora"])
     with pytest.raises(ValueError, match=r"study\.reference: needs one of linear, toast; got 'lora'"):
         _run(study(tmp_path, {"reference": "lora"}), tmp_path)

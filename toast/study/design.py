@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
@@ -45,22 +46,24 @@ def curve_name(setting: str) -> str:
     return setting.rpartition(".")[2].replace("_", " ")
 
 
-def cells(config: RunConfig) -> list[Cell]:
-    """Returns the cells of a study, tasks outermost.
+def cells(config: RunConfig, only: tuple[str, ...] = ()) -> list[Cell]:
+    """Returns the cells of a study, tasks outermost, or those whose tasks match a pattern.
 
     Raises:
-        ValueError: If the file has no section `study`, or the curve leaves out the value to choose at.
+        ValueError: If the file has no section `study`, a pattern matches no task, or the curve leaves out the
+            value to choose at.
     """
     study = config.study
     if study is None:
         raise ValueError("study: needs a section, such as study: {reference: LoRA}; see StudyConfig.")
     tasks = study.tasks or {config.name: {}}
+    named = _matching(tasks, only, "task")
     key, values = next(iter(study.curve.items()), ("", [None]))
     if study.choose_at is not None and study.choose_at not in values:
         raise ValueError(f"study.choose_at: needs a value of the curve, {values}; got {study.choose_at!r}.")
     return [
-        Cell(task, value, settings | ({key: value} if key else {}))
-        for (task, settings), value in itertools.product(tasks.items(), values)
+        Cell(task, value, tasks[task] | ({key: value} if key else {}))
+        for task, value in itertools.product(named, values)
     ]
 
 
@@ -85,14 +88,20 @@ def rows(config: RunConfig, only: tuple[str, ...] = ()) -> list[Row]:
     names = [row.name for row in made]
     if study.reference is not None and study.reference not in names:
         raise ValueError(f"study.reference: needs one of {', '.join(names)}; got {study.reference!r}.")
-    for pattern in only:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"only: no row is named {pattern!r}; there are {', '.join(names)}.")
+    wanted = _matching(names, only, "only")
     set_by_cells = {key for cell in cells(config) for key in cell.settings}
     for row in made:
         if both := set_by_cells & set(row.grid):
             raise ValueError(f"sweep.rows.{row.name}: the grid searches {', '.join(both)}, which cells set.")
-    return [row for row in made if not only or any(fnmatchcase(row.name, pattern) for pattern in only)]
+    return [row for row in made if row.name in wanted]
+
+
+def _matching(names: Iterable[str], patterns: tuple[str, ...], option: str) -> list[str]:
+    names = list(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"{option}: {pattern!r} matches none of {', '.join(names)}.")
+    return [name for name in names if not patterns or any(fnmatchcase(name, each) for each in patterns)]
 
 
 def in_cell(row: Row, cell: Cell) -> Row:

@@ -30,6 +30,8 @@ def run_study(
     results: Path = RESULTS,
     dry_run: bool = False,
     console: Console | None = None,
+    tasks: Iterable[str] = (),
+    processes: int = 1,
 ) -> int:
     """Runs what is missing of a study.
 
@@ -41,6 +43,9 @@ def run_study(
         results: Folder of the lines.
         dry_run: Say what is missing, and stop.
         console: Where progress is printed; None is the standard output.
+        tasks: Patterns of names of tasks; none is all.
+        processes: How many run on the machine at a time, of which this is one; lines say so, as seconds then
+            mean little.
 
     Returns:
         The number of lines that were added.
@@ -50,14 +55,8 @@ def run_study(
         Interrupted: If a signal came; call it again to go on.
     """
     console = console or Console(soft_wrap=True)
-    cells = design.cells(config)
-    cells.sort(
-        key=lambda cell: design.searched(config, cell) != cell
-    )  # what the others' settings come from first
-    pairs = [(row, cell) for cell in cells for row in design.rows(config, tuple(only))]
-    study = Study(config, results, console)
-    for row, cell in pairs:
-        study.check(row, cell)
+    study = Study(config, results, console, processes)
+    pairs = study.checked(only, tasks)
     if dry_run:
         for row, cell in pairs:
             if wanted := study.missing(row, cell):
@@ -83,16 +82,37 @@ class Study:
         config: The study's file.
         results: Folder of the lines.
         console: Where progress is printed.
+        processes: How many run on the machine at a time, of which this is one.
+
+    Raises:
+        ValueError: If the file has no section `study` or `sweep`.
     """
 
-    def __init__(self, config: RunConfig, results: Path, console: Console) -> None:
+    def __init__(self, config: RunConfig, results: Path, console: Console, processes: int = 1) -> None:
+        design.cells(config)  # raises what is wrong with them
         assert config.study is not None
-        assert config.sweep is not None
-        self.config, self.study, self.sweep = config, config.study, config.sweep
-        self.results, self.console = results, console
+        self.config, self.study, self.sweep = config, config.study, config.checked_sweep()
+        self.results, self.console, self.processes = results, console, processes
         self.path = results / f"{config.name}.jsonl"
         self.lines = {key_of(line): line for line in read_lines(self.path)}
         self.added = 0
+
+    def checked(self, only: Iterable[str], tasks: Iterable[str]) -> list[tuple[Row, design.Cell]]:
+        """Returns rows with their cells, those first from which others' settings come.
+
+        Args:
+            only: Patterns of names of rows; none is all.
+            tasks: Patterns of names of tasks; none is all.
+
+        Raises:
+            ValueError: If a setting does not fit, or the lines are of other settings.
+        """
+        cells = design.cells(self.config, tuple(tasks))
+        cells.sort(key=lambda cell: design.searched(self.config, cell) != cell)
+        pairs = [(row, cell) for cell in cells for row in design.rows(self.config, tuple(only))]
+        for row, cell in pairs:
+            self.check(row, cell)
+        return pairs
 
     def check(self, row: Row, cell: design.Cell) -> None:
         """Makes every configuration of a row, and compares the lines that it has.
@@ -142,7 +162,8 @@ class Study:
             }  # fmt: skip
             if key_of(line) not in self.lines:
                 self.add(
-                    line | figures(run(final, "tune", resume=True)), final.folder / run_folder.PREDICTIONS
+                    line | self.figures(run(final, "tune", resume=True)),
+                    final.folder / run_folder.PREDICTIONS,
                 )
                 shutil.rmtree(final.folder / run_folder.CHECKPOINTS, ignore_errors=True)
             for name, settings in self.study.evaluations.items():
@@ -184,10 +205,18 @@ class Study:
         append_line(self.path, line)
         self.lines[key_of(line)] = line
         self.added += 1
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in line["test"].items())
-        where = [line["task"], line["point"], line["row"], f"seed {line['seed']}", line["evaluation"]]
-        label = " · ".join(str(part) for part in where if part is not None)
-        self.console.print(f"{label}: {shown}", highlight=False, markup=False)
+        self.console.print(as_text(line), highlight=False, markup=False)
+
+    def figures(self, result: dict[str, Any]) -> Line:
+        """Returns what a line keeps of a run's result, and of the machine."""
+        return figures(result) | ({"processes": self.processes} if self.processes > 1 else {})
+
+
+def as_text(line: Line) -> str:
+    """Returns a line as it is printed."""
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in line["test"].items())
+    where = [line["task"], line["point"], line["row"], f"seed {line['seed']}", line["evaluation"]]
+    return " · ".join(str(part) for part in where if part is not None) + f": {shown}"
 
 
 def figures(result: dict[str, Any]) -> Line:
