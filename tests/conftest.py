@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,14 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What stays of a process ends up where pytest cleans up: its workers end without their exit handlers."""
+    tempfile.tempdir = str(tmp_path_factory.mktemp("files"))
+    yield
+    tempfile.tempdir = None
 
 
 @pytest.fixture(autouse=True)
