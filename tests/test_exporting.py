@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.export import Dim
 
 import toast
-from tests.models import decoder, images, tokens, vit
+from tests.models import awaken, decoder, images, tokens, vit
 from tests.steered import call, steer
+from tests.zoo import build
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "whole": {"feedback_form": "composed"},
@@ -55,6 +57,15 @@ cases = pytest.mark.parametrize(
 def test_torch_export(options: dict[str, Any], fused: bool, strict: bool) -> None:
     model, x, expected = frozen("vit", fused, **options)
     near(torch.export.export(model, (x,), strict=strict).module()(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
+def test_blocks_of_different_widths_take_any_batch() -> None:
+    """Their feedback has one form, so the size of the batch decides nothing."""
+    model = awaken(toast.wrap(build("timm-swin"))).eval().float().requires_grad_(False)
+    x = torch.rand(5, 3, *model.get_base_model().patch_embed.img_size)
+    program = torch.export.export(model, (x[:2],), dynamic_shapes=(({0: Dim("batch")},),), strict=False)
+    near(program.module()(x), model(x))
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import toast
 from tests.families.test_table import call as call_row
@@ -181,6 +182,18 @@ def test_a_change_of_weights_that_do_not_lie_in_one_piece_is_noticed() -> None:
     unseen(model)
     with pytest.raises(ValueError, match=r"was fused, and its weights .* were changed since"):
         model(x)
+
+
+def test_a_traced_call_leaves_nothing_behind() -> None:
+    model, x = steered("vit").requires_grad_(False), images(2)
+    expected = toast.fuse(model)(x)
+    toast.fuse(model)
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+        pytest.raises(Exception, match="aten"),  # what is asked of values that are not there
+    ):
+        model(mode.from_tensor(x))
+    assert torch.equal(model(x), expected)
 
 
 def test_what_is_no_change() -> None:

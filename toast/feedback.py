@@ -49,7 +49,7 @@ def feed_back(adapter: Adapter, selection: Selection) -> dict[int, Signal]:
             "plain weights, and no LoRA dropout in training; use 'auto' or 'per_token'."
         )
     tokens = selection.weights.numel()
-    if form == "composed" or (form == "auto" and composing_pays(maps, tokens) and can_compose(adapter)):
+    if form == "composed" or (form == "auto" and can_compose(adapter) and composing_pays(maps, tokens)):
         matrices = value_matrices(maps, selection.channel_transform)
         found = [ComposedSignal(selection, matrix) for matrix in matrices]
     else:

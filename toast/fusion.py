@@ -60,9 +60,13 @@ class Fusion:
     def _joined(self, samples: list[Tensor], device: torch.device) -> Tensor:
         """Returns samples in one piece on a device; kept, as it is asked for in every call."""
         key = ([id(sample) for sample in samples], device)
-        if self._kept is None or self._kept[0] != key:
-            self._kept = key, torch.cat([sample.to(device) for sample in samples])
-        return self._kept[1]
+        kept = self._kept
+        if kept is not None and kept[0] == key:
+            return kept[1]
+        joined = torch.cat([sample.to(device) for sample in samples])
+        if type(joined) is Tensor:  # and none that stands for another while a program is traced
+            self._kept = key, joined
+        return joined
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Fusion:
         return _copied(self.with_values, self.replaced, self._samples)

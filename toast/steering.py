@@ -140,6 +140,8 @@ class Steering(WrappedModel):
         if held_adapter(self) is not None:
             yield self.adapter
             return
+        if not torch.compiler.is_compiling():
+            self.follow()
         if self.selector.adapter is not None:
             self.fetch_parameters(needs_gradients=torch.is_grad_enabled() and not generates)
         adapter = self.adapter

@@ -346,3 +346,14 @@ def test_blocks_call_their_hooks_where_a_device_hook_runs_the_trunk(kind: str) -
     found = toast.trace(model, *inputs_of, **call_of).states
     for number, states in toast.trace(expected, *inputs_of, **call_of).states.items():
         assert_same(found[number], states)
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+def test_a_block_that_was_copied_is_trained(called_before: bool) -> None:
+    model, (x,) = steered("vit").train(), inputs("vit")
+    if called_before:
+        call(model, x)
+    blocks = model.get_submodule(find_steering(model).block_names[0].rpartition(".")[0])
+    blocks[1] = copy.deepcopy(blocks[1])
+    call(model, x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in trained(model).values())

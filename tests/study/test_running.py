@@ -128,18 +128,29 @@ def test_other_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_lines_hold_wherever_the_files_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data and weights in another folder are no other settings; another file is."""
+    """A folder that an environment variable names may be another; what is in it may not."""
     config = study(tmp_path)
     _with(monkeypatch, Runs())
-    _run(config, tmp_path)
 
-    def at(root: Path) -> RunConfig:
-        return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+    def at(root: str, assets: Path) -> RunConfig:
+        monkeypatch.setenv("ASSETS", str(assets))
+        data = config.data.model_copy(update={"root": assets / root})
+        return config.model_copy(update={"data": data})
 
-    assert config.data.root is not None
-    assert _run(at(tmp_path / "elsewhere" / config.data.root.name), tmp_path) == 0
+    _run(at("pictures", tmp_path), tmp_path, only=["linear"])
+    assert _run(at("pictures", Path("some/where")), tmp_path, only=["linear"]) == 0
     with pytest.raises(ValueError, match="of other settings"):
-        _run(at(config.data.root / "others"), tmp_path)
+        _run(at("other/pictures", tmp_path), tmp_path, only=["linear"])
+
+
+def test_a_task_leaves_no_settings_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = _with(monkeypatch, Runs())
+    config = study(tmp_path, {"tasks": {"a": {"method.options.select_from": 1}, "b": {}}})
+    assert config.sweep is not None
+    _run(config, tmp_path, only=["toast"])
+    options = {each.folder.parts[-5]: each.method.options for each in runs.asked if each.method.start}
+    assert options["a"] == {"steer_from": 1, "select_from": 1}
+    assert options["b"] == {"steer_from": 1}
 
 
 def test_further_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,10 @@ def test_a_diverged_point_is_never_chosen(tmp_path: Path, capsys: pytest.Capture
     table = (config.folder / "sweep.json").read_text()
     assert json.loads(table, parse_constant=pytest.fail)["rows"]["linear"]["searched"][0] is None
     assert config.sweep is not None
-    for diverging, message in (([1e30, 1e29], "every run diverged"), ([1e30], "the chosen point diverged")):
+    for diverging, message in (
+        ([1e30, 1e29], "at every point a run diverged"),
+        ([1e30], "the chosen point diverged"),
+    ):
         config.sweep.grid = {"optimizer.learning_rate": diverging}
         with pytest.raises(ValueError, match=rf"rows\.linear: {message}"):
             sweep(config)

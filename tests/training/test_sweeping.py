@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from tests.training.settings import TINY_VIT, vision, write_pictures
 from toast.training import sweeping as module
 from toast.training.config_files import load_config, to_yaml
+from toast.training.finite import Diverged
 from toast.training.run_config import RunConfig
 from toast.training.sweep_config import SweepConfig
-from toast.training.sweeping import sweep
+from toast.training.sweeping import NoChoice, sweep
 
 ROWS: dict[str, Any] = {
     "linear": {"method": "linear", "grid": {"optimizer.learning_rate": [1e-9, 0.1], "epochs": [2]}},
@@ -113,6 +114,31 @@ def test_a_search_with_several_seeds_takes_their_mean(tmp_path: Path) -> None:
         losses = [json.loads((each / "result.json").read_text())["validation"]["loss"] for each in runs]
         assert losses[0] != losses[1]
         assert value == pytest.approx(sum(losses) / 2)
+
+
+def test_seeds_of_a_search_count_from_the_rows_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(tmp_path)
+    assert config.sweep is not None
+    config.sweep.rows = {"linear": ROWS["linear"] | {"seed": 3}}
+    config.sweep.search_seeds, config.sweep.seeds = 3, 1
+    sweep(config, dry_run=True)
+    names = [Path(each).name for each in capsys.readouterr().out.splitlines()[:3]]
+    assert [name.rpartition("epochs=2")[2] for name in names] == ["", ",seed-4", ",seed-5"]
+
+    # A point with a seed that diverges is not chosen; the least loss is.
+    losses = iter([None, {"loss": 1.0}, {"loss": 0.1}, {"loss": 1e308}, {"loss": 1e308}, {"loss": 2.0}])
+
+    def run(config: RunConfig, *args: Any, **options: Any) -> Any:
+        measured = next(losses)
+        if measured is None:
+            raise Diverged(1, 2, "the loss is nan", [], None)
+        return {"validation": measured}
+
+    monkeypatch.setattr(module, "run", run)
+    with pytest.raises(NoChoice, match="at every point a run diverged, or measured no finite loss"):
+        module.choose(config, module.make_row("linear", config.sweep.rows["linear"], config.sweep))
 
 
 @pytest.mark.parametrize("grid", [{"epochs": []}, {"epochs": 3}, ["epochs"], None])

@@ -44,6 +44,7 @@ class WrappedModel(ABC):
         self.selector = selector
         self.methods: dict[str, Any] = {}
         self._found: list[tuple[ToastValue, nn.Module, str]] | None = None
+        self._found_in: list[nn.Module] = []  # what held the value projections then
 
     @abstractmethod
     def forward(self, method: Any, adapter: Adapter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -99,6 +100,7 @@ class WrappedModel(ABC):
     def places(self) -> list[tuple[ToastValue, nn.Module, str]]:
         """The value layers of all adapters, with the module and the name under which each is held."""
         if self._found is None:
+            self._found_in = self.holders
             self._found = [place for place in map(self._find, self.value_paths) if place is not None]
             for layer, _, _ in self._found:
                 layer.fusions = self.selector.fusions
@@ -107,6 +109,11 @@ class WrappedModel(ABC):
     def refresh(self) -> None:
         """Looks for the layers anew; to be called when an adapter was added."""
         self._found = None
+
+    def follow(self) -> None:
+        """Looks for the layers anew if a block was put in another's place, such as a copy of it."""
+        if self._found is not None and self._found_in != self.holders:
+            self.refresh()
 
     def _find(self, path: str) -> tuple[ToastValue, nn.Module, str] | None:
         holder_path, _, name = path.rpartition(".")
@@ -161,11 +168,12 @@ class WrappedModel(ABC):
 
 def _child(module: nn.Module, parts: list[str]) -> nn.Module:
     """Returns `module.get_submodule(".".join(parts))`, at a tenth of the time, as every call needs it."""
-    found: Any = module
+    found: nn.Module | None = module
     for part in parts:
-        inner = found._modules.get(part)
-        found = getattr(found, part) if inner is None else inner  # a compiled module passes names on
-    return found  # type: ignore[no-any-return]
+        found = None if found is None else found._modules.get(part)
+    if found is None:  # a compiled module, which passes names on; or it is not there, which this says
+        return module.get_submodule(".".join(parts))
+    return found
 
 
 OFFLOADED = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -152,15 +153,19 @@ def digest(config: RunConfig, row: Row, cell: Cell) -> str:
         held["pretune"] = read_yaml(at) | {"on top": settings}
     if spec.search_seeds > 1 and row.only is None:
         held["search seeds"] = spec.search_seeds
-    return hashlib.sha256(json.dumps(_anywhere(held), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(_anywhere(held), sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def _anywhere(value: Any) -> Any:
-    """Returns settings with the last part of absolute paths, which is the same on every machine."""
+    """Returns settings whose folders are `$NAME` again where an environment variable names them."""
     if isinstance(value, dict):
         return {str(key): _anywhere(held) for key, held in value.items()}
     if isinstance(value, list | tuple):
         return [_anywhere(held) for held in value]
-    if isinstance(value, str | PurePath):
-        return PurePath(value).name if PurePath(value).is_absolute() else str(value)
-    return value
+    if not isinstance(value, str | PurePath):
+        return value
+    text = str(value)
+    folders = {folder.rstrip("/"): name for name, folder in sorted(os.environ.items()) if "/" in folder}
+    held = [folder for folder in folders if folder and text.startswith(f"{folder}/")]
+    longest = max(held, key=len, default="")
+    return f"${folders[longest]}{text[len(longest) :]}" if longest else text

@@ -135,7 +135,7 @@ def _set(settings: dict[str, Any], key: str, value: Any) -> None:
             held = {"name": held}
         settings[section] = held if isinstance(held, dict) else {}
         settings = settings[section]
-    settings[last] = value
+    settings[last] = _copied(value)  # later keys may set something in it
 
 
 def _fault(error: Any) -> str:

@@ -178,18 +178,14 @@ def choose(config: RunConfig, row: Row) -> Choice:
     by = config.sweep.select_by or choosing_of(config)
     values = []
     for point in points:
-        found = map(_tried, _searches(config, row, point))
-        # Not a number if a seed diverged: a point that may diverge is not chosen.
-        values.append(
-            statistics.fmean(
-                math.nan if result is None else _measure(result, "validation", by) for result in found
-            )
-        )
+        found = [_tried(each) for each in _searches(config, row, point)]
+        each = [math.nan if result is None else _measure(result, "validation", by) for result in found]
+        values.append(sum(each) / len(each))  # not a number if a seed diverged: such a point is not chosen
     best = best_of(values, by)
     if best is None:
         raise NoChoice(
-            f"sweep.rows.{row.name}: every run diverged, or measured no finite {by} on the validation split. "
-            "Give its grid lower learning rates"
+            f"sweep.rows.{row.name}: at every point a run diverged, or measured no finite {by} on the "
+            "validation split. Give its grid lower learning rates"
         )
     return Choice(points[best], by, values, values[best])
 
@@ -258,13 +254,16 @@ def _searches(config: RunConfig, row: Row, point: Settings) -> list[RunConfig]:
         "data.test": None, "data.test_share": 0.0, "evaluation.splits": [],
         "evaluation.corruptions": {}, "evaluation.corruption": None,
     }  # fmt: skip
-    place, made = config.folder / "search" / row.name, []
-    for seed in range(config.sweep.search_seeds):
-        # The first seed is the file's own, or the row's.
-        further = {"seed": config.seed + seed} if seed else {}
-        name = (_named(point) or "all") + (f",seed-{config.seed + seed}" if seed else "")
-        made.append(_made(config, {**row.settings, **point, **own, **further}, place, name))
-    return made
+    place, name = config.folder / "search" / row.name, _named(point) or "all"
+    first = _made(config, {**row.settings, **point, **own}, place, name)
+    seeds = range(first.seed + 1, first.seed + config.sweep.search_seeds)
+    return [
+        first,
+        *(
+            _made(config, {**row.settings, **point, **own, "seed": seed}, place, f"{name},seed-{seed}")
+            for seed in seeds
+        ),
+    ]
 
 
 def make_final(config: RunConfig, row: Row, point: Settings, seed: int) -> RunConfig:
