@@ -11,7 +11,7 @@ import pytest
 from tests.study.studies import study, write_predictions
 from toast.study import tables
 from toast.study.figures import draw
-from toast.study.lines import append_line, pictures_path, write_pictures
+from toast.study.lines import append_line, pictures_path, read_lines, write_pictures
 from toast.study.tables import page
 from toast.training.run_config import RunConfig
 
@@ -134,6 +134,26 @@ def test_text_is_shown_by_its_own_measures(tmp_path: Path) -> None:
     text = drawn.read_text()
     assert "perplexity" in text
     assert "attention" not in text
+
+
+def test_seconds_of_several_devices_are_not_compared(tmp_path: Path) -> None:
+    config = study(tmp_path)
+    _write(tmp_path, {"linear": 80, "toast": 120})
+    path = tmp_path / "results" / "small.jsonl"
+
+    def shown() -> tuple[list[str], bool]:
+        """Seconds in the table, and whether there are any in the figure."""
+        lines = _page(config, tmp_path)
+        column = lines[4].split("|").index(" s per step ")
+        [drawn] = draw(config, tmp_path / "results", ".svg")
+        return [line.split("|")[column].strip() for line in lines[6:8]], "seconds" in drawn.read_text()
+
+    seconds, are_drawn = shown()
+    assert all(seconds)
+    assert are_drawn
+    other = next(line for line in read_lines(path) if line["row"] == "toast")
+    append_line(path, other | {"device": "another"})
+    assert shown() == ([seconds[0], ""], False)
 
 
 def test_no_lines(tmp_path: Path) -> None:

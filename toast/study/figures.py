@@ -9,7 +9,7 @@ from typing import Any
 
 from toast.files.atomic import beside
 from toast.study import design
-from toast.study.lines import pace, read_lines
+from toast.study.lines import have_one_clock, pace, read_lines
 from toast.study.tables import Measured, measured
 from toast.training.run_config import RunConfig
 
@@ -36,6 +36,8 @@ ALONG: dict[str, Value] = {
 def draw(config: RunConfig, results: Path, suffix: str = ".png") -> list[Path]:
     """Draws a figure for each task of a study: accuracy, or perplexity of text, against each of `ALONG`.
 
+    Seconds are left out where runs of several devices cannot be compared by them.
+
     Args:
         config: The study's file.
         results: Folder of its lines; figures are written beside them, `NAME-TASK.png`.
@@ -58,11 +60,12 @@ def draw(config: RunConfig, results: Path, suffix: str = ".png") -> list[Path]:
         names = list(dict.fromkeys(row.row for _, rows in held for row in rows))
         if not names:
             continue
-        along = {
-            name: value
-            for name, value in ALONG.items()
-            if (name != "curve" or study.curve) and (name != "attention on target" or config.task == "vision")
+        applies = {
+            "curve": bool(study.curve),
+            SECONDS: have_one_clock(line for _, rows in held for row in rows for line in row.lines),
+            "attention on target": config.task == "vision",
         }
+        along = {name: value for name, value in ALONG.items() if applies[name]}
         figure = Figure(figsize=(5 * len(along) + 3, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, len(along), squeeze=False)[0]

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ def append_line(path: Path, line: Line) -> None:
 def pace(line: Line) -> float:
     """Returns the seconds a step of a run: the median, which other programs on the machine hardly move."""
     return float(line.get("median_step_seconds") or line["step_seconds"])
+
+
+def have_one_clock(lines: Iterable[Line]) -> bool:
+    """Whether seconds of runs can be compared: all had one device, as many threads and neighbours."""
+    return len({(line.get("device"), line.get("threads"), line.get("processes", 1)) for line in lines}) == 1
 
 
 @dataclass(frozen=True)

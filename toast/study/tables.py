@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from toast.study import design
-from toast.study.lines import Line, OfPictures, pace, read_lines, read_pictures
+from toast.study.lines import Line, OfPictures, have_one_clock, pace, read_lines, read_pictures
 from toast.study.statistics import (
     Array,
     Difference,
@@ -130,7 +130,9 @@ COLUMNS: dict[str, Callable[[Measured], str]] = {
     "weight in / out": _spread(RATIO, 2),
     "trained": lambda row: f"{row.lines[0]['trainable_parameters']:,}",
     "steps": lambda row: str(row.lines[0]["steps"]),
-    "s per step": lambda row: f"{statistics.median(map(pace, row.lines)):.3f}",
+    "s per step": lambda row: (
+        f"{statistics.median(map(pace, row.lines)):.3f}" if have_one_clock(row.lines) else ""
+    ),
     "seeds": lambda row: str(len(row.lines)),
 }
 _DIFFERENCE_AFTER = "accuracy"
