@@ -4,41 +4,37 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.fresh import ROOT
 from tests.study.studies import study
 from toast.study.lines import read_lines
 from toast.study.running import run_study
 from toast.study.side_by_side import run_side_by_side
-from toast.training.config_files import to_yaml
+from toast.training.interrupts import Interrupted
 
 
-@pytest.mark.timeout(900)  # five processes import everything, which a busy machine takes minutes for
+@pytest.mark.timeout(900)  # four processes import everything, which a busy machine takes minutes for
 def test_rows_side_by_side(tmp_path: Path) -> None:
     config = study(tmp_path, {"tasks": {"a": {}, "b": {"batch_size": 4}}})
     assert config.sweep is not None
     config.sweep.rows["broken"] = {"method": {"name": "toast", "options": {"steer_from": 99}}, "grid": {}}
-    (tmp_path / "small.yaml").write_text(to_yaml(config))
     results = tmp_path / "results"
     path = results / "small.jsonl"
-    process = subprocess.Popen(
-        [sys.executable, "scripts/study.py", "run", str(tmp_path / "small.yaml"), "--only", "linear",
-         "--processes", "2", "--results", str(results)],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    while process.poll() is None and not path.is_file():
-        time.sleep(0.002)
-    process.terminate()
-    _, error = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM, error.decode()
-    assert "finished runs are in" in error.decode()
+
+    def stop() -> None:
+        while not path.is_file():
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopping = threading.Thread(target=stop, daemon=True)
+    stopping.start()
+    with pytest.raises(Interrupted, match="finished runs are in"):
+        run_side_by_side(config, 2, ["linear"], results=results)
+    stopping.join()
 
     before = len(read_lines(path))
     with pytest.raises(ValueError, match=r"done:\n  a: broken \(.*broken, a\.log\): .*steer_from"):
