@@ -39,7 +39,6 @@ def run_side_by_side(
     tasks: Iterable[str] = (),
     results: Path = RESULTS,
     threads: int = 1,
-    console: Console | None = None,
 ) -> int:
     """Runs what is missing of a study, each row of each task in a process of its own.
 
@@ -52,7 +51,6 @@ def run_side_by_side(
         tasks: Patterns of names of tasks; none is all.
         results: Folder of the lines.
         threads: Threads of PyTorch in each process.
-        console: Where progress is printed; None is the standard output.
 
     Returns:
         The number of lines that were added.
@@ -61,8 +59,7 @@ def run_side_by_side(
         ValueError: If the file does not fit, before the first run; or, at the end, if rows have failed.
         Interrupted: If a signal came; call it again to go on.
     """
-    console = console or Console(soft_wrap=True)
-    study = Study(config, results, console)
+    study = Study(config, results, Console(soft_wrap=True))
     missing = [(row, cell) for row, cell in study.checked(only, tasks) if study.missing(row, cell)]
     for row, cell in missing:
         if (start := design.starts(row)) is not None:
@@ -81,7 +78,10 @@ def run_side_by_side(
             while waiting and len(running) < processes and not stopped:
                 row_name, task = waiting.pop(0)
                 log = place / f"{row_name}, {task}.log".replace("/", "_")
-                running[_start([str(place), row_name, task, *settings], log)] = f"{task}: {row_name}", log
+                started = _start([str(place), row_name, task, *settings], log)
+                running[started] = f"{task}: {row_name}", log
+                if stopped:  # the signal came before it could be handed on to this one
+                    started.terminate()
             time.sleep(_PERIOD)
             ended = [process for process in running if process.poll() is not None]
             for line in read_lines(study.path):
